@@ -1,0 +1,29 @@
+"""Federated tuning of a large language model through a proxy: the model and the data stay with their owners.
+
+    proxy = fedproxy.compress(llm, out, remove=0.5, calibration="public.txt")
+    run = fedproxy.federate("experiment.toml", "runs/first")
+    path = fedproxy.fuse(llm, run.adapter, "tuned")
+    merged, analysis = fedproxy.merge(updates, rule="h-ties")
+
+Importing the package is cheap: torch and transformers are loaded with the first use of a name.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedproxy.pipeline import Proxy, Run, compress, evaluate, federate, fuse, merge, merge_files, report, run
+
+__all__ = ["Proxy", "Run", "compress", "evaluate", "federate", "fuse", "merge", "merge_files", "report", "run"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'fedproxy' has no attribute {name!r}")
+    from fedproxy import pipeline
+
+    return getattr(pipeline, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,5 @@
+"""`python -m fedproxy`."""
+
+from fedproxy.cli import main
+
+main()

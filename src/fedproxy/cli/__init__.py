@@ -1,0 +1,78 @@
+"""The command line: a file per command; each parses, calls the pipeline and prints."""
+
+import errno
+import signal
+import sys
+from typing import Any
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fedproxy.errors import FedproxyError
+
+INTERRUPTED = 130
+
+
+def _app() -> typer.Typer:
+    from fedproxy.cli import compress, demo, doctor, evaluate, federate, fuse, merge, report, run
+
+    app = typer.Typer(
+        name="fedproxy",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        help="Tune a large language model with other people's data: the model stays with its owner, the data with theirs.",
+        epilog="Every command takes --debug, which shows the traceback of an error. Exit codes: 0 done, 1 our bug, "
+        "2 usage or config, 3 bad input artifact, 4 federation failed, 5 disk or memory.",
+    )
+    for module in (demo, run, compress, federate, merge, fuse, evaluate, report, doctor):
+        name = module.__name__.rpartition(".")[2]
+        app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
+    return app
+
+
+def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {escape(message)}")
+    return code
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error)
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = _app()(arguments, prog_name="fedproxy", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        code = _fail(KeyboardInterrupt(), "interrupted. What was complete is kept.", INTERRUPTED, False)
+    except FedproxyError as error:
+        code = _fail(error, str(error), error.exit_code, debug)
+    except BrokenPipeError:
+        code = 0
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or _out_of_memory(error):
+            remedy = "Free some space" if full else "Lower batch_size or max_length, or use a machine with more memory"
+            code = _fail(error, f"{error or type(error).__name__}. {remedy}.", 5, debug)
+        else:
+            message = f"this is a bug in fedproxy: {type(error).__name__}: {error}. Run again with --debug and report it."
+            code = _fail(error, message, 1, debug)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,47 @@
+"""fedproxy evaluate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedproxy.cli.output import Json, console, print_json, stage
+
+EXAMPLE = "fedproxy evaluate ./llm --adapter runs/first/fused --tasks sst2,rte --data ./data"
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint directory or Hub id.")],
+    tasks: Annotated[str, typer.Option(help="Tasks of the LM evaluation harness, separated by commas.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with the stock tasks' rows, DATA/TASK/SPLIT.jsonl.")] = None,
+    include: Annotated[Path | None, typer.Option(help="Folder with your own task YAMLs.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="An adapter to put on the model.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows of each task at most.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows in one forward pass.", min=1)] = 64,
+    json: Json = False,
+) -> None:
+    """Score a model, or a model with an adapter, with the LM evaluation harness."""
+    from rich.table import Table
+
+    from fedproxy.pipeline import evaluate as evaluate_model
+
+    with stage("evaluate") as show:
+        scores = evaluate_model(
+            model,
+            tasks=[name.strip() for name in tasks.split(",") if name.strip()],
+            data=data,
+            include=include,
+            adapter=adapter,
+            limit=limit,
+            batch_size=batch_size,
+            on_progress=show,
+        )
+    if json:
+        print_json(scores)
+        return
+    table = Table("task", "rows", "metrics")
+    for name, metrics in scores["tasks"].items():
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if key != "n")
+        table.add_row(name, str(metrics["n"]), shown)
+    table.add_row("average", "", f"{scores['average']:.4f}", style="bold")
+    console().print(table)

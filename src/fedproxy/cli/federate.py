@@ -1,0 +1,31 @@
+"""fedproxy federate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json, progress
+
+EXAMPLE = "fedproxy federate experiment.toml --out runs/first"
+
+
+def federate(
+    experiment: Annotated[Path, typer.Argument(help="The experiment file (TOML).")],
+    out: Out,
+    engine: Annotated[str, typer.Option(help="inline: all clients in this process.")] = "inline",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Compress the LLM and tune its proxy with the clients' data, round by round."""
+    from fedproxy.pipeline import federate as federate_experiment
+
+    with progress() as show:
+        run = federate_experiment(
+            experiment, out, engine=engine, resume=resume, overwrite=overwrite, on_progress=show
+        )
+    if json:
+        print_json({"path": run.path, "adapter": run.adapter, "rounds": run.rounds})
+    else:
+        console().print(f"{len(run.rounds)} rounds done; the tuned adapter of the proxy lies in {run.adapter}.")

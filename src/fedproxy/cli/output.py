@@ -1,0 +1,59 @@
+"""What commands share: progress on stderr, one JSON object on stdout, and the options most of them have."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
+
+
+def console() -> Console:
+    """Where messages for people go: stderr."""
+    return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, float, str], None]]:
+    """A bar a stage with what is being done and a time estimate; silent when stderr is no terminal."""
+    target = console()
+    bars = Progress(
+        TextColumn("[bold]{task.description:<12}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[doing]}", markup=True),
+        console=target,
+        disable=not target.is_terminal,
+    )
+    rows: dict[str, Any] = {}
+
+    def show(stage: str, fraction: float, text: str) -> None:
+        if stage not in rows:
+            rows[stage] = bars.add_task(stage, total=1.0, doing=text)
+        bars.update(rows[stage], completed=fraction, doing=text)
+
+    with bars:
+        yield show
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[Callable[[float, str], None]]:
+    """One bar, for a command of one stage."""
+    with progress() as show:
+        yield lambda fraction, text: show(name, fraction, text)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON object on stdout."""
+    typer.echo(json.dumps(value, indent=2, default=str))

@@ -1,0 +1,48 @@
+"""fedproxy run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json, progress
+
+EXAMPLE = "fedproxy run experiment.toml --out runs/first"
+
+
+def run(
+    experiment: Annotated[Path, typer.Argument(help="The experiment file (TOML).")],
+    out: Out,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """The whole job: compress, federate, fuse, evaluate, report."""
+    execute(experiment, out, resume=resume, overwrite=overwrite, json=json)
+
+
+def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json: bool) -> dict[str, Any]:
+    """Run an experiment with its progress on stderr, and print what came of it."""
+    from fedproxy import pipeline
+    from fedproxy.errors import MissingExtraError
+
+    with progress() as show:
+        results = pipeline.run(experiment, out, resume=resume, overwrite=overwrite, on_progress=show)
+    try:
+        page: Path | None = pipeline.report(out)
+    except MissingExtraError as error:
+        page = None
+        console().print(f"No report.html: {error}", markup=False)
+    if json:
+        print_json(results)
+        return results
+    terminal = console()
+    terminal.print()
+    if results["evaluation"]:
+        terminal.print(pipeline.results_table(results))
+    terminal.print(pipeline.totals_table(results))
+    terminal.print(f"Tuned LLM: {results['llm']['path']} with the adapter {out / 'fused'}", soft_wrap=True)
+    terminal.print(f"Artifacts: {out}", soft_wrap=True)
+    if page is not None:
+        terminal.print(f"Report:    {page}", soft_wrap=True)
+    return results

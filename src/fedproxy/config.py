@@ -1,0 +1,387 @@
+"""The experiment file: one frozen dataclass a table; every problem is reported, and before any model is touched."""
+
+import dataclasses
+import difflib
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from fedproxy.errors import ArtifactError, ConfigError
+
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
+_UNIT_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def limited(default: Any, rule: Callable[[Any], bool], says: str) -> Any:
+    """A dataclass field whose value must satisfy `rule`; `says` completes the sentence 'must be ...'."""
+    return field(default=default, metadata={"rule": rule, "says": says})
+
+
+def _positive(default: Any) -> Any:
+    return limited(default, lambda v: v > 0, "greater than 0")
+
+
+def _not_negative(default: Any) -> Any:
+    return limited(default, lambda v: v >= 0, "0 or more")
+
+
+def _share(default: float) -> Any:
+    return limited(default, lambda v: 0 <= v < 1, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class LLM:
+    """[llm]: the model owner's checkpoint, a directory or a Hub id."""
+
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Compress:
+    """[compress]: how the LLM becomes the proxy (DESIGN Eq. 4)."""
+
+    remove: float = _share(0.5)
+    score: str = "block-influence"
+    calibration: str = ""
+    samples: int = _positive(512)
+    max_length: int = limited(512, lambda v: v >= 2, "2 or more")
+    batch_size: int = _positive(8)
+
+
+@dataclass(frozen=True)
+class Client:
+    """[[client]]: a data owner, with a JSON Lines file (`data`) or a task of the LM evaluation harness (`task`)."""
+
+    name: str = ""
+    data: str = ""
+    task: str = ""
+    rows: int | None = _positive(None)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """[partition]: one file cut into clients, instead of [[client]]."""
+
+    data: str = ""
+    clients: int = _positive(8)
+    scheme: Literal["iid", "dirichlet"] = "dirichlet"
+    alpha: float = _positive(0.5)
+
+
+@dataclass(frozen=True)
+class Train:
+    """[train]: local training. Names that SFTConfig has too mean the same here."""
+
+    epochs: float = _positive(1.0)
+    max_steps: int | None = _positive(None)
+    batch_size: int = _positive(16)
+    gradient_accumulation_steps: int = _positive(1)
+    gradient_checkpointing: bool = False
+    learning_rate: float = _positive(5e-5)
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = _not_negative(0)
+    weight_decay: float = _not_negative(0.0)
+    adam_beta1: float = _share(0.9)
+    adam_beta2: float = _share(0.999)
+    adam_epsilon: float = _positive(1e-8)
+    max_grad_norm: float = _positive(1.0)
+    max_length: int = limited(512, lambda v: v >= 2, "2 or more")
+    completion_only_loss: bool = True
+    group_by_length: bool = True
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    lora_r: int = _positive(32)
+    lora_alpha: float = _positive(64.0)
+    lora_dropout: float = _share(0.1)
+    lora_targets: str | list[str] = "all-linear"
+
+
+@dataclass(frozen=True)
+class Federate:
+    """[federate]: rounds, merge rule (Eq. 5-7, 10-14) and client regulariser (Eq. 8-9)."""
+
+    rounds: int = _positive(10)
+    merge: str = "h-ties"
+    merge_options: dict[str, Any] = field(default_factory=dict)
+    regulariser: str = "pcr"
+    regulariser_strength: float | None = _not_negative(None)
+    quorum: float = limited(0.75, lambda v: 0 < v <= 1, "above 0 and at most 1")
+    deadline: str = limited("", lambda v: not v or DURATION.fullmatch(v), 'a duration such as "30m"')
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """[fuse]: plug what was learned back into the LLM (Eq. 15)."""
+
+    scale: float = limited(1.0, math.isfinite, "a finite number")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """[evaluate]: tasks of the LM evaluation harness; left out, those of the clients."""
+
+    tasks: list[str] = field(default_factory=list)
+    data: str = ""
+    include: str = ""
+    limit: int | None = _positive(None)
+    batch_size: int = _positive(64)
+    centralized: bool = False
+    models: list[str] = field(default_factory=lambda: ["llm", "proxy", "proxy_tuned", "fused"])
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The whole experiment file. Relative paths count from the folder of the file."""
+
+    llm: LLM
+    compress: Compress
+    client: tuple[Client, ...] = ()
+    partition: Partition | None = None
+    name: str = "experiment"
+    seed: int = _not_negative(0)
+    train: Train = field(default_factory=Train)
+    federate: Federate = field(default_factory=Federate)
+    fuse: Fuse = field(default_factory=Fuse)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The resolved experiment as plain values, without what is not set."""
+        return typing.cast("dict[str, Any]", _without_none(dataclasses.asdict(self)))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(v) for v in value]
+    return value
+
+
+def seconds(text: str) -> float:
+    """Read a duration such as "30m", "90 s" or "1.5h" as seconds.
+
+    Raises:
+        ValueError: `text` is no duration.
+    """
+    match = DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f'{text!r} is no duration; write for example "90s", "30m" or "2h"')
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def _fits(value: Any, kind: Any) -> tuple[bool, Any]:
+    """Whether a TOML value has the annotated type, and the value as that type."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return value in get_args(kind), value
+    if origin in (types.UnionType, typing.Union):
+        for option in get_args(kind):
+            good, converted = _fits(value, option)
+            if good:
+                return True, converted
+        return False, value
+    if origin is list:
+        return isinstance(value, list) and all(_fits(v, get_args(kind)[0])[0] for v in value), value
+    if origin is dict:
+        return isinstance(value, dict), value
+    if kind is float:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return good, float(value) if good else value
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, kind), value
+
+
+def _type_name(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(v) for v in get_args(kind))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_type_name(v) for v in get_args(kind) if v is not type(None))
+    if origin is list:
+        return f"a list of {_type_name(get_args(kind)[0])}s"
+    names = {str: "string", int: "whole number", float: "number", bool: "true or false", dict: "table"}
+    return names.get(origin or kind, str(kind))
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """' Did you mean "x"?' if one of `known` is close to `word`, else ''."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f' Did you mean "{close[0]}"?' if close else ""
+
+
+def _table(kind: type, values: Any, where: str, problems: list[str]) -> Any:
+    """Build one dataclass from one table, adding to `problems` whatever is wrong with it."""
+    if not isinstance(values, dict):
+        problems.append(f"[{where}] must be a table.")
+        return kind()
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    found = {}
+    for key, value in values.items():
+        if key not in fields:
+            problems.append(f'[{where}] has no key "{key}".{did_you_mean(key, fields)}')
+            continue
+        good, converted = _fits(value, hints[key])
+        if not good:
+            problems.append(f"[{where}] {key} = {value!r}: must be {_type_name(hints[key])}.")
+            continue
+        rule = fields[key].metadata.get("rule")
+        if rule is not None and not (isinstance(converted, float) and math.isnan(converted)) and not rule(converted):
+            problems.append(f"[{where}] {key} = {value!r}: must be {fields[key].metadata['says']}.")
+            continue
+        if isinstance(converted, float) and not math.isfinite(converted):
+            problems.append(f"[{where}] {key} = {value!r}: must be a finite number.")
+            continue
+        found[key] = converted
+    return kind(**found)
+
+
+_TABLES: dict[str, type] = {
+    "llm": LLM,
+    "compress": Compress,
+    "train": Train,
+    "federate": Federate,
+    "fuse": Fuse,
+    "evaluate": Evaluate,
+}
+_TOP = {"name": str, "seed": int}
+_MODELS = ("llm", "proxy", "proxy_tuned", "fused")
+
+
+def _clients(raw: dict[str, Any], problems: list[str]) -> tuple[tuple[Client, ...], Partition | None]:
+    tables = raw.get("client", [])
+    if not isinstance(tables, list):
+        problems.append("[[client]] must be written with double brackets, one table per client.")
+        tables = []
+    clients = tuple(_table(Client, t, f"client {i}", problems) for i, t in enumerate(tables, 1))
+    partition = _table(Partition, raw["partition"], "partition", problems) if "partition" in raw else None
+    if clients and partition:
+        problems.append("[[client]] and [partition] exclude each other; keep one.")
+    if not clients and not partition:
+        problems.append("There are no clients: add [[client]] tables or a [partition].")
+    for number, client in enumerate(clients, 1):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", client.name):
+            problems.append(
+                f"[client {number}] name = {client.name!r}: must be 1 to 64 letters, digits, '.', '_' or '-', "
+                "beginning with a letter or digit."
+            )
+        if bool(client.data) == bool(client.task):
+            problems.append(f"[client {number}] needs either data = FILE or task = NAME.")
+    names = [client.name for client in clients]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        problems.append(f'Two clients are called "{name}"; names must differ.')
+    if partition is not None and not partition.data:
+        problems.append("[partition] needs data = FILE.")
+    return clients, partition
+
+
+def parse_experiment(
+    raw: dict[str, Any], *, source: str, folder: Path, choices: dict[str, typing.Collection[str]] | None = None
+) -> Experiment:
+    """Build an experiment from parsed TOML.
+
+    Args:
+        raw: The parsed file.
+        source: What to call it in errors.
+        folder: The folder that relative paths count from.
+        choices: Names that are registered for `score`, `merge` and `regulariser`.
+
+    Raises:
+        ConfigError: anything is wrong; all problems are in it.
+    """
+    problems: list[str] = []
+    known = {*_TABLES, *_TOP, "client", "partition"}
+    for key in raw:
+        if key not in known:
+            problems.append(f'There is no table or key "{key}".{did_you_mean(key, known)}')
+    top: dict[str, Any] = {}
+    for key, kind in _TOP.items():
+        if key in raw:
+            good, top[key] = _fits(raw[key], kind)
+            if not good or (key == "seed" and raw[key] < 0):
+                problems.append(f"{key} = {raw[key]!r}: must be a {_type_name(kind)}{', 0 or more' * (key == 'seed')}.")
+    tables = {key: _table(kind, raw.get(key, {}), key, problems) for key, kind in _TABLES.items()}
+    clients, partition = _clients(raw, problems)
+
+    def resolve(path: str) -> str:
+        return str((folder / Path(path).expanduser()).resolve()) if path else ""
+
+    if not tables["llm"].path:
+        problems.append('[llm] needs path = "a directory or a Hub id".')
+    elif (folder / tables["llm"].path).exists():
+        tables["llm"] = dataclasses.replace(tables["llm"], path=resolve(tables["llm"].path))
+    if not tables["compress"].calibration:
+        problems.append("[compress] needs calibration = FILE with public text.")
+    tables["compress"] = dataclasses.replace(tables["compress"], calibration=resolve(tables["compress"].calibration))
+    evaluate = tables["evaluate"]
+    tables["evaluate"] = dataclasses.replace(evaluate, data=resolve(evaluate.data), include=resolve(evaluate.include))
+    problems += [
+        f'[evaluate] models: there is no "{m}"; choose from {", ".join(_MODELS)}.'
+        for m in evaluate.models
+        if m not in _MODELS
+    ]
+    clients = tuple(dataclasses.replace(client, data=resolve(client.data)) for client in clients)
+    if partition is not None:
+        partition = dataclasses.replace(partition, data=resolve(partition.data))
+    for table, key in (("compress", "score"), ("federate", "merge"), ("federate", "regulariser")):
+        value, names = getattr(tables[table], key), (choices or {}).get(key)
+        if names is not None and value not in names:
+            problems.append(
+                f'[{table}] {key} = "{value}" is not known; choose from {", ".join(sorted(names))}.'
+                + did_you_mean(value, names)
+            )
+    paths = {f"[client {i}] data": c.data for i, c in enumerate(clients, 1)}
+    paths |= {"[compress] calibration": tables["compress"].calibration, "[evaluate] data": tables["evaluate"].data}
+    paths |= {"[evaluate] include": tables["evaluate"].include, "[partition] data": partition.data if partition else ""}
+    problems += [f"{where}: {path} does not exist." for where, path in paths.items() if path and not Path(path).exists()]
+    if problems:
+        raise ConfigError(source, problems)
+    return Experiment(client=clients, partition=partition, **top, **tables)
+
+
+def load_experiment(path: Path, *, choices: dict[str, typing.Collection[str]] | None = None) -> Experiment:
+    """Read and check an experiment file.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+        ConfigError: anything in it is wrong; all problems are in the error.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"It is not valid TOML: {error}."]) from error
+    return parse_experiment(raw, source=str(path), folder=path.resolve().parent, choices=choices)
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """Write a resolved experiment (`Experiment.as_dict`) as TOML."""
+
+    def literal(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, str):
+            escaped = "".join(
+                "\\" + c if c in '"\\' else (c if c.isprintable() else f"\\u{ord(c):04x}") for c in value
+            )
+            return f'"{escaped}"'
+        if isinstance(value, (list, tuple)):
+            return "[" + ", ".join(literal(v) for v in value) + "]"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{literal(str(k))} = {literal(v)}" for k, v in value.items()) + "}"
+        return repr(value)
+
+    lines = [f"{k} = {literal(v)}" for k, v in values.items() if not isinstance(v, (dict, list))]
+    for name, table in values.items():
+        for entry in table if isinstance(table, list) else [table] if isinstance(table, dict) else []:
+            lines += ["", f"[[{name}]]" if isinstance(table, list) else f"[{name}]"]
+            lines += [f"{k} = {literal(v)}" for k, v in entry.items()]
+    return "\n".join(lines) + "\n"

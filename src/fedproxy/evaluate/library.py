@@ -1,0 +1,73 @@
+"""The LM evaluation harness as a library: imported when first needed, silent, and without traces."""
+
+import contextlib
+import functools
+import importlib
+import logging
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedproxy.errors import MissingExtraError
+
+SEED = 1234
+
+
+def harness_module(name: str) -> Any:
+    """Import a module of the harness, of the datasets library it stands on, or of ours that imports them.
+
+    Raises:
+        MissingExtraError: they are not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("lm_eval", "datasets"):
+            raise
+        raise MissingExtraError("evaluate", "eval") from error
+
+
+@contextlib.contextmanager
+def contained() -> Iterator[None]:
+    """Keep the harness's effects within the block.
+
+    It logs errors only, draws no progress bars, reports no download counts to the network, compiles each template once
+    instead of once for each row, and finds the global random generators freshly seeded. All is put back afterwards.
+    """
+    datasets, environment = harness_module("datasets"), harness_module("lm_eval.utils").env
+    logger = logging.getLogger("lm_eval")
+    with contextlib.ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        random.seed(SEED)
+        np.random.seed(SEED)
+        torch.manual_seed(SEED)
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        for name in ("lm_eval.api.model", "lm_eval.api.task", "lm_eval.models.huggingface"):
+            module = harness_module(name)
+            stack.enter_context(_replaced(module, "tqdm", functools.partial(_without_bar, module.tqdm)))
+        if not datasets.utils.are_progress_bars_disabled():
+            stack.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        stack.enter_context(_replaced(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False))
+        stack.enter_context(_replaced(environment, "from_string", functools.cache(environment.from_string)))
+        yield
+
+
+def _without_bar(bar: Any, *args: Any, **options: Any) -> Any:
+    return bar(*args, **{**options, "disable": True})
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -1,0 +1,1 @@
+"""The federation: what clients train, what the server analyses and merges."""

@@ -1,0 +1,67 @@
+"""Which LLM block each proxy block is: a rising list, position = proxy block, value = LLM block, both 0-based.
+
+The LoRA tensor of block i of a model whose blocks live at `model.layers` is called
+`base_model.model.model.layers.<i>.<module>.lora_A.weight`; putting an adapter on other blocks renames it.
+"""
+
+import re
+from collections.abc import Sequence
+
+from fedproxy.errors import ArtifactError
+
+ADAPTER_PREFIX = "base_model.model."
+_WORDS = r"[^0-9.][^.]*(?:\.[^0-9.][^.]*)*"
+_NAME = re.compile(rf"base_model\.model\.(?P<path>{_WORDS})\.(?P<block>0|[1-9][0-9]{{0,8}})\.(?P<rest>.+)")
+
+
+def split_name(name: str) -> tuple[str, int, str]:
+    """Split an adapter tensor's name into the path of the blocks, the block's number, and the rest.
+
+    Args:
+        name: Name as in PEFT's `adapter_model.safetensors`.
+
+    Returns:
+        Path of the blocks, block number, name within the block.
+
+    Raises:
+        ArtifactError: the name is no tensor of a block.
+
+    Example:
+        >>> split_name("base_model.model.model.layers.3.mlp.up_proj.lora_A.weight")
+        ('model.layers', 3, 'mlp.up_proj.lora_A.weight')
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ArtifactError(
+            f"adapter tensor {name!r} is of no block; names must be {ADAPTER_PREFIX}PATH.BLOCK.MODULE.lora_A.weight."
+        )
+    return match["path"], int(match["block"]), match["rest"]
+
+
+def rekey(name: str, layer_map: Sequence[int], blocks_path: str) -> str:
+    """Rename the adapter tensor of proxy block i to that of LLM block `layer_map[i]`.
+
+    Args:
+        name: Name as in PEFT's `adapter_model.safetensors`, counting proxy blocks.
+        layer_map: LLM block of each proxy block.
+        blocks_path: Where the blocks live in the model, as in "model.layers".
+
+    Returns:
+        The name that counts LLM blocks.
+
+    Raises:
+        ArtifactError: the tensor lies outside the blocks, or in a block that the map does not hold.
+
+    Example:
+        >>> rekey("base_model.model.model.layers.1.mlp.up_proj.lora_A.weight", [0, 4], "model.layers")
+        'base_model.model.model.layers.4.mlp.up_proj.lora_A.weight'
+    """
+    path, block, rest = split_name(name)
+    if path != blocks_path:
+        raise ArtifactError(f"adapter tensor {name!r} is not under {blocks_path!r}, where this model's blocks live.")
+    if block >= len(layer_map):
+        raise ArtifactError(
+            f"adapter tensor {name!r} is of block {block}, but the layer map has {len(layer_map)} blocks. "
+            "Was the adapter re-keyed already?"
+        )
+    return f"{ADAPTER_PREFIX}{path}.{layer_map[block]}.{rest}"

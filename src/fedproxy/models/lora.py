@@ -1,0 +1,271 @@
+"""LoRA adapters: attached to the blocks of a model, taken out as tensors, put back, written, read and checked."""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from fedproxy.artifacts import (
+    MANIFEST,
+    Manifest,
+    load_tensors,
+    model_identity,
+    read_header,
+    read_json,
+    save_tensors,
+    write_json,
+)
+from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.models.adapter_checks import check_config, check_finite, check_layout, stamp
+from fedproxy.models.checkpoints import load_model, resolve
+from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_transposed
+from fedproxy.seeds import derive_seed
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+KINDS = ("proxy-adapter", "llm-adapter")
+
+
+def _targets(model: PreTrainedModel, targets: str | Sequence[str]) -> tuple[list[str], bool]:
+    linear = {name: layer for block in blocks(model) for name, layer in linear_layers(block).items()}
+    if targets == "all-linear":
+        targets = sorted(linear)
+    wanted = [targets] if isinstance(targets, str) else targets
+    matches = {want: {name for name in linear if f".{name}".endswith(f".{want}")} for want in wanted}
+    chosen = set().union(*matches.values())
+    lost = sorted(want for want, names in matches.items() if not names)
+    if lost or not chosen:
+        raise UsageError(f"LoRA targets {lost} are no linear layer of a block; there are: {', '.join(sorted(linear))}.")
+    conv = {stored_transposed(linear[name]) for name in chosen}
+    if len(conv) > 1:
+        raise UsageError(f"LoRA targets {sorted(chosen)} mix Linear and Conv1D layers. Choose one sort.")
+    return sorted(chosen), conv.pop()
+
+
+def attach(
+    model: PreTrainedModel,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float,
+    targets: str | Sequence[str] = "all-linear",
+    layers: Sequence[int] | None = None,
+    seed: int,
+) -> PeftModel:
+    """Put a fresh LoRA adapter on the blocks of `model`; everything else is frozen.
+
+    A is drawn uniformly from ±1/sqrt(inputs) by a generator of its own, B is zero; both are float32. The head and the
+    embeddings are never touched. The global random state is neither used nor changed.
+
+    Args:
+        model: A decoder; PEFT changes it in place.
+        r: Rank.
+        alpha: The adapter's output is scaled by alpha / r.
+        dropout: Probability of dropping an input of A.
+        targets: "all-linear", or names of linear layers within a block, as in ["self_attn.q_proj", "up_proj"].
+        layers: Numbers of the blocks that get an adapter; all if none.
+        seed: Seed of A; the same seed gives the same bits.
+
+    Returns:
+        The model with its adapter, in training state as far as `model` was.
+
+    Raises:
+        ArtifactError: the model has no blocks that can be found.
+        UsageError: a target, block number, rank, alpha or dropout is impossible.
+    """
+    path, count = blocks_path(model), len(blocks(model))
+    names, transposed = _targets(model, targets)
+    if layers is not None and (not layers or not all(0 <= i < count for i in layers)):
+        raise UsageError(f"LoRA layers {list(layers)} must be block numbers from 0 to {count - 1}, at least one.")
+    if r < 1 or not math.isfinite(alpha) or not 0 <= dropout < 1:
+        raise UsageError(f"LoRA needs r ≥ 1, a finite alpha and 0 ≤ dropout < 1; got r={r}, alpha={alpha}, {dropout=}.")
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=r,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=names,
+        layers_to_transform=sorted(set(range(count) if layers is None else layers)),
+        layers_pattern=path.rpartition(".")[2],
+        fan_in_fan_out=transposed,
+    )
+    training = model.training
+    adapted = _wrap(model, config)
+    adapted.train(training)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "lora"))
+    with torch.no_grad():
+        for name, parameter in sorted(adapter_parameters(adapted).items()):
+            if ".lora_A." in name:
+                bound = 1 / math.sqrt(parameter.shape[1])
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+            else:
+                parameter.zero_()
+    return adapted
+
+
+def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the adapter's parameters themselves, named as in PEFT's `adapter_model.safetensors`."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if name.endswith((".lora_A.default.weight", ".lora_B.default.weight")):
+            found[name.removesuffix(".default.weight") + ".weight"] = parameter
+    return found
+
+
+def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return float32 CPU copies of the adapter's tensors, named as in PEFT's `adapter_model.safetensors`."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32, copy=True)
+        for name, parameter in sorted(adapter_parameters(model).items())
+    }
+
+
+def set_adapter_state(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy `tensors` into the adapter of `model`.
+
+    Raises:
+        ArtifactError: names or shapes are not exactly the adapter's, or a value is NaN or infinite; nothing is changed.
+    """
+    parameters = adapter_parameters(model)
+    missing, foreign = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+    if missing or foreign:
+        raise ArtifactError(
+            f"the adapter does not fit the model: {len(missing)} tensors are missing {missing[:3]}, "
+            f"{len(foreign)} are unknown {foreign[:3]}."
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != parameters[name].shape:
+            raise ArtifactError(
+                f"adapter tensor {name!r} has shape {tuple(tensor.shape)}, "
+                f"the model needs {tuple(parameters[name].shape)}."
+            )
+    check_finite(tensors, "the adapter")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def adapter_config(model: PeftModel) -> dict[str, Any]:
+    """Return the adapter's PEFT configuration as plain, ordered JSON values, without the path of a local base model."""
+    record: dict[str, Any] = model.peft_config["default"].to_dict()
+    base = record.get("base_model_name_or_path")
+    if base and Path(base).exists():
+        record["base_model_name_or_path"] = None
+    record["inference_mode"] = True
+    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in sorted(record.items())}
+    return dict(json.loads(json.dumps(plain)))
+
+
+def write_adapter(
+    directory: Path,
+    model_or_config: PeftModel | Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    manifest: Manifest,
+) -> None:
+    """Write an adapter that PEFT loads: `adapter_config.json`, `adapter_model.safetensors`, `fedproxy.json`.
+
+    The tensor file repeats the manifest's kind, LLM and layer map, so that an exchanged manifest is noticed. The same
+    arguments give the same bytes. Each file is atomic; for the directory use `artifacts.new_directory`.
+    """
+    directory = Path(directory)
+    config = adapter_config(model_or_config) if isinstance(model_or_config, PeftModel) else dict(model_or_config)
+    write_json(directory / CONFIG_FILE, config)
+    save_tensors(directory / WEIGHTS_FILE, tensors, metadata=stamp(manifest))
+    manifest.write(directory)
+
+
+def scaling(config: Mapping[str, Any]) -> float:
+    """Return what an adapter's B·A is multiplied by: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
+    rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+    return float(config["lora_alpha"] / rank)
+
+
+def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], Manifest]:
+    """Read an adapter and check that its three files belong together and that it is plain LoRA on numbered blocks.
+
+    Returns:
+        PEFT configuration, tensors by name, manifest.
+
+    Raises:
+        ArtifactError: a file is missing, damaged or exchanged, the adapter is of a sort that cannot be moved between
+            blocks, names blocks outside its layer map, or holds NaN or infinity.
+    """
+    directory = Path(directory)
+    manifest = Manifest.read(directory)
+    if manifest.kind not in KINDS:
+        raise ArtifactError(f"{directory} holds a {manifest.kind!r}, not an adapter ({' or '.join(KINDS)}).")
+    config = read_json(directory / CONFIG_FILE)
+    check_config(config, directory / CONFIG_FILE)
+    file = directory / WEIGHTS_FILE
+    found = read_header(file).metadata
+    wrong = [name for name, value in stamp(manifest).items() if found.get(name) != value]
+    if wrong:
+        raise ArtifactError(
+            f"{directory}: fedproxy.json and {WEIGHTS_FILE} do not belong together ({', '.join(wrong)} differ). "
+            "Use the directory as fedproxy wrote it."
+        )
+    tensors = load_tensors(file)
+    check_layout(tensors, config, manifest, file)
+    check_finite(tensors, str(file))
+    return config, tensors, manifest
+
+
+def check_base(base: Path, manifest: Manifest) -> None:
+    """Check that the checkpoint `base` is the model that an adapter with `manifest` counts the blocks of.
+
+    Raises:
+        ArtifactError: it is another model, or a proxy with another layer map.
+    """
+    base = Path(base)
+    if manifest.kind == "proxy-adapter":
+        proxy = Manifest.read(base) if (base / MANIFEST).is_file() else None
+        if proxy is None or proxy.kind != "proxy":
+            raise ArtifactError(f"{base} is no proxy, but the adapter was trained on one. Fuse the adapter first.")
+        if (proxy.llm_sha256, proxy.layer_map) != (manifest.llm_sha256, manifest.layer_map):
+            raise ArtifactError(f"{base} is the proxy of another LLM, or keeps other blocks, than the adapter's.")
+        return
+    sha256 = model_identity(base)
+    if sha256 != manifest.llm_sha256:
+        raise ArtifactError(
+            f"the adapter belongs to another LLM (sha256 {manifest.llm_sha256[:12]}…) than {base} ({sha256[:12]}…)."
+        )
+
+
+def load_with_adapter(base: str | Path, adapter: str | Path, *, dtype: torch.dtype | None = None) -> PeftModel:
+    """Load a checkpoint and put a trained adapter on it.
+
+    Args:
+        base: The proxy (for a "proxy-adapter") or the LLM (for an "llm-adapter"): directory or Hub id.
+        adapter: Directory of the adapter.
+        dtype: Data type of the base; its own if none.
+
+    Returns:
+        The model with its adapter, in evaluation state, nothing trainable.
+
+    Raises:
+        ArtifactError: either is damaged, or the adapter does not fit the base.
+    """
+    config, tensors, manifest = read_adapter(Path(adapter))
+    directory = resolve(base)
+    check_base(directory, manifest)
+    model = load_model(directory, dtype=dtype)
+    try:
+        adapted = _wrap(model, LoraConfig(**{**config, "inference_mode": True}))
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{Path(adapter) / CONFIG_FILE} does not fit {base}: {error}") from error
+    set_adapter_state(adapted, tensors)
+    return adapted.eval()

@@ -1,0 +1,527 @@
+"""The stages put together: an experiment becomes a run directory, every step of which survives a kill."""
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedproxy.artifacts import (
+    Manifest,
+    model_identity,
+    new_directory,
+    new_file,
+    os_error,
+    read_header,
+    read_json,
+    versions,
+    weight_files,
+    write_json,
+)
+from fedproxy.compress import SCORES, Proxy, compress
+from fedproxy.config import Experiment, load_experiment, to_toml
+from fedproxy.data import partition, read_rows
+from fedproxy.errors import UsageError
+from fedproxy.evaluate import evaluate, training_rows
+from fedproxy.federate.client import answer
+from fedproxy.federate.coordinator import Closed, Coordinator, Order, Reply
+from fedproxy.federate.engines import inline
+from fedproxy.federate.merge import RULES, build_options, merge, merge_files, merge_rule
+from fedproxy.federate.regularise import PENALTIES
+from fedproxy.federate.store import RoundStore
+from fedproxy.fuse import fuse
+from fedproxy.models.checkpoints import load_model, load_tokenizer, resolve
+from fedproxy.models.lora import adapter_state, attach, read_adapter, set_adapter_state, write_adapter
+from fedproxy.models.training import Encoded, bf16_is_fast, encode, optimizer_steps, train
+from fedproxy.report import gap_closed, report, results_table, totals_table
+from fedproxy.seeds import derive_seed
+
+__all__ = [
+    "Proxy",
+    "Run",
+    "compress",
+    "environment",
+    "evaluate",
+    "federate",
+    "fuse",
+    "merge",
+    "merge_files",
+    "report",
+    "results_table",
+    "run",
+    "totals_table",
+]
+
+OnProgress = Callable[[str, float, str], None]
+"""Told the stage, the fraction of it that is done, and what is being done."""
+
+STAGES = ("compress", "federate", "fuse", "centralized", "evaluate")
+ENGINES = ("inline",)
+
+
+def experiment_choices() -> dict[str, Sequence[str]]:
+    """The registered names that an experiment file may use."""
+    return {"score": list(SCORES), "merge": list(RULES), "regulariser": list(PENALTIES)}
+
+
+def read_experiment(experiment: Experiment | str | Path) -> Experiment:
+    """Load and check an experiment file; an `Experiment` is passed through.
+
+    Raises:
+        ConfigError: anything in it is wrong; all problems are in the error.
+    """
+    if not isinstance(experiment, Experiment):
+        experiment = load_experiment(Path(experiment), choices=experiment_choices())
+    build_options(merge_rule(experiment.federate.merge), experiment.federate.merge_options)
+    return experiment
+
+
+@dataclass(frozen=True)
+class Run:
+    """A federation's outcome.
+
+    Attributes:
+        path: The run directory.
+        adapter: The tuned adapter of the proxy.
+        rounds: The record (`round.json`) of every round.
+    """
+
+    path: Path
+    adapter: Path
+    rounds: list[dict[str, Any]]
+
+
+class _RunDirectory:
+    """RUN/: which stages are complete, and the log of events."""
+
+    def __init__(self, path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> None:
+        self.path = path
+        text = to_toml(experiment.as_dict())
+        stored = path / "experiment.toml"
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file. Give a directory.")
+        if path.is_dir() and any(path.iterdir()):
+            if resume and stored.is_file():
+                if stored.read_text() != text:
+                    raise UsageError(
+                        f"{path} was begun with another experiment (see {stored}). "
+                        "Resume with the same file, or give another --out."
+                    )
+            elif overwrite and stored.is_file():
+                shutil.rmtree(path)
+            elif stored.is_file():
+                raise UsageError(f"{path} exists. Go on with --resume, start anew with --overwrite, or give another path.")
+            else:
+                raise UsageError(f"{path} exists and is no run of fedproxy. Give another path.")
+        for leftover in path.glob(".*.tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+        if not stored.is_file():
+            with new_file(stored) as file:
+                file.write(text.encode())
+            write_json(path / "environment.json", environment())
+
+    def event(self, name: str, **values: Any) -> None:
+        """Append a line to events.jsonl."""
+        try:
+            with open(self.path / "events.jsonl", "a") as file:
+                file.write(json.dumps({"time": datetime.now(UTC).isoformat(), "event": name, **values}) + "\n")
+        except OSError as error:
+            raise os_error(error, self.path) from error
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Log when a stage begins and ends, and how long it took."""
+        started = time.perf_counter()
+        self.event("stage_started", stage=name)
+        try:
+            yield
+        finally:
+            taken = time.perf_counter() - started
+            self.event("stage_ended", stage=name, seconds=taken)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each stage, over all resumes."""
+        total: dict[str, float] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.path / "events.jsonl").read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if event.get("event") == "stage_ended":
+                        total[event["stage"]] = total.get(event["stage"], 0.0) + event["seconds"]
+        return total
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as they stand in environment.json."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (platform.processor() or platform.machine())
+    return {
+        "versions": versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": sys.argv[1:],
+    }
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _silent(stage: str, fraction: float, text: str) -> None:
+    pass
+
+
+def client_rows(experiment: Experiment) -> dict[str, list[dict[str, Any]]]:
+    """The training rows of every client, by name.
+
+    Raises:
+        ArtifactError: a data file or task cannot be read.
+        UsageError: a task is unknown, or the partition is impossible.
+    """
+    if experiment.partition is not None:
+        cut = experiment.partition
+        parts = partition(read_rows(Path(cut.data)), cut.clients, cut.scheme, cut.alpha, experiment.seed)
+        width = len(str(cut.clients))
+        return {f"client-{number:0{width}d}": part for number, part in enumerate(parts, 1)}
+    found = {}
+    for client in experiment.client:
+        if client.task:
+            evaluation = experiment.evaluate
+            found[client.name] = training_rows(
+                client.task,
+                data=evaluation.data or None,
+                include=evaluation.include or None,
+                limit=client.rows,
+                seed=experiment.seed,
+            )
+        else:
+            rows = read_rows(Path(client.data))
+            if client.rows is not None and client.rows < len(rows):
+                seed = derive_seed(experiment.seed, "rows", client.name)
+                order = np.random.default_rng(seed).permutation(len(rows))[: client.rows]
+                rows = [rows[i] for i in order]
+            found[client.name] = rows
+    return found
+
+
+def _load_for_training(path: Path, experiment: Experiment) -> Any:
+    """Load a model to attach an adapter to: in its own dtype where bfloat16 is fast, else in float32."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    narrow = experiment.train.precision != "fp32" and bf16_is_fast(device)
+    return load_model(path, dtype=None if narrow else torch.float32)
+
+
+def _attach(model: Any, experiment: Experiment) -> Any:
+    settings = experiment.train
+    return attach(
+        model,
+        r=settings.lora_r,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=settings.lora_targets,
+        seed=derive_seed(experiment.seed, "adapter"),
+    )
+
+
+def _compress(experiment: Experiment, out: Path, on_progress: OnProgress) -> Proxy:
+    settings = experiment.compress
+    return compress(
+        experiment.llm.path,
+        out,
+        remove=settings.remove,
+        calibration=settings.calibration,
+        score=settings.score,
+        samples=settings.samples,
+        max_length=settings.max_length,
+        batch_size=settings.batch_size,
+        seed=experiment.seed,
+        on_progress=lambda fraction, text: on_progress("compress", fraction, text),
+    )
+
+
+def federate(
+    experiment: Experiment | str | Path,
+    out: str | Path,
+    *,
+    engine: str = "inline",
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Run:
+    """Compress the LLM and tune the proxy with the clients' data; every round is stored before the next begins.
+
+    Args:
+        experiment: An experiment file, or one loaded.
+        out: The run directory.
+        engine: "inline": all clients in this process.
+        resume: Go on with a run begun earlier; it ends in the same bits as one that was never interrupted.
+        overwrite: Replace an earlier run.
+        on_progress: Told stage, fraction and text.
+
+    Raises:
+        ConfigError, UsageError: the experiment or a path cannot be used.
+        ArtifactError: the LLM or a client's data cannot be used.
+        FederationError: a round has no quorum.
+        ResourceError: the disk is full; what was complete stays.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f'There is no engine "{engine}"; choose from {", ".join(ENGINES)}.')
+    experiment = read_experiment(experiment)
+    rows = client_rows(experiment)
+    directory = _RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
+    _federate(experiment, directory, rows, on_progress or _silent)
+    return Run(directory.path, directory.path / "adapter", RoundStore(directory.path / "rounds").records())
+
+
+def _federate(
+    experiment: Experiment, directory: _RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
+) -> None:
+    proxy, target = directory.path / "proxy", directory.path / "adapter"
+    if not proxy.is_dir():
+        with directory.stage("compress"):
+            _compress(experiment, proxy, on_progress)
+    on_progress("compress", 1.0, "proxy written")
+    if not target.is_dir():
+        with directory.stage("federate"):
+            _rounds(experiment, directory, rows, on_progress)
+    on_progress("federate", 1.0, "adapter written")
+
+
+def _rounds(
+    experiment: Experiment, directory: _RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
+) -> None:
+    proxy, settings = directory.path / "proxy", experiment.federate
+    tokenizer = load_tokenizer(proxy)
+    examples = encode_clients(rows, tokenizer, experiment)
+    model = _attach(_load_for_training(proxy, experiment), experiment)
+    store = RoundStore(directory.path / "rounds")
+    last = store.latest()
+    coordinator = Coordinator(
+        list(examples),
+        last.adapter if last else adapter_state(model),
+        settings,
+        conflict=last.conflict if last else None,
+        completed=last.round if last else 0,
+    )
+    place = {name: index for index, name in enumerate(coordinator.clients)}
+    losses: dict[str, float] = {}
+
+    def reply(order: Order, name: str) -> Reply:
+        done = order.round - 1 + place[name] / len(place)
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            losses[name] = loss
+            on_progress(
+                "federate",
+                (done + step / steps / len(place)) / settings.rounds,
+                f"round {order.round}/{settings.rounds} · {name} · step {step}/{steps} · loss {loss:.3f}",
+            )
+
+        return answer(
+            order,
+            name,
+            model,
+            examples[name],
+            train_settings=experiment.train,
+            federate_settings=settings,
+            pad=tokenizer.pad_token_id,
+            seed=experiment.seed,
+            on_step=on_step,
+        )
+
+    def on_closed(closed: Closed, seconds: float) -> None:
+        store.save(closed, seconds=seconds)
+        directory.event("round_closed", round=closed.round, seconds=seconds)
+
+    inline.drive(coordinator, reply, on_closed)
+    final = store.latest()
+    if final is None:
+        raise RuntimeError("no round was stored")
+    source = Manifest.read(proxy)
+    with new_directory(directory.path / "adapter") as folder:
+        write_adapter(folder, model, final.adapter, _adapter_manifest(source, "proxy-adapter", source.layer_map, experiment))
+
+
+def encode_clients(
+    rows: dict[str, list[dict[str, Any]]], tokenizer: Any, experiment: Experiment
+) -> dict[str, list[Encoded]]:
+    """Encode every client's rows as [train] says."""
+    settings = experiment.train
+    return {
+        name: encode(
+            part, tokenizer, max_length=settings.max_length, completion_only=settings.completion_only_loss
+        )
+        for name, part in rows.items()
+    }
+
+
+def _adapter_manifest(source: Manifest, kind: str, layer_map: list[int], experiment: Experiment) -> Manifest:
+    record = experiment.as_dict()
+    return Manifest(
+        kind=kind,
+        llm_sha256=source.llm_sha256,
+        llm_blocks=source.llm_blocks,
+        layer_map=layer_map,
+        settings={"train": record["train"], "federate": record["federate"]},
+        seed=experiment.seed,
+    )
+
+
+def _centralized(
+    experiment: Experiment, directory: _RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
+) -> None:
+    """Tune the LLM itself on the pooled rows, with as many optimizer steps as all clients took together."""
+    llm = resolve(experiment.llm.path)
+    tokenizer = load_tokenizer(llm)
+    examples = encode_clients(rows, tokenizer, experiment)
+    steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
+    model = _attach(_load_for_training(llm, experiment), experiment)
+    train(
+        model,
+        [example for name in sorted(examples) for example in examples[name]],
+        experiment.train,
+        pad=tokenizer.pad_token_id,
+        seed=derive_seed(experiment.seed, "centralized"),
+        steps=steps,
+        on_step=lambda step, total, loss: on_progress(
+            "centralized", step / total, f"step {step}/{total} · loss {loss:.3f}"
+        ),
+    )
+    source = Manifest.read(directory.path / "proxy")
+    with new_directory(directory.path / "centralized") as folder:
+        manifest = _adapter_manifest(source, "llm-adapter", list(range(source.llm_blocks)), experiment)
+        write_adapter(folder, model, adapter_state(model), manifest)
+
+
+def run(
+    experiment: Experiment | str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """The whole job: compress, federate, fuse, tune centrally if asked for, evaluate; returns what results.json holds.
+
+    Args:
+        experiment: An experiment file, or one loaded.
+        out: The run directory.
+        resume: Go on with a run begun earlier.
+        overwrite: Replace an earlier run.
+        on_progress: Told stage, fraction and text.
+
+    Raises:
+        As `federate` and `evaluate`.
+    """
+    progress = on_progress or _silent
+    experiment = read_experiment(experiment)
+    rows = client_rows(experiment)
+    directory = _RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
+    path = directory.path
+    _federate(experiment, directory, rows, progress)
+    if not (path / "fused").is_dir():
+        with directory.stage("fuse"):
+            fuse(experiment.llm.path, path / "adapter", path / "fused", scale=experiment.fuse.scale)
+    progress("fuse", 1.0, "adapter re-keyed")
+    if experiment.evaluate.centralized:
+        if not (path / "centralized").is_dir():
+            with directory.stage("centralized"):
+                _centralized(experiment, directory, rows, progress)
+        progress("centralized", 1.0, "upper bound tuned")
+    with directory.stage("evaluate"):
+        evaluation = _evaluate(experiment, directory, progress)
+    results = _results(experiment, directory, evaluation)
+    write_json(path / "results.json", results)
+    return results
+
+
+def _evaluate(experiment: Experiment, directory: _RunDirectory, on_progress: OnProgress) -> dict[str, Any]:
+    """Score the models asked for; each score is stored at once, so that a resumed run does not repeat it."""
+    settings, path = experiment.evaluate, directory.path
+    tasks = settings.tasks or list(dict.fromkeys(client.task for client in experiment.client if client.task))
+    stored = path / "evaluation.json"
+    evaluation: dict[str, Any] = read_json(stored) if stored.is_file() else {}
+    if not tasks:
+        return evaluation
+    llm = experiment.llm.path
+    models: dict[str, tuple[str | Path, Path | None]] = {
+        "llm": (llm, None),
+        "proxy": (path / "proxy", None),
+        "proxy_tuned": (path / "proxy", path / "adapter"),
+        "fused": (llm, path / "fused"),
+        "centralized": (llm, path / "centralized"),
+    }
+    wanted = [name for name in models if name in settings.models or (name == "centralized" and settings.centralized)]
+    for index, name in enumerate(wanted):
+        if name not in evaluation:
+            checkpoint, adapter = models[name]
+            evaluation[name] = evaluate(
+                checkpoint,
+                tasks=tasks,
+                data=settings.data or None,
+                include=settings.include or None,
+                adapter=adapter,
+                limit=settings.limit,
+                batch_size=settings.batch_size,
+                on_progress=lambda fraction, text, index=index, name=name: on_progress(  # type: ignore[misc]
+                    "evaluate", (index + fraction) / len(wanted), f"{name} · {text}"
+                ),
+            )
+            write_json(stored, evaluation)
+    on_progress("evaluate", 1.0, "all scored")
+    return evaluation
+
+
+def _count_parameters(checkpoint: Path) -> int:
+    return sum(prod(shape) for file in weight_files(checkpoint) for _, shape, _, _ in read_header(file).entries.values())
+
+
+def _results(experiment: Experiment, directory: _RunDirectory, evaluation: dict[str, Any]) -> dict[str, Any]:
+    path, llm = directory.path, resolve(experiment.llm.path)
+    proxy = Manifest.read(path / "proxy")
+    rounds = RoundStore(path / "rounds").records()
+    replies = [client for record in rounds for client in record["clients"].values()]
+    return {
+        "name": experiment.name,
+        "seed": experiment.seed,
+        "llm": {
+            "path": experiment.llm.path,
+            "blocks": proxy.llm_blocks,
+            "parameters": _count_parameters(llm),
+            "sha256": model_identity(llm),
+        },
+        "proxy": {
+            "blocks": len(proxy.layer_map),
+            "parameters": _count_parameters(path / "proxy"),
+            "layer_map": proxy.layer_map,
+            "scores": proxy.scores,
+        },
+        "evaluation": evaluation,
+        "gap_closed": gap_closed(evaluation),
+        "rounds": rounds,
+        "cost": {
+            "seconds": directory.seconds(),
+            "bytes_up": sum(client["bytes_up"] for client in replies),
+            "bytes_down": sum(client["bytes_down"] for client in replies),
+            "proxy_bytes": sum(file.stat().st_size for file in weight_files(path / "proxy")),
+            "peak_memory_bytes": _peak_memory(),
+        },
+        "environment": read_json(path / "environment.json"),
+        "experiment": experiment.as_dict(),
+    }

@@ -1,0 +1,99 @@
+"""Matplotlib figures as inline SVG: text stays text, and every colour is one of the page's CSS variables.
+
+Figures are drawn in stand-in colours, which `inline` replaces by `currentColor` and `var(--…)`: one drawing for
+light and dark ground. The same figure gives the same bytes.
+"""
+
+import contextlib
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fedproxy.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, GRID = "#010101", "#010102"
+COLOURS = [f"#0101{index:02x}" for index in range(16, 22)]
+_VARIABLES = {INK: "currentColor", GRID: "var(--grid)"} | {
+    colour: f"var(--series{index})" for index, colour in enumerate(COLOURS)
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedproxy",
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "font.size": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "hatch.linewidth": 0.6,
+}
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Set the figures' style for the block, whatever the user's matplotlibrc says.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError("The report", "report") from error
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # The browser brings its own fonts.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    """A figure of `width` × `height` inches with one plot."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    return drawn, drawn.add_subplot()
+
+
+def inline(drawn: "Figure", name: str, description: str) -> str:
+    """The figure as an SVG element for an HTML page.
+
+    Args:
+        drawn: The figure.
+        name: Unique in the page; the ids of the element's parts begin with it.
+        description: What a reader who cannot see it needs to know.
+    """
+    buffer = io.StringIO()
+    drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    text = text[re.search(r"<svg[^>]*>", text).end() :]  # type: ignore[union-attr]
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', text)
+    text = text.replace("url(#", f"url(#{name}-")
+    text = re.sub("|".join(_VARIABLES), lambda match: _VARIABLES[match[0]], text)
+    width, height = (round(72 * inches, 1) for inches in drawn.get_size_inches())
+    title = html.escape(description)
+    limit = f"max-width: {0.088 * width:.1f}rem"  # The same size of letters in every figure.
+    return f'<svg viewBox="0 0 {width} {height}" style="{limit}" role="img" aria-label="{title}">{text}'.rstrip()

@@ -1,0 +1,113 @@
+"""Tiny random models of every family, with a byte-level tokenizer, made on the spot."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+VOCABULARY = 260
+BLOCKS = 6
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.15,
+    "pad_token_id": 256,
+    "bos_token_id": 257,
+    "eos_token_id": 258,
+}
+_LLAMA = {**_COMMON, "intermediate_size": 48, "num_key_value_heads": 2}
+_GEMMA = {**_LLAMA, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": 8},
+    "qwen2": {**_LLAMA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
+    "qwen3": {**_LLAMA, "head_dim": 8},
+    "gemma2": _GEMMA,
+    "gemma3_text": {**_GEMMA, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
+    "phi3": _LLAMA,
+    "olmo2": _LLAMA,
+    "granite": _LLAMA,
+    "smollm3": {**_LLAMA, "no_rope_layers": [1, 1, 0, 1, 0, 1]},
+    "gpt2": {
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_layer": BLOCKS,
+        "n_head": 4,
+        "n_positions": 128,
+        "initializer_range": 0.15,
+        "pad_token_id": 256,
+        "bos_token_id": 257,
+        "eos_token_id": 258,
+    },
+    "opt": {**_COMMON, "ffn_dim": 48, "word_embed_proj_dim": 16, "init_std": 0.15},
+    "gpt_neox": {**_COMMON, "intermediate_size": 48},
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let PEFT's use of a deprecated property of transformers pass."""
+    config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+    logging.disable_progress_bar()
+
+
+def make_model(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A random model of `family` with six blocks, unless `changes` say otherwise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(family, **{**FAMILIES[family], **changes})
+        )
+    return model.to(dtype).eval()
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte; padding, start and end of text are 256, 257, 258."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<pad>", "<s>", "</s>"]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*alphabet, *special])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="right"
+    )
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., Any]:
+    """A function that makes a tiny random model: `tiny_model("gpt2", seed=1, dtype=..., num_hidden_layers=4)`."""
+    return make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that gives the directory of such a model with its tokenizer; shared: do not write into it."""
+    made: dict[str, Path] = {}
+
+    def checkpoint(family: str = "llama", **changes: Any) -> Path:
+        key = repr((family, sorted(changes.items())))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("llm") / family
+            make_model(family, **changes).save_pretrained(made[key])
+            make_tokenizer().save_pretrained(made[key])
+        return made[key]
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small calibration text of eight documents."""
+    path = tmp_path_factory.mktemp("text") / "calibration.txt"
+    path.write_text("\n\n".join(f"Document {i} says that {'very ' * i}little happens." for i in range(8)))
+    return path

@@ -1,0 +1,101 @@
+"""A made-up run with every part that a results.json can have."""
+
+import math
+import random
+from typing import Any
+
+TASKS = ["demo_snips", "demo_travel", "demo_banking", "demo_dbpedia"]
+SCORES = {
+    "llm": [0.11, 0.34, 0.19, 0.41],
+    "proxy": [0.14, 0.15, 0.13, 0.22],
+    "proxy_tuned": [0.93, 0.90, 0.86, 0.82],
+    "fused": [0.89, 0.91, 0.81, 0.84],
+    "centralized": [0.95, 0.96, 0.90, 0.91],
+}
+
+
+def scored(values: list[float], tasks: list[str]) -> dict[str, Any]:
+    return {
+        "tasks": {task: {"acc": value, "n": 150} for task, value in zip(tasks, values, strict=True)},
+        "average": sum(values) / len(values) if values else None,
+    }
+
+
+def round_record(number: int, names: list[str], seed: int) -> dict[str, Any]:
+    rng = random.Random(f"{seed} {number}")
+    count = len(names)
+    similarity = [[1.0] * count for _ in names]
+    for i in range(count):
+        for j in range(i):
+            similarity[i][j] = similarity[j][i] = rng.uniform(-0.08, 0.22)
+    rows = {name: rng.choice([528, 595, 600]) for name in names}
+    weights = [math.exp(sum(map(abs, row))) for row in similarity]
+    return {
+        "round": number,
+        "clients": {
+            name: {
+                "rows": rows[name],
+                "tokens": 9000,
+                "steps": 38,
+                "loss": 0.3 + 2.4 / number ** (0.6 + 0.2 * index % 5),
+                "seconds": 7.5 + index,
+                "bytes_up": 1_310_720,
+                "bytes_down": 2_621_440,
+            }
+            for index, name in enumerate(names)
+        },
+        "quarantined": [],
+        "analysis": {
+            "names": names,
+            "clients": count,
+            "parameters": 327_680,
+            "similarity": similarity,
+            "heterogeneity": [0.9 + 0.02 * index / count for index in range(count)],
+            "weights": [weight / sum(weights) for weight in weights],
+            "retention": [1.0 - 0.2 * index / max(1, count - 1) for index in range(count)],
+            "conflict_mean": 0.62,
+            "conflict_histogram": [math.comb(count, k) * 1000 if k % 2 == count % 2 else 37 for k in range(count + 1)],
+            "zero_fraction": 0.03,
+        },
+        "seconds": 41.2,
+    }
+
+
+def sample(names: list[str] | None = None, *, rounds: int = 5, tasks: list[str] | None = None) -> dict[str, Any]:
+    """The results of a run with these clients, rounds and tasks."""
+    names = names or ["assistant", "travel desk", "bank", "encyclopaedia"]
+    tasks = TASKS if tasks is None else tasks
+    evaluation = {model: scored(values[: len(tasks)], tasks) for model, values in SCORES.items()}
+    records = [round_record(number, names, 0) for number in range(1, rounds + 1)]
+    return {
+        "name": "intents",
+        "seed": 0,
+        "llm": {"path": "llm", "blocks": 12, "parameters": 4_193_920, "sha256": "ab" * 32},
+        "proxy": {
+            "blocks": 6,
+            "parameters": 2_343_200,
+            "layer_map": [0, 1, 2, 3, 4, 11],
+            "scores": [0.99, 0.11, 0.09, 0.07, 0.05, 0.03, 0.025, 0.02, 0.015, 0.012, 0.01, 0.04],
+        },
+        "evaluation": evaluation,
+        "gap_closed": 0.89,
+        "rounds": records,
+        "cost": {
+            "seconds": {"compress": 3.4, "federate": 141.0, "fuse": 0.6, "evaluate": 38.2, "centralized": 52.9},
+            "bytes_up": 26_214_400,
+            "bytes_down": 52_428_800,
+            "proxy_bytes": 4_690_000,
+            "peak_memory_bytes": 1_310_000_000,
+        },
+        "environment": {"python": "3.11.9", "platform": "Linux", "versions": {"torch": "2.13.0", "peft": "0.21.2"}},
+        "experiment": {
+            "name": "intents",
+            "seed": 0,
+            "llm": {"path": "llm"},
+            "compress": {"remove": 0.5, "score": "block-influence", "samples": 512, "calibration": "calibration.txt"},
+            "client": [{"name": name, "task": task, "rows": None} for name, task in zip(names, tasks, strict=False)],
+            "train": {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3, "lora_r": 16, "lora_alpha": 32},
+            "federate": {"rounds": rounds, "merge": "h-ties", "regulariser": "pcr", "quorum": 0.75},
+            "evaluate": {"tasks": tasks, "centralized": True},
+        },
+    }
