@@ -3,7 +3,8 @@
     python benchmarks/merge_memory.py [--parameters 10000000] [--clients 2]
 
 Each merge runs in a process of its own. Peak resident memory above what the process held after its imports is compared
-with the size of the input files (which the kernel maps, so that every page read counts). The limit is inputs plus 30 %.
+with the size of the input files, which are mapped: a page read counts until it is given back. The limit is inputs plus
+30 %.
 Writes benchmarks/results/merge_memory.json.
 """
 
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 LIMIT = 1.3
 RESULTS = Path(__file__).parent / "results" / "merge_memory.json"
@@ -29,9 +31,9 @@ def resident(field: str) -> int:
     raise SystemExit(f"/proc/self/status holds no {field}: this benchmark needs Linux.")
 
 
-def measured(paths: list[Path], out: Path, rule: str, options: dict[str, float]) -> dict[str, float]:
+def measured(paths: list[Path], out: Path, rule: str, options: dict[str, Any]) -> dict[str, float]:
     """Merge in this process and say what it took."""
-    from fedproxy.federate.merge import merge_files
+    from fedproxy.federation.merge import merge_files
 
     baseline = resident("VmRSS")
     began = time.perf_counter()
@@ -88,13 +90,13 @@ def main() -> None:
     from fedproxy.artifacts import versions, write_json
 
     # With two clients Eq. 10 keeps everything; r0 = 0.8 makes H-TIES select as well.
-    jobs = {
+    jobs: dict[str, tuple[str, dict[str, Any]]] = {
         "mean": ("mean", {}),
         "ties": ("ties", {}),
         "h-ties": ("h-ties", {}),
         "h-ties r0=0.8": ("h-ties", {"r0": 0.8}),
     }
-    rules = {}
+    rules: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as directory:
         paths = make_updates(Path(directory), arguments.clients, arguments.parameters)
         for label, (rule, options) in jobs.items():

@@ -311,7 +311,7 @@ def model_identity(checkpoint: Path) -> str:
     Raises:
         ArtifactError: there is no checkpoint.
     """
-    index = {}
+    index: dict[str, Any] = {}
     for file in weight_files(checkpoint):
         index |= {name: [dtype, list(shape)] for name, (dtype, shape, _, _) in read_header(file).entries.items()}
     config = read_json(Path(checkpoint) / "config.json")

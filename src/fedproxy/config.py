@@ -7,7 +7,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -111,7 +111,7 @@ class Federate:
     regulariser: str = "pcr"
     regulariser_strength: float | None = _not_negative(None)
     quorum: float = limited(0.75, lambda v: 0 < v <= 1, "above 0 and at most 1")
-    deadline: str = limited("", lambda v: not v or DURATION.fullmatch(v), 'a duration such as "30m"')
+    deadline: str = limited("", lambda v: not v or DURATION.fullmatch(v) is not None, 'a duration such as "30m"')
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _clients(raw: dict[str, Any], problems: list[str]) -> tuple[tuple[Client, ..
 
 
 def parse_experiment(
-    raw: dict[str, Any], *, source: str, folder: Path, choices: dict[str, typing.Collection[str]] | None = None
+    raw: dict[str, Any], *, source: str, folder: Path, choices: Mapping[str, typing.Collection[str]] | None = None
 ) -> Experiment:
     """Build an experiment from parsed TOML.
 
@@ -339,13 +339,15 @@ def parse_experiment(
     paths = {f"[client {i}] data": c.data for i, c in enumerate(clients, 1)}
     paths |= {"[compress] calibration": tables["compress"].calibration, "[evaluate] data": tables["evaluate"].data}
     paths |= {"[evaluate] include": tables["evaluate"].include, "[partition] data": partition.data if partition else ""}
-    problems += [f"{where}: {path} does not exist." for where, path in paths.items() if path and not Path(path).exists()]
+    problems += [
+        f"{where}: {path} does not exist." for where, path in paths.items() if path and not Path(path).exists()
+    ]
     if problems:
         raise ConfigError(source, problems)
     return Experiment(client=clients, partition=partition, **top, **tables)
 
 
-def load_experiment(path: Path, *, choices: dict[str, typing.Collection[str]] | None = None) -> Experiment:
+def load_experiment(path: Path, *, choices: Mapping[str, typing.Collection[str]] | None = None) -> Experiment:
     """Read and check an experiment file.
 
     Raises:
@@ -369,9 +371,7 @@ def to_toml(values: dict[str, Any]) -> str:
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, str):
-            escaped = "".join(
-                "\\" + c if c in '"\\' else (c if c.isprintable() else f"\\u{ord(c):04x}") for c in value
-            )
+            escaped = "".join("\\" + c if c in '"\\' else (c if c.isprintable() else f"\\u{ord(c):04x}") for c in value)
             return f'"{escaped}"'
         if isinstance(value, (list, tuple)):
             return "[" + ", ".join(literal(v) for v in value) + "]"

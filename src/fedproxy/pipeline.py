@@ -1,16 +1,8 @@
 """The stages put together: an experiment becomes a run directory, every step of which survives a kill."""
 
-import contextlib
-import json
-import os
-import platform
 import resource
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,34 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedproxy.artifacts import (
-    Manifest,
-    model_identity,
-    new_directory,
-    new_file,
-    os_error,
-    read_header,
-    read_json,
-    versions,
-    weight_files,
-    write_json,
-)
-from fedproxy.compress import SCORES, Proxy, compress
-from fedproxy.config import Experiment, load_experiment, to_toml
+from fedproxy.artifacts import Manifest, model_identity, new_directory, read_header, read_json, weight_files, write_json
+from fedproxy.compression import SCORES, Proxy, compress
+from fedproxy.config import Experiment, load_experiment
 from fedproxy.data import partition, read_rows
 from fedproxy.errors import UsageError
-from fedproxy.evaluate import evaluate, training_rows
-from fedproxy.federate.client import answer
-from fedproxy.federate.coordinator import Closed, Coordinator, Order, Reply
-from fedproxy.federate.engines import inline
-from fedproxy.federate.merge import RULES, build_options, merge, merge_files, merge_rule
-from fedproxy.federate.regularise import PENALTIES
-from fedproxy.federate.store import RoundStore
-from fedproxy.fuse import fuse
+from fedproxy.evaluation import evaluate, training_rows
+from fedproxy.federation.client import answer
+from fedproxy.federation.coordinator import Closed, Coordinator, Order, Reply
+from fedproxy.federation.engines import inline
+from fedproxy.federation.merge import RULES, build_options, merge, merge_files, merge_rule
+from fedproxy.federation.regularise import PENALTIES
+from fedproxy.federation.store import RoundStore
+from fedproxy.fusion import fuse
 from fedproxy.models.checkpoints import load_model, load_tokenizer, resolve
-from fedproxy.models.lora import adapter_state, attach, read_adapter, set_adapter_state, write_adapter
+from fedproxy.models.lora import adapter_state, attach, write_adapter
 from fedproxy.models.training import Encoded, bf16_is_fast, encode, optimizer_steps, train
-from fedproxy.report import gap_closed, report, results_table, totals_table
+from fedproxy.reporting import gap_closed, report, results_table, totals_table
+from fedproxy.run_directory import RunDirectory, environment
 from fedproxy.seeds import derive_seed
 
 __all__ = [
@@ -101,80 +83,6 @@ class Run:
     path: Path
     adapter: Path
     rounds: list[dict[str, Any]]
-
-
-class _RunDirectory:
-    """RUN/: which stages are complete, and the log of events."""
-
-    def __init__(self, path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> None:
-        self.path = path
-        text = to_toml(experiment.as_dict())
-        stored = path / "experiment.toml"
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{path} is a file. Give a directory.")
-        if path.is_dir() and any(path.iterdir()):
-            if resume and stored.is_file():
-                if stored.read_text() != text:
-                    raise UsageError(
-                        f"{path} was begun with another experiment (see {stored}). "
-                        "Resume with the same file, or give another --out."
-                    )
-            elif overwrite and stored.is_file():
-                shutil.rmtree(path)
-            elif stored.is_file():
-                raise UsageError(f"{path} exists. Go on with --resume, start anew with --overwrite, or give another path.")
-            else:
-                raise UsageError(f"{path} exists and is no run of fedproxy. Give another path.")
-        for leftover in path.glob(".*.tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
-        if not stored.is_file():
-            with new_file(stored) as file:
-                file.write(text.encode())
-            write_json(path / "environment.json", environment())
-
-    def event(self, name: str, **values: Any) -> None:
-        """Append a line to events.jsonl."""
-        try:
-            with open(self.path / "events.jsonl", "a") as file:
-                file.write(json.dumps({"time": datetime.now(UTC).isoformat(), "event": name, **values}) + "\n")
-        except OSError as error:
-            raise os_error(error, self.path) from error
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Log when a stage begins and ends, and how long it took."""
-        started = time.perf_counter()
-        self.event("stage_started", stage=name)
-        try:
-            yield
-        finally:
-            taken = time.perf_counter() - started
-            self.event("stage_ended", stage=name, seconds=taken)
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds spent in each stage, over all resumes."""
-        total: dict[str, float] = {}
-        with contextlib.suppress(FileNotFoundError):
-            for line in (self.path / "events.jsonl").read_text().splitlines():
-                with contextlib.suppress(ValueError):
-                    event = json.loads(line)
-                    if event.get("event") == "stage_ended":
-                        total[event["stage"]] = total.get(event["stage"], 0.0) + event["seconds"]
-        return total
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, as they stand in environment.json."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (platform.processor() or platform.machine())
-    return {
-        "versions": versions(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device,
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "command": sys.argv[1:],
-    }
 
 
 def _peak_memory() -> int:
@@ -284,13 +192,13 @@ def federate(
         raise UsageError(f'There is no engine "{engine}"; choose from {", ".join(ENGINES)}.')
     experiment = read_experiment(experiment)
     rows = client_rows(experiment)
-    directory = _RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
+    directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
     _federate(experiment, directory, rows, on_progress or _silent)
     return Run(directory.path, directory.path / "adapter", RoundStore(directory.path / "rounds").records())
 
 
 def _federate(
-    experiment: Experiment, directory: _RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
+    experiment: Experiment, directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
 ) -> None:
     proxy, target = directory.path / "proxy", directory.path / "adapter"
     if not proxy.is_dir():
@@ -304,7 +212,7 @@ def _federate(
 
 
 def _rounds(
-    experiment: Experiment, directory: _RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
+    experiment: Experiment, directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
 ) -> None:
     proxy, settings = directory.path / "proxy", experiment.federate
     tokenizer = load_tokenizer(proxy)
@@ -355,7 +263,9 @@ def _rounds(
         raise RuntimeError("no round was stored")
     source = Manifest.read(proxy)
     with new_directory(directory.path / "adapter") as folder:
-        write_adapter(folder, model, final.adapter, _adapter_manifest(source, "proxy-adapter", source.layer_map, experiment))
+        write_adapter(
+            folder, model, final.adapter, _adapter_manifest(source, "proxy-adapter", source.layer_map, experiment)
+        )
 
 
 def encode_clients(
@@ -364,9 +274,7 @@ def encode_clients(
     """Encode every client's rows as [train] says."""
     settings = experiment.train
     return {
-        name: encode(
-            part, tokenizer, max_length=settings.max_length, completion_only=settings.completion_only_loss
-        )
+        name: encode(part, tokenizer, max_length=settings.max_length, completion_only=settings.completion_only_loss)
         for name, part in rows.items()
     }
 
@@ -384,7 +292,7 @@ def _adapter_manifest(source: Manifest, kind: str, layer_map: list[int], experim
 
 
 def _centralized(
-    experiment: Experiment, directory: _RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
+    experiment: Experiment, directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
 ) -> None:
     """Tune the LLM itself on the pooled rows, with as many optimizer steps as all clients took together."""
     llm = resolve(experiment.llm.path)
@@ -432,7 +340,7 @@ def run(
     progress = on_progress or _silent
     experiment = read_experiment(experiment)
     rows = client_rows(experiment)
-    directory = _RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
+    directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
     path = directory.path
     _federate(experiment, directory, rows, progress)
     if not (path / "fused").is_dir():
@@ -451,7 +359,7 @@ def run(
     return results
 
 
-def _evaluate(experiment: Experiment, directory: _RunDirectory, on_progress: OnProgress) -> dict[str, Any]:
+def _evaluate(experiment: Experiment, directory: RunDirectory, on_progress: OnProgress) -> dict[str, Any]:
     """Score the models asked for; each score is stored at once, so that a resumed run does not repeat it."""
     settings, path = experiment.evaluate, directory.path
     tasks = settings.tasks or list(dict.fromkeys(client.task for client in experiment.client if client.task))
@@ -489,10 +397,12 @@ def _evaluate(experiment: Experiment, directory: _RunDirectory, on_progress: OnP
 
 
 def _count_parameters(checkpoint: Path) -> int:
-    return sum(prod(shape) for file in weight_files(checkpoint) for _, shape, _, _ in read_header(file).entries.values())
+    return sum(
+        prod(shape) for file in weight_files(checkpoint) for _, shape, _, _ in read_header(file).entries.values()
+    )
 
 
-def _results(experiment: Experiment, directory: _RunDirectory, evaluation: dict[str, Any]) -> dict[str, Any]:
+def _results(experiment: Experiment, directory: RunDirectory, evaluation: dict[str, Any]) -> dict[str, Any]:
     path, llm = directory.path, resolve(experiment.llm.path)
     proxy = Manifest.read(path / "proxy")
     rounds = RoundStore(path / "rounds").records()

@@ -26,7 +26,7 @@ def test_a_checkpoint_keeps_its_own_dtype_and_bits(
     model = load_model(source)
     assert model.dtype == dtype
     assert not model.training
-    save_checkpoint(tmp_path / "copy", model, load_tokenizer(source))
+    save_checkpoint(tmp_path / "copy", model, source)
     before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "copy" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -42,7 +42,7 @@ def test_a_skeleton_has_names_and_shapes_but_no_weights(tiny_checkpoint: Checkpo
 def test_a_generation_config_that_transformers_finds_inconsistent_is_kept(damaged: Path, tmp_path: Path) -> None:
     record = json.loads((damaged / "generation_config.json").read_text())
     (damaged / "generation_config.json").write_text(json.dumps({**record, "temperature": 0.9, "top_p": 0.6}))
-    save_checkpoint(tmp_path / "copy", load_model(damaged), load_tokenizer(damaged))
+    save_checkpoint(tmp_path / "copy", load_model(damaged), damaged)
     assert json.loads((tmp_path / "copy" / "generation_config.json").read_text())["top_p"] == 0.6
 
 

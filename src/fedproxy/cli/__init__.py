@@ -24,7 +24,7 @@ def _app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
-        help="Tune a large language model with other people's data: the model stays with its owner, the data with theirs.",
+        help="Tune a large language model on several owners' data: the model stays at home, and so does the data.",
         epilog="Every command takes --debug, which shows the traceback of an error. Exit codes: 0 done, 1 our bug, "
         "2 usage or config, 3 bad input artifact, 4 federation failed, 5 disk or memory.",
     )
@@ -73,6 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
             remedy = "Free some space" if full else "Lower batch_size or max_length, or use a machine with more memory"
             code = _fail(error, f"{error or type(error).__name__}. {remedy}.", 5, debug)
         else:
-            message = f"this is a bug in fedproxy: {type(error).__name__}: {error}. Run again with --debug and report it."
+            message = (
+                f"this is a bug in fedproxy: {type(error).__name__}: {error}. Run again with --debug and report it."
+            )
             code = _fail(error, message, 1, debug)
     sys.exit(code if isinstance(code, int) else 0)

@@ -14,8 +14,7 @@ def doctor(json: Json = False) -> None:
 
     found = environment()
     missing = {
-        extra: [name for name in modules if importlib.util.find_spec(name) is None]
-        for extra, modules in EXTRAS.items()
+        extra: [name for name in modules if importlib.util.find_spec(name) is None] for extra, modules in EXTRAS.items()
     }
     found["missing"] = {extra: names for extra, names in missing.items() if names}
     if json:

@@ -22,9 +22,7 @@ def federate(
     from fedproxy.pipeline import federate as federate_experiment
 
     with progress() as show:
-        run = federate_experiment(
-            experiment, out, engine=engine, resume=resume, overwrite=overwrite, on_progress=show
-        )
+        run = federate_experiment(experiment, out, engine=engine, resume=resume, overwrite=overwrite, on_progress=show)
     if json:
         print_json({"path": run.path, "adapter": run.adapter, "rounds": run.rounds})
     else:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+)
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja"]
 
 
 @contextlib.contextmanager
@@ -134,8 +145,15 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def save_checkpoint(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write model (its own data type), generation config and tokenizer into `directory`."""
+def save_checkpoint(directory: Path, model: PreTrainedModel, source: Path) -> None:
+    """Write model (its own data type) and generation config into `directory`, with the tokenizer files of `source`.
+
+    The tokenizer files are copied to the byte: a loaded tokenizer remembers settings of its use, such as truncation.
+    """
     with _quiet():
         model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+    for pattern in _TOKENIZER_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, directory / file.name)
+    for file in directory.iterdir():
+        file.chmod(0o644)

@@ -30,6 +30,9 @@ from fedproxy.seeds import derive_seed
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+AdaptedModel = PeftModel
+"""A model with an adapter."""
+
 KINDS = ("proxy-adapter", "llm-adapter")
 
 

@@ -1,8 +1,8 @@
 """Local training: LoRA on a client's rows, in a loop on accelerate.
 
-TRL's SFTTrainer reaches less than 90 % of a bare loop's throughput on a small model (`benchmarks/training_loop.py`), so the
-loop is our own; it has what federated rounds need: a fresh optimizer every round, a penalty on the trained parameters,
-and the same bits for the same seed.
+TRL's SFTTrainer reaches less than 90 % of a bare loop's throughput on a small model (`benchmarks/training_loop.py`), so
+the loop is our own; it has what federated rounds need: a fresh optimizer every round, a penalty on the trained
+parameters, and the same bits for the same seed.
 """
 
 import math
@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from fedproxy.config import Train
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
-from fedproxy.models.lora import adapter_parameters
+from fedproxy.models.lora import AdaptedModel, adapter_parameters
 from fedproxy.seeds import derive_seed
 
 Penalty = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
@@ -61,8 +60,8 @@ def _pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, completion
         if tokenizer.chat_template is None:
             raise UsageError("The rows hold messages, but the model's tokenizer has no chat template.")
         messages = row["messages"]
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
-        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        prompt = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
         if not whole.startswith(prompt):
             raise UsageError("The tokenizer's chat template does not repeat the prompt before the last answer.")
         pair = (prompt, whole[len(prompt) :], False)
@@ -85,7 +84,8 @@ def encode(
     Prompt and completion are encoded together, and the prompt alone tells where the completion begins; trailing
     spaces of the prompt belong to the completion. That is how the LM evaluation harness encodes what it scores, so
     that training tokens are scored tokens. The end-of-text token follows each completion. What is longer than
-    `max_length` loses the beginning of its prompt (the harness truncates on the same side), then the end of its completion.
+    `max_length` loses the beginning of its prompt (the harness truncates on the same side), then the end of its
+    completion.
 
     Raises:
         UsageError: rows hold messages and the tokenizer has no usable chat template.
@@ -142,8 +142,8 @@ def collate(examples: Sequence[Encoded], pad: int) -> dict[str, torch.Tensor]:
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def optimizer_steps(examples: int, settings: Train) -> int:
@@ -154,7 +154,7 @@ def optimizer_steps(examples: int, settings: Train) -> int:
 
 
 def train(
-    model: nn.Module,
+    model: AdaptedModel,
     examples: Sequence[Encoded],
     settings: Train,
     *,
@@ -188,9 +188,9 @@ def train(
     autocast = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_fast(device))
     total = steps or optimizer_steps(len(examples), settings)
     model.to(device).train()
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model()
     if settings.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False})
     # On CPU the backward pass of fused attention costs more than the rest of the step; short sequences go without it.
     attention = base.config._attn_implementation
     longest = max(len(e.ids) for e in examples)
@@ -255,6 +255,6 @@ def train(
         if base.config._attn_implementation != attention:
             base.set_attn_implementation(attention)
         if settings.gradient_checkpointing:
-            base.gradient_checkpointing_disable()
+            base.activation_checkpointing_disable()
         model.eval()
     return Training(losses, tokens, time.perf_counter() - started)

@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint bench docs clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "fedproxy needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup  ## the whole job on the bundled LLM and data
+	$(BIN)/fedproxy demo --out runs/demo --overwrite
+
+test: setup  ## the fast suite, then the slow one
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup  ## measure, and write benchmarks/results/*.json
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python benchmarks/merge_memory.py
+	$(BIN)/python benchmarks/training_loop.py
+	$(BIN)/python benchmarks/demo_quality.py
+
+docs: setup  ## render docs/benchmarks.md from benchmarks/results
+	$(BIN)/python benchmarks/render.py
+
+clean:
+	rm -rf .venv runs

@@ -1,6 +1,0 @@
-"""Scoring on tasks of the LM evaluation harness, and training rows rendered by the very same templates."""
-
-from fedproxy.evaluate.harness import evaluate
-from fedproxy.evaluate.rendering import training_rows
-
-__all__ = ["evaluate", "training_rows"]

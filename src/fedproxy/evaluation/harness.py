@@ -1,0 +1,118 @@
+"""Scoring a model on tasks of the LM evaluation harness, offline, from local rows."""
+
+import contextlib
+import copy
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedproxy.errors import UsageError
+from fedproxy.evaluation.library import SEED, contained, harness_module
+from fedproxy.evaluation.loading import load_for_evaluation
+from fedproxy.models.checkpoints import load_model, load_tokenizer
+from fedproxy.models.lora import load_with_adapter
+
+
+def evaluate(
+    model: Any,
+    *,
+    tasks: Sequence[str],
+    data: Path | str | None = None,
+    include: Path | str | None = None,
+    adapter: Path | str | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    tokenizer: Any = None,
+    on_progress: Callable[[float, str], None] | None = None,
+) -> dict[str, Any]:
+    """Score a model on tasks of the LM evaluation harness.
+
+    Args:
+        model: Path or Hub id of a checkpoint, or a loaded model, wrapped by PEFT or not. A checkpoint is scored on the
+            GPU in its own data type if there is one, else on the CPU in float32; a loaded model as it is.
+        tasks: Names of stock tasks of the harness, or of tasks in `include`.
+        data: Folder with DATA/TASK/SPLIT.jsonl in the Hub's schema for the stock tasks; None reads from the Hub.
+        include: Folder of the user's own task YAMLs; their relative data_files count from the YAML's folder.
+        adapter: Directory of an adapter to put on the checkpoint that `model` names.
+        limit: Score at most this many rows of each task, the first ones; None scores all.
+        batch_size: Rows in a forward pass.
+        tokenizer: The tokenizer of a loaded model; a checkpoint brings its own.
+        on_progress: Called with the fraction done and the task's name.
+
+    Returns:
+        `{"tasks": {name: {metric: value, "n": rows scored}}, "average": x}`. The metrics are the harness's, without
+        standard errors. The average is the mean over the tasks of each task's main metric: "acc" if it has that, else
+        the first one it reports.
+
+    Raises:
+        UsageError: no task, an unknown task, a limit or batch size below 1, or arguments that do not go together.
+        ArtifactError: the checkpoint, the adapter or a data file is missing or cannot be used.
+        MissingExtraError: the harness is not installed.
+
+    Example:
+        `evaluate("proxy/", tasks=["sst2"], data="data")["tasks"]["sst2"]` → `{"acc": 0.91, "n": 872}`
+    """
+    if not tasks or isinstance(tasks, str):
+        raise UsageError(f"tasks is {tasks!r}: give a list of at least one task name.")
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}: give at least 1.")
+    loaded = load_for_evaluation(tasks, data=Path(data) if data else None, include=Path(include) if include else None)
+    model, tokenizer = _model(model, tokenizer, adapter)
+    scores = {}
+    training = model.training
+    with contained(), contextlib.ExitStack() as stack:
+        stack.callback(model.train, training)
+        scorer = harness_module("fedproxy.evaluation.scorer").Scorer(model, copy.deepcopy(tokenizer), batch_size)
+        for index, (name, task) in enumerate(loaded.items()):
+            if on_progress is not None:
+                on_progress(index / len(loaded), name)
+                scorer.on_answer = functools.partial(_report, on_progress, name, index, len(loaded), _fractions(task))
+            scores[name] = _score(scorer, task, limit)
+    if on_progress is not None:
+        on_progress(1.0, "scored")
+    return {"tasks": scores, "average": sum(map(main_metric, scores.values())) / len(scores)}
+
+
+def main_metric(metrics: dict[str, Any]) -> float:
+    """A task's main metric: "acc" if it has that, else the first one."""
+    return float(metrics["acc"] if "acc" in metrics else next(iter(metrics.values())))
+
+
+def _model(model: Any, tokenizer: Any, adapter: Path | str | None) -> tuple[Any, Any]:
+    if not isinstance(model, (str, Path)):
+        if tokenizer is None or adapter is not None:
+            raise UsageError("a loaded model needs tokenizer=, and takes no adapter=: load the adapter first.")
+        return model, tokenizer
+    device, dtype = ("cuda", None) if torch.cuda.is_available() else ("cpu", torch.float32)
+    loaded: Any = load_model(model, dtype=dtype) if adapter is None else load_with_adapter(model, adapter, dtype=dtype)
+    return loaded.to(device), tokenizer if tokenizer is not None else load_tokenizer(model)
+
+
+def _report(
+    on_progress: Callable[[float, str], None], name: str, index: int, count: int, fractions: Iterator[float]
+) -> None:
+    on_progress((index + next(fractions)) / count, name)
+
+
+def _fractions(task: Any) -> Iterator[float]:
+    total = sum(request.repeats for request in task.instances)
+    for answers in itertools.count(1):
+        yield min(1.0, answers / total)
+
+
+def _score(scorer: Any, task: Any, limit: int | None) -> dict[str, float]:
+    task.set_fewshot_seed(seed=SEED)
+    results = harness_module("lm_eval.evaluator").evaluate(
+        lm=scorer, task_dict={"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=0, log_samples=False
+    )
+    metrics: dict[str, float] = {}
+    for name, value in results["results"][task.task_name].items():
+        metric, comma, filtered = name.partition(",")
+        if comma and not metric.endswith("_stderr"):
+            metrics[metric if filtered == "none" else name] = float(value)
+    return {**metrics, "n": results["n-samples"][task.task_name]["effective"]}

@@ -1,0 +1,176 @@
+"""Tasks of the harness, pointed at local rows and loaded.
+
+For each task a small YAML is generated that includes the original by its absolute path, so that nested includes and
+Python functions resolve, and that replaces nothing but where the rows come from and which splits are read.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedproxy.data import read_objects
+from fedproxy.errors import ArtifactError, FedproxyError
+from fedproxy.evaluation.library import contained, harness_module
+from fedproxy.evaluation.tasks import TaskFile, find_task
+
+_SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+
+
+def read_splits(files: Mapping[str, Sequence[str]], answered: bool = False, **_metadata: object) -> dict[str, Any]:
+    """Read a task's splits from JSON Lines files: the function that generated YAMLs name as `custom_dataset`.
+
+    The harness's usual way, `load_dataset`, would copy the rows into a cache on disk, take strings that look like
+    dates for dates, and tell the Hub.
+
+    Args:
+        files: For each split, its files.
+        answered: Pass over rows whose "answerKey" is empty, which is how the Hub hides the answers of test rows.
+        _metadata: The task's metadata, which the harness hands over as well.
+
+    Returns:
+        For each split, a `datasets.Dataset`.
+
+    Raises:
+        ArtifactError: a file cannot be read, or a field holds values of several types.
+    """
+    datasets = harness_module("datasets")
+    splits = {}
+    for split, paths in files.items():
+        rows = [row for path in paths for row in read_objects(Path(path))]
+        if answered:
+            rows = [row for row in rows if row.get("answerKey") != ""]
+        fields = dict.fromkeys(field for row in rows for field in row)
+        try:
+            splits[split] = datasets.Dataset.from_dict({field: [row.get(field) for row in rows] for field in fields})
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"{', '.join(paths)}: a field holds values of several types: {error}.") from error
+    return splits
+
+
+def load_for_evaluation(names: Sequence[str], *, data: Path | None, include: Path | None) -> dict[str, Any]:
+    """Load tasks as the harness's Task objects, with the splits that scoring needs.
+
+    Args:
+        names: The tasks' names.
+        data: Folder with DATA/NAME/SPLIT.jsonl for each task that does not name files of its own; None leaves it to
+            the harness to get the rows from the Hub.
+        include: Folder of the user's own task YAMLs.
+
+    Returns:
+        The tasks by name, in the order of `names`.
+
+    Raises:
+        UsageError: an unknown task.
+        ArtifactError: a YAML or data file is missing or cannot be used.
+        MissingExtraError: the harness is not installed.
+    """
+    generated = {}
+    for task in [find_task(name, include) for name in dict.fromkeys(names)]:
+        config = task.config
+        split = config.get("test_split") or config.get("validation_split")
+        if split is None:
+            raise ArtifactError(f"{task.path} names neither test_split nor validation_split: nothing to score.")
+        needed = {split}
+        if config.get("num_fewshot"):
+            ranking = ("fewshot_split", "training_split", "validation_split", "test_split")
+            needed.add(next(config[key] for key in ranking if config.get(key)))
+        generated[task.name] = _generate(task, data, needed)
+    return _load(generated)
+
+
+def load_for_training(name: str, *, split: str | None, data: Path | None, include: Path | None) -> Any:
+    """Load a task as the harness's Task object whose documents are those of the training split.
+
+    Args:
+        name: The task's name.
+        split: The split to take; None takes the one that the task calls its training split.
+        data: As in `load_for_evaluation`.
+        include: Folder of the user's own task YAMLs.
+
+    Returns:
+        The task; `task.task_docs` holds the rows.
+
+    Raises:
+        UsageError: an unknown task.
+        ArtifactError: the task has no training split, or a YAML or data file is missing or cannot be used.
+        MissingExtraError: the harness is not installed.
+    """
+    task = find_task(name, include)
+    chosen = split or task.config.get("training_split")
+    if chosen is None:
+        named = {str(task.config[key]) for key in ("validation_split", "test_split") if task.config.get(key)}
+        there = sorted(named | set(_local_files(task, data) or {}))
+        raise ArtifactError(f"the task {name!r} names no training split. Its splits: {', '.join(there)}.")
+    config = {**task.config, "training_split": None, "validation_split": chosen, "test_split": None, "num_fewshot": 0}
+    generated = _generate(replace(task, config=config), data, {chosen})
+    if "files" in generated.get("dataset_kwargs", {}):
+        generated["dataset_kwargs"]["answered"] = True
+    return _load({name: generated})[name]
+
+
+def _local_files(task: TaskFile, data: Path | None) -> dict[str, list[Path]] | None:
+    """The local files of each split, whether they exist or not; None if the rows come from elsewhere."""
+    if task.own:
+        named = (task.config.get("dataset_kwargs") or {}).get("data_files")
+        if named is not None and "://" not in str(named):
+            lists = named if isinstance(named, dict) else {"train": named}
+            return {
+                str(split): [task.path.parent / path for path in (paths if isinstance(paths, list) else [paths])]
+                for split, paths in lists.items()
+            }
+        if named is not None or "custom_dataset" in task.config:
+            return None
+    if data is None:
+        return None
+    folder = (Path(data) / task.name).resolve()
+    splits = {path.stem for path in folder.glob("*.jsonl")} | {
+        str(task.config[key]) for key in _SPLITS if task.config.get(key)
+    }
+    return {split: [folder / f"{split}.jsonl"] for split in sorted(splits)}
+
+
+def _generate(task: TaskFile, data: Path | None, needed: set[str]) -> dict[str, Any]:
+    """The YAML that includes the task's own and reads the `needed` splits only."""
+    config: dict[str, Any] = {"include": str(task.path), "task": task.name}
+    config |= {key: task.config[key] if task.config.get(key) in needed else None for key in _SPLITS}
+    if not task.config.get("num_fewshot"):
+        config |= {"fewshot_split": None, "fewshot_config": {"samples": []}}
+    files = _local_files(task, data)
+    if files is None:
+        return config
+    for split in sorted(needed):
+        if split not in files:
+            raise ArtifactError(f"{task.path} names no data file for its split {split!r}, only for {', '.join(files)}.")
+        for path in files[split]:
+            if not path.is_file():
+                raise ArtifactError(f"{path} is missing: it should hold the split {split!r} of the task {task.name!r}.")
+    paths = {split: [str(path) for path in files[split]] for split in sorted(needed)}
+    if all(path.endswith((".jsonl", ".jsonl.gz")) for group in paths.values() for path in group):
+        return {**config, "dataset_kwargs": {"files": paths}}
+    return {**config, "dataset_kwargs": {**task.config["dataset_kwargs"], "data_files": paths}}
+
+
+def _load(generated: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    tasks = {}
+    with tempfile.TemporaryDirectory(prefix="fedproxy-tasks-") as folder, contained():
+        for number, config in enumerate(generated.values()):
+            text = yaml.safe_dump(dict(config))
+            if "files" in config.get("dataset_kwargs", {}):
+                text += f"custom_dataset: !function {read_splits.__module__}.{read_splits.__name__}\n"
+            (Path(folder) / f"{number}.yaml").write_text(text, encoding="utf-8")
+        manager = harness_module("lm_eval.tasks").TaskManager(include_path=folder, include_defaults=False)
+        for name, config in generated.items():
+            try:
+                tasks[name] = manager.load([name])["tasks"][name]
+            except FedproxyError:
+                raise
+            except Exception as error:
+                raise ArtifactError(
+                    f"the harness cannot prepare the task {name!r} from {config['include']} and its rows: "
+                    f"{type(error).__name__}: {error}."
+                ) from error
+    return tasks

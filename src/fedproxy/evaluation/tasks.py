@@ -1,0 +1,131 @@
+"""Tasks of the LM evaluation harness, found by name: in a folder of the user's own YAMLs, or among the stock ones.
+
+The harness's own index of all its tasks takes many seconds to build, so it is never built: YAMLs whose path resembles
+the name are looked into first.
+"""
+
+import difflib
+import functools
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.evaluation.library import harness_module
+
+_TASK_NAME = re.compile(rb"^task:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A task's YAML.
+
+    Attributes:
+        name: The task's name.
+        path: The YAML, absolute.
+        config: Its contents, includes merged; Python functions are left as None.
+        own: It is the user's own, not one of the harness's.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    own: bool
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+_Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    try:
+        if path in above:
+            raise ValueError("it includes itself")
+        config = yaml.load(path.read_bytes(), Loader=_Loader)
+        if not isinstance(config, dict):
+            raise ValueError("no mapping at its top level")
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror or error}.") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ArtifactError(f"{path} is no task of the harness: {error}.") from error
+    includes = config.pop("include", [])
+    merged: dict[str, Any] = {}
+    for include in includes if isinstance(includes, list) else [includes]:
+        merged |= _read_yaml((path.parent / str(include)).resolve(), (*above, path))
+    return merged | config
+
+
+@functools.cache
+def _stock_paths() -> tuple[Path, list[Path]]:
+    harness_module("lm_eval")
+    spec = importlib.util.find_spec("lm_eval.tasks")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent
+    return folder, sorted(folder.rglob("*.yaml"))
+
+
+def _task_name(path: Path) -> str | None:
+    found = _TASK_NAME.search(path.read_bytes())
+    return found.group(1).decode() if found else None
+
+
+@functools.cache
+def _stock_task(name: str) -> Path | None:
+    folder, paths = _stock_paths()
+    words = [word for word in re.split(r"[^0-9a-z]+", name.lower()) if word]
+    likely = [path for path in paths if any(word in str(path.relative_to(folder)).lower() for word in words)]
+    for candidates in (likely, paths):
+        for path in candidates:
+            if _task_name(path) == name:
+                return path
+    return None
+
+
+def _own_tasks(include: Path) -> dict[str, Path]:
+    if not include.is_dir():
+        raise UsageError(f"{include}: no such folder. include is a folder of the harness's task YAMLs.")
+    own: dict[str, Path] = {}
+    for path in sorted(file for file in include.rglob("*") if file.suffix in (".yaml", ".yml")):
+        name = _read_yaml(path.resolve()).get("task")
+        if isinstance(name, str):
+            if name in own:
+                raise ArtifactError(f"the task {name!r} is defined twice: in {own[name]} and in {path}.")
+            own[name] = path.resolve()
+    return own
+
+
+def find_task(name: str, include: Path | None = None) -> TaskFile:
+    """Find a task by name: among the user's own first, then among the harness's stock ones.
+
+    Args:
+        name: The task's name.
+        include: Folder of the user's own task YAMLs.
+
+    Returns:
+        The task's YAML.
+
+    Raises:
+        UsageError: there is no such task or no such folder.
+        ArtifactError: a YAML cannot be read.
+        MissingExtraError: the harness is not installed.
+    """
+    own = _own_tasks(Path(include)) if include is not None else {}
+    path = own.get(name) or _stock_task(name)
+    if path is None:
+        stock = [found for file in _stock_paths()[1] if (found := _task_name(file))]
+        close = difflib.get_close_matches(name, [*own, *stock], n=3)
+        meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        looked = f"in {include} ({', '.join(sorted(own)) or 'no tasks'}) and " if include is not None else ""
+        raise UsageError(f"unknown task {name!r}.{meant} Looked {looked}among the {len(stock)} tasks of the harness.")
+    config = _read_yaml(path)
+    if "class" in config:
+        raise UsageError(f"the task {name!r} is a Python class ({path}); only tasks written in YAML can be used.")
+    return TaskFile(name, path, config, own=name in own)

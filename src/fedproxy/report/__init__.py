@@ -1,7 +1,0 @@
-"""What a run found, for people: a page, terminal tables, and the figures that both are made of."""
-
-from fedproxy.report.page import report
-from fedproxy.report.results import gap_closed
-from fedproxy.report.tables import results_table, totals_table
-
-__all__ = ["gap_closed", "report", "results_table", "totals_table"]

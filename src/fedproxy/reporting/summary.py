@@ -1,0 +1,92 @@
+"""The run in a few sentences."""
+
+from fedproxy.reporting.results import Results
+from fedproxy.reporting.units import count, duration, percent, points, size
+
+
+def sentences(results: Results) -> list[str]:
+    """What was done, what came of it and what it cost, one or two sentences each; only what the run recorded."""
+    found = [
+        _setup(results),
+        _rounds(results),
+        _scores(results),
+        _comparison(results),
+        _loss_of_fusing(results),
+        _cost(results),
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def _setup(results: Results) -> str:
+    if not results.llm_blocks or not results.layer_map:
+        return ""
+    parameters = f" and {results.llm_parameters:,} parameters" if results.llm_parameters else ""
+    return (
+        f"The LLM has {count(results.llm_blocks, 'block')}{parameters}; its proxy keeps "
+        f"{len(results.layer_map)} of them. The LLM stayed with its owner, the data with the clients."
+    )
+
+
+def _rounds(results: Results) -> str:
+    if not results.rounds:
+        return ""
+    clients = dict.fromkeys(client.name for round_ in results.rounds for client in round_.clients)
+    rows = sum(client.rows or 0 for client in results.rounds[-1].clients)
+    merge, regulariser = (results.setting("federate", key) for key in ("merge", "regulariser"))
+    how = f", merged by {merge}" if isinstance(merge, str) else ""
+    if isinstance(regulariser, str) and regulariser != "none":
+        how += f", with {regulariser} as the clients' regulariser"
+    text = (
+        f"{count(len(clients), 'client')} with {count(rows, 'row')} in all tuned the proxy in "
+        f"{count(len(results.rounds), 'round')}{how}."
+    )
+    rejected = sum(len(round_.quarantined) for round_ in results.rounds)
+    return text + (f" {count(rejected, 'update')} {'was' if rejected == 1 else 'were'} rejected." if rejected else "")
+
+
+def _scores(results: Results) -> str:
+    llm, fused, centralized = (results.average(model) for model in ("llm", "fused", "centralized"))
+    if llm is None or fused is None:
+        return ""
+    text = (
+        f"Put back onto the LLM, the tuning moves the mean over {count(len(results.tasks), 'task')} "
+        f"from {percent(llm)} % to {percent(fused)} %."
+    )
+    if centralized is None:
+        return text
+    text += f" Tuning the LLM itself on all clients' pooled data reaches {percent(centralized)} %"
+    if results.gap_closed is None:
+        return text + ": there is no gap to close."
+    return text + f": {percent(results.gap_closed)} % of that gap is closed."
+
+
+def _comparison(results: Results) -> str:
+    if "llm" not in results.evaluation or "fused" not in results.evaluation:
+        return ""
+    before, after = results.evaluation["llm"].tasks, results.evaluation["fused"].tasks
+    both = [task for task in results.tasks if task in before and task in after]
+    worse = [task for task in both if after[task] <= before[task]]
+    if not both:
+        return ""
+    if not worse:
+        return "The tuned LLM is better than the untuned one on every task." if len(both) > 1 else ""
+    named = ", ".join(f"{task} ({points(after[task] - before[task])})" for task in worse)
+    better = len(both) - len(worse)
+    return f"The tuned LLM is better than the untuned one on {better} of {len(both)} tasks; not on {named}."
+
+
+def _loss_of_fusing(results: Results) -> str:
+    tuned, fused = results.average("proxy_tuned"), results.average("fused")
+    if tuned is None or fused is None:
+        return ""
+    return f"Against the tuned proxy, the fused LLM stands at {points(fused - tuned)}."
+
+
+def _cost(results: Results) -> str:
+    parts = []
+    if results.seconds:
+        parts.append(f"All stages together took {duration(sum(results.seconds.values()))}.")
+    if results.bytes_up is not None and results.bytes_down is not None:
+        text = f"The clients sent {size(results.bytes_up)} and received {size(results.bytes_down)}"
+        parts.append(text + (f"; the proxy itself weighs {size(results.proxy_bytes)}." if results.proxy_bytes else "."))
+    return " ".join(parts)

@@ -1,0 +1,59 @@
+"""The run's results as terminal tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fedproxy.reporting.results import MODELS, parse
+from fedproxy.reporting.units import duration, percent, size
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """Score of every model on every task, in per cent, and their means.
+
+    Args:
+        results: What results.json holds.
+
+    Raises:
+        ArtifactError: a part has the wrong type.
+    """
+    parsed = parse(dict(results))
+    table = Table(title="Score in %", title_justify="left")
+    table.add_column("Task", overflow="fold")
+    for model in parsed.evaluation:
+        table.add_column(MODELS[model], justify="right", style="bold" if model == "fused" else "")
+    for task in parsed.tasks:
+        scores = (percent(scored.tasks.get(task)) for scored in parsed.evaluation.values())
+        table.add_row(Text(task), *scores, end_section=task == parsed.tasks[-1])
+    if parsed.tasks:
+        table.add_row("Mean", *(percent(scored.average) for scored in parsed.evaluation.values()), style="bold")
+    return table
+
+
+def totals_table(results: Mapping[str, Any]) -> Table:
+    """Gap closed, bytes sent, memory and seconds of each stage; only what the run recorded.
+
+    Args:
+        results: What results.json holds.
+
+    Raises:
+        ArtifactError: a part has the wrong type.
+    """
+    parsed = parse(dict(results))
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    if parsed.gap_closed is not None:
+        table.add_row("Gap closed", f"{percent(parsed.gap_closed)} % of the way from LLM to centralized")
+    if parsed.bytes_up is not None and parsed.bytes_down is not None:
+        table.add_row(
+            "Bytes sent", f"{size(parsed.bytes_up)} up, {size(parsed.bytes_down)} down, all clients and rounds"
+        )
+    if parsed.peak_memory is not None:
+        table.add_row("Peak memory", size(parsed.peak_memory))
+    if parsed.seconds:
+        stages = " · ".join(f"{stage} {duration(value)}" for stage, value in parsed.seconds.items())
+        table.add_row("Time", Text(f"{stages} · together {duration(sum(parsed.seconds.values()))}"))
+    return table

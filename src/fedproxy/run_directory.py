@@ -1,0 +1,95 @@
+"""A run's directory: whether it may be written, which stages took how long, and what happened when."""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedproxy.artifacts import new_file, os_error, versions, write_json
+from fedproxy.config import Experiment, to_toml
+from fedproxy.errors import UsageError
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as they stand in environment.json."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (platform.processor() or platform.machine())
+    return {
+        "versions": versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": sys.argv[1:],
+    }
+
+
+class RunDirectory:
+    """RUN/: which stages are complete, and the log of events."""
+
+    def __init__(self, path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> None:
+        self.path = path
+        text = to_toml(experiment.as_dict())
+        stored = path / "experiment.toml"
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file. Give a directory.")
+        if path.is_dir() and any(path.iterdir()):
+            if resume and stored.is_file():
+                if stored.read_text() != text:
+                    raise UsageError(
+                        f"{path} was begun with another experiment (see {stored}). "
+                        "Resume with the same file, or give another --out."
+                    )
+            elif overwrite and stored.is_file():
+                shutil.rmtree(path)
+            elif stored.is_file():
+                raise UsageError(
+                    f"{path} exists. Go on with --resume, start anew with --overwrite, or give another path."
+                )
+            else:
+                raise UsageError(f"{path} exists and is no run of fedproxy. Give another path.")
+        for leftover in path.glob(".*.tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+        if not stored.is_file():
+            with new_file(stored) as file:
+                file.write(text.encode())
+            write_json(path / "environment.json", environment())
+
+    def event(self, name: str, **values: Any) -> None:
+        """Append a line to events.jsonl."""
+        try:
+            with open(self.path / "events.jsonl", "a") as file:
+                file.write(json.dumps({"time": datetime.now(UTC).isoformat(), "event": name, **values}) + "\n")
+        except OSError as error:
+            raise os_error(error, self.path) from error
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Log when a stage begins and ends, and how long it took."""
+        started = time.perf_counter()
+        self.event("stage_started", stage=name)
+        try:
+            yield
+        finally:
+            taken = time.perf_counter() - started
+            self.event("stage_ended", stage=name, seconds=taken)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each stage, over all resumes."""
+        total: dict[str, float] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.path / "events.jsonl").read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if event.get("event") == "stage_ended":
+                        total[event["stage"]] = total.get(event["stage"], 0.0) + event["seconds"]
+        return total

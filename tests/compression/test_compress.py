@@ -1,0 +1,182 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FAMILIES, make_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedproxy.artifacts import Manifest, model_identity
+from fedproxy.compression import Proxy, compress
+from fedproxy.errors import ArtifactError, UsageError
+
+Checkpoint = Callable[..., Path]
+IDS = torch.arange(30).reshape(2, 15)
+
+
+def skipped_logits(model: Any, keep: list[int]) -> torch.Tensor:
+    path = {"gpt2": "transformer.h", "opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers"}
+    for number, block in enumerate(model.get_submodule(path.get(model.config.model_type, "model.layers"))):
+        if number not in keep:
+            block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+    with torch.no_grad():
+        return model(IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_proxy_is_the_llm_with_blocks_skipped(
+    family: str, tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
+) -> None:
+    proxy = compress(tiny_checkpoint(family), tmp_path / "proxy", calibration=calibration, max_length=24)
+    assert len(proxy.layer_map) == 3
+    assert (
+        sorted(proxy.layer_map, key=lambda i: -proxy.scores[i]) == sorted(range(6), key=lambda i: -proxy.scores[i])[:3]
+    )
+    model = AutoModelForCausalLM.from_pretrained(proxy.path)
+    with torch.no_grad():
+        found = model(IDS, use_cache=False).logits
+    assert torch.equal(found, skipped_logits(make_model(family), proxy.layer_map))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_proxy_holds(tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    llm = tiny_checkpoint(dtype=dtype)
+    told: list[tuple[float, str]] = []
+    options = {"remove": 0.34, "samples": 5, "max_length": 16, "seed": 4}
+    proxy = compress(
+        llm, tmp_path / "a", calibration=calibration, on_progress=lambda f, t: told.append((f, t)), **options
+    )
+    manifest = Manifest.read(proxy.path)
+    assert proxy == Proxy(tmp_path / "a", manifest.layer_map, manifest.scores or [])
+    assert (manifest.kind, manifest.llm_sha256, manifest.llm_blocks) == ("proxy", model_identity(llm), 6)
+    assert len(proxy.layer_map) == 4
+    weights = load_file(proxy.path / "model.safetensors")
+    assert {t.dtype for t in weights.values()} == {dtype}
+    assert manifest.settings == {
+        "remove": 0.34,
+        "score": "block-influence",
+        "samples": 5,
+        "max_length": 16,
+        "parameters": sum(t.numel() for t in weights.values()),
+    }
+    assert (manifest.seed, len(manifest.calibration_sha256 or "")) == (4, 64)
+    whole = load_file(llm / "model.safetensors")
+    for name, tensor in weights.items():
+        parts = name.split(".")
+        if parts[1] == "layers":
+            parts[2] = str(proxy.layer_map[int(parts[2])])
+        assert torch.equal(tensor, whole[".".join(parts)])
+    assert (proxy.path / "tokenizer.json").read_bytes() == (llm / "tokenizer.json").read_bytes()
+    tokens = AutoTokenizer.from_pretrained(proxy.path)("long " * 50)["input_ids"]
+    assert tokens == AutoTokenizer.from_pretrained(llm)("long " * 50)["input_ids"]
+    assert {file.stat().st_mode & 0o777 for file in proxy.path.iterdir()} == {0o644}
+    assert (proxy.path / "generation_config.json").is_file()
+    assert [f for f, _ in told] == sorted(f for f, _ in told)
+    assert (told[0][0], told[-1][0]) == (0.0, 1.0)
+
+    again = compress(llm, tmp_path / "b", calibration=calibration, **options)
+    assert again.scores == proxy.scores
+    for file in proxy.path.iterdir():
+        assert file.read_bytes() == (again.path / file.name).read_bytes()
+
+
+def test_long_documents_fit_into_the_positions_of_the_model(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("word " * 300)
+    compress(tiny_checkpoint("gpt2"), tmp_path / "proxy", calibration=tmp_path / "long.txt")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"remove": 1.0}, UsageError, "remove"),
+        ({"remove": float("nan")}, UsageError, "remove"),
+        ({"score": "bloc-influence"}, UsageError, "block-influence"),
+        ({"samples": 0}, UsageError, "samples"),
+        ({"max_length": 0}, UsageError, "max_length"),
+        ({"calibration": "absent.txt"}, ArtifactError, "absent.txt"),
+        ({"llm": "/absent"}, ArtifactError, "no checkpoint"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(
+    tiny_checkpoint: Checkpoint,
+    calibration: Path,
+    tmp_path: Path,
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    arguments: dict[str, Any] = {"llm": tiny_checkpoint(), "calibration": calibration, **options}
+    with pytest.raises(error, match=message):
+        compress(arguments.pop("llm"), tmp_path / "out", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing_behind(tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path) -> None:
+    def interrupt(fraction: float, _text: str) -> None:
+        if fraction > 0.8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(tiny_checkpoint(), tmp_path / "out", calibration=calibration, on_progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_path_of_the_machine_is_written_down(tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path) -> None:
+    proxy = compress(tiny_checkpoint(), tmp_path / "out", calibration=calibration)
+    for file in proxy.path.iterdir():
+        assert str(tiny_checkpoint().parent).encode() not in file.read_bytes()
+        assert str(tmp_path).encode() not in file.read_bytes()
+
+
+def test_an_existing_output_is_kept_unless_told_otherwise(
+    tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("precious")
+    with pytest.raises(UsageError, match="overwrite"):
+        compress(tiny_checkpoint(), tmp_path / "out", calibration=calibration)
+    assert (tmp_path / "out" / "mine").is_file()
+    compress(tiny_checkpoint(), tmp_path / "out", calibration=calibration, overwrite=True)
+    assert not (tmp_path / "out" / "mine").exists()
+
+
+def test_blocks_that_depend_on_their_position_are_refused(
+    tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
+) -> None:
+    """GPT-2 can scale attention by the block's number; block 0 does next to nothing here, so that it goes."""
+    model = make_model("gpt2", scale_attn_by_inverse_layer_idx=True, initializer_range=0.5)
+    with torch.no_grad():
+        for linear in (model.transformer.h[0].attn.c_proj, model.transformer.h[0].mlp.c_proj):
+            linear.weight.zero_()
+    llm = Path(shutil.copytree(tiny_checkpoint("gpt2"), tmp_path / "llm"))
+    model.save_pretrained(llm)
+    with pytest.raises(ArtifactError, match="depends on its position"):
+        compress(llm, tmp_path / "out", calibration=calibration)
+    assert list(tmp_path.iterdir()) == [llm]
+
+
+def test_a_tokenizer_of_another_model_is_refused(
+    tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
+) -> None:
+    llm = tiny_checkpoint(vocab_size=50, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    with pytest.raises(ArtifactError, match="knows 50"):
+        compress(llm, tmp_path / "out", calibration=calibration)
+
+
+def test_an_llm_that_overflows_is_refused(tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.fill_(float("inf"))
+    llm = Path(shutil.copytree(tiny_checkpoint(), tmp_path / "llm"))
+    model.save_pretrained(llm)
+    with pytest.raises(ArtifactError, match="block 2 is NaN"):
+        compress(llm, tmp_path / "out", calibration=calibration)
+
+
+def test_versions_are_written_down(tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path) -> None:
+    compress(tiny_checkpoint(), tmp_path / "out", calibration=calibration)
+    assert {"torch", "transformers"} <= json.loads((tmp_path / "out" / "fedproxy.json").read_text())["versions"].keys()

@@ -1,0 +1,214 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_model
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedproxy.artifacts import Manifest, model_identity
+from fedproxy.errors import ArtifactError, FedproxyError, UsageError
+from fedproxy.fusion import fuse
+from fedproxy.models import lora
+from fedproxy.models.families import blocks, keep_blocks
+
+Checkpoint = Callable[..., Path]
+KEEP = [1, 2, 5]
+IDS = torch.arange(24).reshape(2, 12)
+FAMILIES = ["llama", "gpt2", "opt", "gpt_neox", "gemma3_text", "qwen3"]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS, use_cache=False).logits
+
+
+def make_adapter(
+    llm: Path, out: Path, *, size: float = 0.1, layers: list[int] | None = None, **config: Any
+) -> tuple[PeftModel, Path]:
+    """An adapter on the proxy that keeps the blocks KEEP of `llm`, and that proxy with the adapter."""
+    whole = AutoModelForCausalLM.from_pretrained(llm)
+    count = len(blocks(whole))
+    proxy = lora.attach(keep_blocks(whole, KEEP), r=4, alpha=6, dropout=0.1, layers=layers, seed=0).eval()
+    generator = torch.Generator().manual_seed(5)
+    state = lora.adapter_state(proxy)
+    state = {k: t if "lora_A" in k else size * torch.randn(t.shape, generator=generator) for k, t in state.items()}
+    lora.set_adapter_state(proxy, state)
+    manifest = Manifest("proxy-adapter", model_identity(llm), count, KEEP, settings={"rounds": 3}, seed=9)
+    lora.write_adapter(out, {**lora.adapter_config(proxy), **config}, state, manifest)
+    return proxy, out
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "rslora"),
+    [(torch.float32, 0.3, True), (torch.bfloat16, 1.0, False), (torch.bfloat16, 0.3, True)],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_forms_are_the_same_model_to_the_bit(
+    family: str, dtype: torch.dtype, scale: float, rslora: bool, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    llm = tiny_checkpoint(family, dtype=dtype)
+    _, adapter = make_adapter(llm, tmp_path / "adapter", use_rslora=rslora)
+    tuned = fuse(llm, adapter, tmp_path / "a", form="adapter", scale=scale)
+    fused = fuse(llm, adapter, tmp_path / "c", form="checkpoint", scale=scale)
+
+    checkpoint = AutoModelForCausalLM.from_pretrained(fused)
+    on_llm = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llm), tuned)
+    unmerged = logits(on_llm)
+    merged = on_llm.merge_and_unload()
+    found, expected = merged.state_dict(), checkpoint.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert {t.dtype for t in load_file(fused / "model.safetensors").values()} == {dtype}
+    if dtype == torch.float32:
+        assert torch.allclose(unmerged, logits(checkpoint), atol=1e-4)
+
+    before = AutoModelForCausalLM.from_pretrained(llm).state_dict()
+    state = lora.read_adapter(tuned)[1]
+    touched = {
+        f"{k.removeprefix('base_model.model.').removesuffix('.lora_A.weight')}.weight" for k in state if "lora_A" in k
+    }
+    assert {name for name in before if not torch.equal(before[name], expected[name])} == touched
+    assert {int(name.split(".layers.")[-1].split(".h.")[-1].split(".")[0]) for name in touched} == set(KEEP)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unhealed_proxy_block_with_adapter_is_the_llm_block_with_the_fused_one(
+    family: str, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    llm = tiny_checkpoint(family)
+    proxy, adapter = make_adapter(llm, tmp_path / "adapter")
+    tuned = lora.load_with_adapter(llm, fuse(llm, adapter, tmp_path / "a"))
+    hidden = torch.randn(1, 5, 128, generator=torch.Generator().manual_seed(0))
+    for i, target in enumerate(KEEP):
+        ours = dict(blocks(proxy.get_base_model())[i].named_modules())
+        theirs = dict(blocks(tuned.get_base_model())[target].named_modules())
+        adapted = [name for name, module in ours.items() if hasattr(module, "lora_A")]
+        assert adapted
+        for name in adapted:
+            inputs = hidden[..., : ours[name].in_features]
+            assert torch.equal(ours[name](inputs), theirs[name](inputs))
+    restored = keep_blocks(tuned.merge_and_unload(), KEEP)
+    assert torch.allclose(logits(restored), logits(proxy), atol=1e-4)
+    assert not torch.allclose(logits(restored), logits(keep_blocks(make_model(family), KEEP)), atol=1e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_zero_adapter_gives_the_llm_to_the_bit(family: str, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint(family)
+    _, adapter = make_adapter(llm, tmp_path / "adapter", size=0.0)
+    fused = fuse(llm, adapter, tmp_path / "c", form="checkpoint")
+    tuned = fuse(llm, adapter, tmp_path / "a")
+    before, after = load_file(llm / "model.safetensors"), load_file(fused / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name].view(torch.int32), after[name].view(torch.int32)) for name in before)
+    plain = logits(make_model(family))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(fused)), plain)
+    assert torch.equal(logits(PeftModel.from_pretrained(make_model(family), tuned)), plain)
+
+
+def test_only_the_trained_blocks_are_touched(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    _, adapter = make_adapter(tiny_checkpoint(), tmp_path / "adapter", layers=[0, 2])
+    config, tensors, _ = lora.read_adapter(fuse(tiny_checkpoint(), adapter, tmp_path / "a"))
+    assert config["layers_to_transform"] == [1, 5]
+    assert {int(name.split("layers.")[1].split(".")[0]) for name in tensors} == {1, 5}
+
+
+def test_what_is_written_down(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint()
+    _, adapter = make_adapter(llm, tmp_path / "of-proxy")
+    for form, kind in (("adapter", "llm-adapter"), ("checkpoint", "fused")):
+        out = fuse(str(llm), str(adapter), str(tmp_path / form), form=form, scale=0.5)
+        manifest = Manifest.read(out)
+        assert (manifest.kind, manifest.llm_sha256, manifest.layer_map) == (kind, model_identity(llm), KEEP)
+        assert (manifest.settings["scale"], manifest.settings["rounds"], manifest.seed) == (0.5, 3, 9)
+        again = fuse(llm, adapter, tmp_path / f"{form}-again", form=form, scale=0.5)
+        assert all(file.read_bytes() == (again / file.name).read_bytes() for file in out.iterdir())
+    fused = tmp_path / "checkpoint"
+    assert AutoTokenizer.from_pretrained(fused)("some text") == AutoTokenizer.from_pretrained(llm)("some text")
+    assert (fused / "generation_config.json").is_file()
+
+
+def refused(error: type[FedproxyError], message: str, llm: Path, adapter: Path, out: Path, **options: Any) -> None:
+    for form in ("adapter", "checkpoint"):
+        with pytest.raises(error, match=message):
+            fuse(llm, adapter, out, **{"form": form, **options})
+        assert not out.exists()
+
+
+def test_another_llm_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    _, adapter = make_adapter(tiny_checkpoint(), tmp_path / "adapter")
+    for other in (tiny_checkpoint("mistral"), tiny_checkpoint(num_hidden_layers=7), tiny_checkpoint(rms_norm_eps=1e-3)):
+        refused(ArtifactError, "another LLM", other, adapter, tmp_path / "out")
+    refused(ArtifactError, "no checkpoint", tmp_path / "absent", adapter, tmp_path / "out")
+
+
+def test_an_adapter_that_is_fused_already_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint()
+    _, adapter = make_adapter(llm, tmp_path / "adapter")
+    tuned = fuse(llm, adapter, tmp_path / "a")
+    refused(ArtifactError, "fused", llm, tuned, tmp_path / "out")
+    fused = fuse(llm, adapter, tmp_path / "c", form="checkpoint")
+    refused(ArtifactError, "holds this adapter already", fused, adapter, tmp_path / "out")
+    refused(ArtifactError, "not an adapter", llm, fused, tmp_path / "out")
+
+
+def test_an_exchanged_manifest_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint()
+    _, adapter = make_adapter(llm, tmp_path / "adapter")
+    good = Manifest.read(adapter)
+    for change in ({"layer_map": [0, 2, 5]}, {"kind": "llm-adapter"}, {"llm_blocks": 7}, {"llm_sha256": "f" * 64}):
+        replace(good, **change).write(adapter)
+        refused(ArtifactError, "do not belong together", llm, adapter, tmp_path / "out")
+
+
+def test_a_consistent_lie_about_the_map_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint()
+    _, adapter = make_adapter(llm, tmp_path / "adapter")
+    config, tensors, manifest = lora.read_adapter(adapter)
+    lies: list[tuple[dict[str, Any], str]] = [
+        ({"layer_map": [1, 2]}, "has none"),
+        ({"layer_map": [1, 2, 8], "llm_blocks": 9}, "has 6 blocks"),
+        ({"kind": "llm-adapter"}, "has none"),
+    ]
+    for number, (change, message) in enumerate(lies):
+        lora.write_adapter(tmp_path / str(number), config, tensors, replace(manifest, **change))
+        refused(ArtifactError, message, llm, tmp_path / str(number), tmp_path / "out")
+
+
+def test_tensors_of_another_architecture_are_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint()
+    _, adapter = make_adapter(llm, tmp_path / "adapter")
+    config, tensors, manifest = lora.read_adapter(adapter)
+    changes: list[tuple[Callable[[str, torch.Tensor], tuple[str, torch.Tensor]], str]] = [
+        (lambda name, t: (name.replace("model.layers", "transformer.h"), t), "not under 'model.layers'"),
+        (lambda name, t: (name.replace("up_proj", "side_proj"), t), "no linear layer"),
+        (lambda name, t: (name, torch.cat([t, t], int("lora_A" in name))), "its layer has"),
+        (lambda name, t: (name, t * float("nan")), "NaN or infinity"),
+    ]
+    for number, (change, message) in enumerate(changes):
+        altered = dict(change(name, tensor) for name, tensor in tensors.items())
+        lora.write_adapter(tmp_path / str(number), config, altered, manifest)
+        refused(ArtifactError, message, llm, tmp_path / str(number), tmp_path / "out")
+
+
+def test_a_wrong_fan_in_fan_out_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    _, adapter = make_adapter(tiny_checkpoint("gpt2"), tmp_path / "adapter", fan_in_fan_out=False)
+    assert json.loads((adapter / "adapter_config.json").read_text())["fan_in_fan_out"] is False
+    refused(ArtifactError, "fan_in_fan_out", tiny_checkpoint("gpt2"), adapter, tmp_path / "out")
+
+
+def test_wrong_usage(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint()
+    _, adapter = make_adapter(llm, tmp_path / "adapter")
+    refused(UsageError, "unknown form", llm, adapter, tmp_path / "out", form="zip")
+    refused(UsageError, "scale", llm, adapter, tmp_path / "out", scale=float("nan"))
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UsageError, match="overwrite"):
+        fuse(llm, adapter, tmp_path / "taken")
+    fuse(llm, adapter, tmp_path / "taken", overwrite=True)

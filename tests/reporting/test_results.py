@@ -1,0 +1,111 @@
+import json
+
+import pytest
+
+from fedproxy.errors import ArtifactError
+from fedproxy.reporting.results import gap_closed, load, load_events, parse
+
+from .sample import sample
+
+
+def scored(**averages):
+    return {model: {"tasks": {}, "average": average} for model, average in averages.items()}
+
+
+def test_gap_closed_by_hand():
+    assert gap_closed(scored(llm=0.2, fused=0.5, centralized=0.6)) == 0.75
+    assert gap_closed(scored(llm=0.5, fused=0.4, centralized=0.7)) == -0.5
+    assert gap_closed(scored(llm=0.5, fused=0.8, centralized=0.7)) == 1.5
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        {},
+        scored(llm=0.2, fused=0.5),
+        scored(llm=0.2, centralized=0.5),
+        scored(llm=0.5, fused=0.6, centralized=0.5),
+        scored(llm=0.5, fused=0.6, centralized=0.4),
+        scored(llm=None, fused=0.6, centralized=0.4),
+    ],
+)
+def test_gap_closed_is_none_without_a_gap(evaluation):
+    assert gap_closed(evaluation) is None
+
+
+def test_parsed_results_keep_every_number():
+    results = parse(sample())
+    assert results.tasks == ["demo_snips", "demo_travel", "demo_banking", "demo_dbpedia"]
+    assert results.evaluation["fused"].tasks["demo_snips"] == 0.89
+    assert results.rows("demo_snips") == 150
+    assert results.rounds[-1].number == 5
+    client = results.rounds[0].clients[1]
+    assert (client.name, client.bytes_up) == ("travel desk", 1_310_720)
+    assert client.retention == sample()["rounds"][0]["analysis"]["retention"][1]
+    assert results.setting("federate", "merge") == "h-ties"
+    assert results.gap_closed == gap_closed(sample()["evaluation"])
+
+
+def test_a_task_without_accuracy_counts_by_its_first_metric():
+    results = parse({"evaluation": {"llm": {"tasks": {"a": {"f1": 0.5, "n": 4}, "b": {"acc_norm": 0.1, "acc": 0.3}}}}})
+    assert results.evaluation["llm"].tasks == {"a": 0.5, "b": 0.3}
+    assert results.average("llm") == pytest.approx(0.4)
+
+
+def test_a_quarantined_client_has_no_weight():
+    raw = sample(["a", "b", "c"], rounds=1, tasks=[])
+    raw["rounds"][0]["analysis"] |= {"names": ["a", "b"], "similarity": [[1, 0], [0, 1]], "weights": [0.5, 0.5]}
+    raw["rounds"][0]["quarantined"] = [{"client": "c", "reason": "NaN in lora_A"}]
+    round_ = parse(raw).rounds[0]
+    assert [client.weight for client in round_.clients] == [0.5, 0.5, None]
+    assert round_.quarantined == {"c": "NaN in lora_A"}
+
+
+@pytest.mark.parametrize("raw", [{}, {"evaluation": None, "rounds": None, "cost": None, "proxy": None}])
+def test_missing_parts_are_empty(raw):
+    results = parse(raw)
+    assert (results.tasks, results.rounds, results.scores, results.gap_closed) == ([], [], [], None)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"evaluation": {"llm": {"tasks": {"a": {"acc": "high"}}}}}, "evaluation.llm.tasks.a"),
+        ({"evaluation": {"llm": {"average": float("nan")}}}, "evaluation.llm.average"),
+        ({"evaluation": []}, "evaluation"),
+        ({"rounds": {"1": {}}}, "rounds"),
+        ({"rounds": [{"clients": {"bank": {"loss": "low"}}}]}, "rounds[0].clients.bank.loss"),
+        ({"rounds": [{"analysis": {"names": ["a", "b"], "similarity": [[1.0]]}}]}, "rounds[0].analysis.similarity"),
+        ({"proxy": {"scores": [0.1, None]}}, "proxy.scores"),
+        ({"cost": {"bytes_up": True}}, "cost.bytes_up"),
+        ({"name": 3}, "name"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(change, place):
+    with pytest.raises(ArtifactError) as caught:
+        parse(sample() | change, "RUN/results.json")
+    assert f"RUN/results.json.{place} " in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '"text"', "\x00"])
+def test_missing_or_broken_results_are_an_artifact_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"results\.json"):
+        load(tmp_path)
+
+
+def test_rounds_left_out_are_read_from_their_folders(tmp_path):
+    raw = sample(rounds=2)
+    for record in raw.pop("rounds"):
+        folder = tmp_path / "rounds" / f"{record['round']:04d}"
+        folder.mkdir(parents=True)
+        (folder / "round.json").write_text(json.dumps(record))
+    (tmp_path / "results.json").write_text(json.dumps(raw))
+    assert load(tmp_path).rounds == parse(sample(rounds=2)).rounds
+
+
+def test_events_of_a_crashed_run_are_read_up_to_the_crash(tmp_path):
+    assert load_events(tmp_path) == []
+    (tmp_path / "events.jsonl").write_text('{"event": "start"}\n[1]\n{"event": "rou')
+    assert load_events(tmp_path) == [{"event": "start"}]

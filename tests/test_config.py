@@ -1,0 +1,111 @@
+import tomllib
+
+import pytest
+
+from fedproxy.config import load_experiment, parse_experiment, seconds, to_toml
+from fedproxy.errors import ArtifactError, ConfigError
+
+CHOICES = {"score": ["block-influence"], "merge": ["mean", "ties", "h-ties"], "regulariser": ["none", "pcr"]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "public.txt").write_text("text")
+    (tmp_path / "bank.jsonl").write_text("{}")
+    return tmp_path
+
+
+def good():
+    return {
+        "llm": {"path": "hub/model"},
+        "compress": {"calibration": "public.txt"},
+        "client": [{"name": "bank", "data": "bank.jsonl"}],
+    }
+
+
+def problems(raw, folder):
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment(raw, source="e.toml", folder=folder, choices=CHOICES)
+    return caught.value.problems
+
+
+def test_defaults_are_the_papers(folder):
+    experiment = parse_experiment(good(), source="e.toml", folder=folder, choices=CHOICES)
+    assert experiment.compress.remove == 0.5
+    assert (experiment.federate.merge, experiment.federate.regulariser) == ("h-ties", "pcr")
+    assert (experiment.train.lora_r, experiment.train.lora_alpha, experiment.train.lora_dropout) == (32, 64, 0.1)
+    assert (experiment.train.learning_rate, experiment.train.batch_size) == (5e-5, 16)
+
+
+def test_relative_paths_count_from_the_file(folder):
+    experiment = parse_experiment(good(), source="e.toml", folder=folder, choices=CHOICES)
+    assert experiment.client[0].data == str(folder / "bank.jsonl")
+    assert experiment.llm.path == "hub/model"
+
+
+def test_all_problems_are_reported_at_once(folder):
+    raw = good()
+    raw["nmae"] = "x"
+    raw["seed"] = -1
+    raw["compress"] |= {"remove": 1.0, "samples": "many", "calibration": "missing.txt"}
+    raw["train"] = {"learning_rat": 1e-3, "epochs": 0, "batch_size": 1.5, "weight_decay": float("nan")}
+    raw["federate"] = {"merge": "hties", "rounds": True}
+    found = problems(raw, folder)
+    text = "\n".join(found)
+    assert len(found) == 11
+    assert 'Did you mean "name"?' in text
+    assert 'Did you mean "learning_rate"?' in text
+    assert 'Did you mean "h-ties"?' in text
+    assert "remove = 1.0: must be at least 0 and below 1" in text
+    assert "samples = 'many': must be whole number" in text
+    assert "missing.txt does not exist" in text
+
+
+@pytest.mark.parametrize(
+    ("clients", "says"),
+    [
+        ([], "There are no clients"),
+        ([{"name": "a", "data": "bank.jsonl"}, {"name": "a", "data": "bank.jsonl"}], 'Two clients are called "a"'),
+        ([{"name": "a"}], "needs either data = FILE or task = NAME"),
+        ([{"name": "a", "data": "bank.jsonl", "task": "sst2"}], "needs either"),
+        ([{"name": "../a", "task": "sst2"}], "name = '../a'"),
+        ([{"name": "a", "task": "sst2", "rows": 0}], "rows = 0: must be greater than 0"),
+    ],
+)
+def test_impossible_clients(folder, clients, says):
+    raw = {**good(), "client": clients}
+    assert any(says in problem for problem in problems(raw, folder))
+
+
+def test_clients_and_partition_exclude_each_other(folder):
+    raw = {**good(), "partition": {"data": "bank.jsonl"}}
+    assert any("exclude each other" in problem for problem in problems(raw, folder))
+    del raw["client"]
+    assert parse_experiment(raw, source="e", folder=folder, choices=CHOICES).partition.clients == 8
+
+
+def test_resolved_experiment_survives_toml(folder):
+    raw = good()
+    raw["name"] = 'quoted "name" \\ with\ttab'
+    raw["client"] += [{"name": "shop", "task": "sst2", "rows": 3}]
+    raw["federate"] = {"merge_options": {"rho": 1.2}, "deadline": "30m"}
+    raw["train"] = {"lora_targets": ["q_proj", "v_proj"], "learning_rate": 1e-4}
+    experiment = parse_experiment(raw, source="e", folder=folder, choices=CHOICES)
+    text = to_toml(experiment.as_dict())
+    again = parse_experiment(tomllib.loads(text), source="e", folder=folder, choices=CHOICES)
+    assert again == experiment
+    assert to_toml(again.as_dict()) == text
+
+
+def test_missing_file_and_broken_toml(tmp_path):
+    with pytest.raises(ArtifactError, match="No such file"):
+        load_experiment(tmp_path / "no.toml")
+    (tmp_path / "bad.toml").write_text("a = [")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_experiment(tmp_path / "bad.toml")
+
+
+def test_durations():
+    assert [seconds("90s"), seconds("30m"), seconds("1.5 h")] == [90, 1800, 5400]
+    with pytest.raises(ValueError, match="no duration"):
+        seconds("soon")

@@ -1,0 +1,173 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import fedproxy
+from fedproxy.artifacts import Manifest, read_json
+from fedproxy.errors import ArtifactError, ConfigError, FederationError, UsageError
+from fedproxy.federation import client as client_module
+from fedproxy.pipeline import run
+
+WORDS = {"colours": ["red", "green", "blue"], "numbers": ["one", "two", "three"]}
+
+
+def write_experiment(folder: Path, llm: Path, calibration: Path, *, extra: str = "", rounds: int = 3) -> Path:
+    clients = ""
+    for name, words in WORDS.items():
+        rows = [{"prompt": f"say {word} {i}:", "completion": f" {word}"} for i in range(4) for word in words]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        clients += f'\n[[client]]\nname = "{name}"\ndata = "{name}.jsonl"\n'
+    path = folder / "experiment.toml"
+    path.write_text(
+        f'name = "words"\n[llm]\npath = "{llm}"\n[compress]\ncalibration = "{calibration}"\nmax_length = 32\n{clients}'
+        "\n[train]\nbatch_size = 4\nlearning_rate = 1e-2\nlora_r = 2\nlora_alpha = 4\nmax_length = 32\n"
+        f"[federate]\nrounds = {rounds}\nregulariser_strength = 1.0\n{extra}"
+    )
+    return path
+
+
+@pytest.fixture
+def experiment(tmp_path, tiny_checkpoint, calibration):
+    return write_experiment(tmp_path, tiny_checkpoint(), calibration)
+
+
+def adapter_bytes(path):
+    return (path / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_same_experiment_gives_the_same_bytes_and_a_resumed_one_too(experiment, tmp_path):
+    first = fedproxy.federate(experiment, tmp_path / "1")
+    fedproxy.federate(experiment, tmp_path / "2")
+    assert adapter_bytes(tmp_path / "1") == adapter_bytes(tmp_path / "2")
+    assert [record["round"] for record in first.rounds] == [1, 2, 3]
+    # What a kill after round 1 leaves: one complete round, half of the next, no adapter.
+    shutil.rmtree(tmp_path / "2" / "adapter")
+    shutil.rmtree(tmp_path / "2" / "rounds" / "0003")
+    (tmp_path / "2" / "rounds" / "0002").rename(tmp_path / "2" / "rounds" / ".0002.tmp-x")
+    (tmp_path / "2" / ".adapter.tmp-x").mkdir()
+    fedproxy.federate(experiment, tmp_path / "2", resume=True)
+    assert adapter_bytes(tmp_path / "1") == adapter_bytes(tmp_path / "2")
+    for number in ("0001", "0002", "0003"):
+        for name in ("adapter.safetensors", "conflict.safetensors"):
+            files = [tmp_path / run / "rounds" / number / name for run in ("1", "2")]
+            assert files[0].read_bytes() == files[1].read_bytes()
+    assert not list((tmp_path / "2").rglob("*.tmp-*"))
+
+
+def test_the_seed_matters(experiment, tmp_path):
+    fedproxy.federate(experiment, tmp_path / "1")
+    experiment.write_text("seed = 1\n" + experiment.read_text())
+    fedproxy.federate(experiment, tmp_path / "2")
+    assert adapter_bytes(tmp_path / "1") != adapter_bytes(tmp_path / "2")
+
+
+def test_a_run_leaves_what_the_contract_promises(experiment, tmp_path, tiny_checkpoint):
+    results = run(experiment, tmp_path / "run")
+    path = tmp_path / "run"
+    names = {p.name for p in path.iterdir()}
+    assert names >= {"experiment.toml", "environment.json", "proxy", "rounds", "adapter", "fused", "results.json"}
+    assert read_json(path / "results.json") == json.loads(json.dumps(results))
+    record = read_json(path / "rounds" / "0002" / "round.json")
+    assert record["analysis"]["names"] == ["colours", "numbers"]
+    assert set(record["clients"]["colours"]) == {"rows", "tokens", "steps", "loss", "seconds", "bytes_up", "bytes_down"}
+    llm = AutoModelForCausalLM.from_pretrained(tiny_checkpoint())
+    PeftModel.from_pretrained(llm, path / "fused")
+    proxy = AutoModelForCausalLM.from_pretrained(path / "proxy")
+    PeftModel.from_pretrained(proxy, path / "adapter")
+    assert Manifest.read(path / "adapter").layer_map == Manifest.read(path / "proxy").layer_map
+
+
+def test_the_conflict_of_a_round_is_that_of_its_updates(experiment, tmp_path):
+    fedproxy.federate(experiment, tmp_path / "run")
+    conflict = load_file(tmp_path / "run" / "rounds" / "0001" / "conflict.safetensors")
+    values = torch.cat([t.flatten() for t in conflict.values()])
+    assert set(values.unique().tolist()) <= {0.0, 0.5, 1.0}
+    record = read_json(tmp_path / "run" / "rounds" / "0001" / "round.json")
+    assert float(values.mean()) == pytest.approx(record["analysis"]["conflict_mean"], abs=1e-6)
+
+
+def test_an_earlier_run_is_neither_lost_nor_mixed(experiment, tmp_path):
+    out = tmp_path / "run"
+    fedproxy.federate(experiment, out)
+    before = adapter_bytes(out)
+    with pytest.raises(UsageError, match="--resume"):
+        fedproxy.federate(experiment, out)
+    experiment.write_text(experiment.read_text().replace("1e-2", "1e-3"))
+    with pytest.raises(UsageError, match="another experiment"):
+        fedproxy.federate(experiment, out, resume=True)
+    assert adapter_bytes(out) == before
+    fedproxy.federate(experiment, out, overwrite=True)
+    assert adapter_bytes(out) != before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("")
+    with pytest.raises(UsageError, match="is no run"):
+        fedproxy.federate(experiment, other, overwrite=True)
+    assert (other / "thesis.txt").exists()
+
+
+def test_bad_data_is_found_before_anything_is_written(experiment, tmp_path):
+    (tmp_path / "numbers.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"\n')
+    with pytest.raises(ArtifactError, match=r"numbers\.jsonl.*2"):
+        fedproxy.federate(experiment, tmp_path / "run")
+    (tmp_path / "numbers.jsonl").write_text("")
+    with pytest.raises(ArtifactError, match=r"numbers\.jsonl"):
+        fedproxy.federate(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_merge_options_are_found_before_anything_is_written(tmp_path, tiny_checkpoint, calibration):
+    path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra="merge_options = { roh = 1.1 }\n")
+    with pytest.raises(UsageError, match="rho"):
+        fedproxy.federate(path, tmp_path / "run")
+    path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra='merge = "hties"\n')
+    with pytest.raises(ConfigError, match="h-ties"):
+        fedproxy.federate(path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_poisoned_update_is_left_out_and_the_run_goes_on(experiment, tmp_path, monkeypatch):
+    honest = client_module.adapter_state
+
+    def poisoned(model):
+        state = honest(model)
+        calls.append(1)
+        if len(calls) == 2:  # the first reply is of "colours", the second of "numbers"
+            next(iter(state.values()))[0] = float("nan")
+        return state
+
+    calls = []
+    monkeypatch.setattr(client_module, "adapter_state", poisoned)
+    with pytest.raises(FederationError, match=r"numbers: .*NaN"):
+        fedproxy.federate(experiment, tmp_path / "strict")
+    experiment.write_text(experiment.read_text() + "quorum = 0.5\n")
+    calls.clear()
+    tolerant = fedproxy.federate(experiment, tmp_path / "tolerant")
+    assert [list(record["clients"]) for record in tolerant.rounds] == [["colours"], *[["colours", "numbers"]] * 2]
+    assert tolerant.rounds[0]["quarantined"][0]["client"] == "numbers"
+
+
+@pytest.mark.parametrize("rule", ["mean", "ties"])
+@pytest.mark.parametrize("regulariser", ["none", "fedprox"])
+def test_every_rule_and_regulariser_runs(tmp_path, tiny_checkpoint, calibration, rule, regulariser):
+    extra = f'merge = "{rule}"\nregulariser = "{regulariser}"\n'
+    path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=2)
+    assert len(fedproxy.federate(path, tmp_path / "run").rounds) == 2
+
+
+def test_a_partition_makes_clients(experiment, tmp_path):
+    text = experiment.read_text()
+    head, _, rest = text.partition("[[client]]")
+    tail = "[train]" + rest.partition("[train]")[2]
+    (tmp_path / "all.jsonl").write_text((tmp_path / "colours.jsonl").read_text())
+    cut = '[partition]\ndata = "all.jsonl"\nclients = 3\nscheme = "dirichlet"\nalpha = 1.0\n'
+    experiment.write_text(head + cut + tail.replace("rounds = 3", "rounds = 1"))
+    [record] = fedproxy.federate(experiment, tmp_path / "run").rounds
+    assert list(record["clients"]) == ["client-1", "client-2", "client-3"]
+    assert sum(client["rows"] for client in record["clients"].values()) == 12
