@@ -171,3 +171,30 @@ def test_a_partition_makes_clients(experiment, tmp_path):
     [record] = fedproxy.federate(experiment, tmp_path / "run").rounds
     assert list(record["clients"]) == ["client-1", "client-2", "client-3"]
     assert sum(client["rows"] for client in record["clients"].values()) == 12
+
+
+def test_every_model_asked_for_is_scored_on_the_clients_tasks(tmp_path, tiny_checkpoint, calibration):
+    (tmp_path / "colour.yaml").write_text(
+        "task: colour\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        "    train: rows.jsonl\n    test: rows.jsonl\n"
+        "training_split: train\ntest_split: test\noutput_type: multiple_choice\ndoc_to_text: 'Colour of {{text}}:'\n"
+        "doc_to_target: label\ndoc_to_choice: ['red', 'blue']\nmetric_list:\n  - metric: acc\n"
+    )
+    rows = [{"text": f"thing {i}", "label": i % 2} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = tmp_path / "experiment.toml"
+    path.write_text(
+        f'[llm]\npath = "{tiny_checkpoint()}"\n[compress]\ncalibration = "{calibration}"\nmax_length = 32\n'
+        '[[client]]\nname = "a"\ntask = "colour"\nrows = 6\n[[client]]\nname = "b"\ntask = "colour"\n'
+        "[train]\nbatch_size = 4\nlora_r = 2\nmax_length = 32\n[federate]\nrounds = 1\n"
+        f'[evaluate]\ninclude = "{tmp_path}"\ncentralized = true\nlimit = 4\n'
+    )
+    results = run(path, tmp_path / "run")
+    assert list(results["evaluation"]) == ["llm", "proxy", "proxy_tuned", "fused", "centralized"]
+    assert all(scores["tasks"]["colour"]["n"] == 4 for scores in results["evaluation"].values())
+    assert {name: c["rows"] for name, c in results["rounds"][0]["clients"].items()} == {"a": 6, "b": 8}
+    assert {"compress", "federate", "fuse", "centralized", "evaluate"} <= results["cost"]["seconds"].keys()
+    stored = (tmp_path / "run" / "centralized" / "adapter_model.safetensors").read_bytes()
+    again = run(path, tmp_path / "run", resume=True)
+    assert again["evaluation"] == results["evaluation"]
+    assert (tmp_path / "run" / "centralized" / "adapter_model.safetensors").read_bytes() == stored

@@ -11,18 +11,17 @@ from fedproxy.models.lora import AdaptedModel, adapter_state, set_adapter_state
 from fedproxy.models.training import Encoded, Penalty, train
 from fedproxy.seeds import derive_seed
 
-STRENGTH = {"none": 0.0, "fedprox": 0.01, "pcr": 1e-5}
+STRENGTH = {"fedprox": 0.01, "pcr": 1e-5}
 """Strength of each regulariser unless the experiment gives one: μ = 0.01 (Li et al. 2020), λ = 1e-5 (FedProxy)."""
 
 
 def regularisation(settings: Federate, order: Order, device: torch.device) -> Penalty | None:
     """The term a client adds to its loss in the round of `order`; none if it would be zero throughout."""
-    strength = settings.regulariser_strength
-    if strength is None:
-        strength = STRENGTH[settings.regulariser]
-    if strength == 0 or (settings.regulariser == "pcr" and order.conflict is None):
+    name, given = settings.regulariser, settings.regulariser_strength
+    if name == "none" or given == 0 or (name == "pcr" and order.conflict is None):
         return None
-    term = penalty(settings.regulariser)
+    strength = STRENGTH[name] if given is None else given
+    term = penalty(name)
     anchor = {name: tensor.to(device) for name, tensor in order.adapter.items()}
     conflict = {name: tensor.to(device) for name, tensor in (order.conflict or {}).items()} or None
 
