@@ -56,7 +56,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let PEFT's use of a deprecated property of transformers pass."""
+    """Let PEFT's use of a deprecated property of transformers pass; tiny models are fastest on one thread."""
+    torch.set_num_threads(1)
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
     logging.disable_progress_bar()
 

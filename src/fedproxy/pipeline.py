@@ -25,7 +25,7 @@ from fedproxy.federation.store import RoundStore
 from fedproxy.fusion import fuse
 from fedproxy.models.checkpoints import load_model, load_tokenizer, resolve
 from fedproxy.models.lora import adapter_state, attach, write_adapter
-from fedproxy.models.training import Encoded, bf16_is_fast, encode, optimizer_steps, train
+from fedproxy.models.training import Encoded, encode, optimizer_steps, train
 from fedproxy.reporting import gap_closed, report, results_table, totals_table
 from fedproxy.run_directory import RunDirectory, environment
 from fedproxy.seeds import derive_seed
@@ -129,9 +129,8 @@ def client_rows(experiment: Experiment) -> dict[str, list[dict[str, Any]]]:
 
 
 def _load_for_training(path: Path, experiment: Experiment) -> Any:
-    """Load a model to attach an adapter to: in its own dtype where bfloat16 is fast, else in float32."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    narrow = experiment.train.precision != "fp32" and bf16_is_fast(device)
+    """Load a model to attach an adapter to: in its own dtype on a GPU, in float32 on a CPU, where that is faster."""
+    narrow = experiment.train.precision != "fp32" and torch.cuda.is_available()
     return load_model(path, dtype=None if narrow else torch.float32)
 
 
