@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
@@ -258,8 +259,6 @@ def main() -> None:
         state = load_file(args.out / "state.safetensors", device=args.device)
         model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")}, strict=False)
         restore_optimizers(optimizers, {k[10:]: v for k, v in state.items() if k.startswith("optimizer.")})
-        from safetensors import safe_open
-
         with safe_open(args.out / "state.safetensors", "pt") as file:
             progress = json.loads(file.metadata()["progress"])
 
@@ -306,11 +305,12 @@ def main() -> None:
                 file=sys.stderr,
                 flush=True,
             )
-        if time.monotonic() - last_save > 180:
+        if time.monotonic() - last_save > train["save_every_seconds"]:
             save_state(args.out, model, optimizers, progress)
             last_save = time.monotonic()
 
     model.to(torch.bfloat16).save_pretrained(args.out)
+    (args.out / "model.safetensors").chmod(0o644)
     parameters = sum(p.numel() for p in model.parameters())
     (args.out / "README.md").write_text(card(mixture, progress, parameters))
     (args.out / "state.safetensors").unlink(missing_ok=True)

@@ -198,3 +198,10 @@ def test_every_model_asked_for_is_scored_on_the_clients_tasks(tmp_path, tiny_che
     again = run(path, tmp_path / "run", resume=True)
     assert again["evaluation"] == results["evaluation"]
     assert (tmp_path / "run" / "centralized" / "adapter_model.safetensors").read_bytes() == stored
+
+
+def test_an_unknown_task_is_found_before_anything_is_written(experiment, tmp_path):
+    experiment.write_text(experiment.read_text() + '[evaluate]\ntasks = ["sst22"]\n')
+    with pytest.raises(UsageError, match="sst2"):
+        run(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from fedproxy.compression import SCORES, Proxy, compress
 from fedproxy.config import Experiment, load_experiment
 from fedproxy.data import partition, read_rows
 from fedproxy.errors import UsageError
-from fedproxy.evaluation import evaluate, training_rows
+from fedproxy.evaluation import evaluate, load_for_evaluation, training_rows
 from fedproxy.federation.client import answer
 from fedproxy.federation.coordinator import Closed, Coordinator, Order, Reply
 from fedproxy.federation.engines import inline
@@ -339,6 +339,7 @@ def run(
     progress = on_progress or _silent
     experiment = read_experiment(experiment)
     rows = client_rows(experiment)
+    _check_tasks(experiment)
     directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
     path = directory.path
     _federate(experiment, directory, rows, progress)
@@ -358,10 +359,26 @@ def run(
     return results
 
 
+def _tasks(experiment: Experiment) -> list[str]:
+    return experiment.evaluate.tasks or list(dict.fromkeys(c.task for c in experiment.client if c.task))
+
+
+def _check_tasks(experiment: Experiment) -> None:
+    """Load the tasks that will be scored once before anything else, so that a fault in them shows before the training.
+
+    Raises:
+        UsageError: a task is unknown.
+        ArtifactError: its rows cannot be read.
+    """
+    settings = experiment.evaluate
+    if tasks := _tasks(experiment):
+        data, include = (Path(folder) if folder else None for folder in (settings.data, settings.include))
+        load_for_evaluation(tasks, data=data, include=include)
+
+
 def _evaluate(experiment: Experiment, directory: RunDirectory, on_progress: OnProgress) -> dict[str, Any]:
     """Score the models asked for; each score is stored at once, so that a resumed run does not repeat it."""
-    settings, path = experiment.evaluate, directory.path
-    tasks = settings.tasks or list(dict.fromkeys(client.task for client in experiment.client if client.task))
+    settings, path, tasks = experiment.evaluate, directory.path, _tasks(experiment)
     stored = path / "evaluation.json"
     evaluation: dict[str, Any] = read_json(stored) if stored.is_file() else {}
     if not tasks:

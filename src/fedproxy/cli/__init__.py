@@ -3,6 +3,7 @@
 import errno
 import signal
 import sys
+import typing
 from typing import Any
 
 import click
@@ -15,7 +16,7 @@ from fedproxy.errors import FedproxyError
 INTERRUPTED = 130
 
 
-def _app() -> typer.Typer:
+def _command() -> click.Command:
     from fedproxy.cli import compress, demo, doctor, evaluate, federate, fuse, merge, report, run
 
     app = typer.Typer(
@@ -31,7 +32,14 @@ def _app() -> typer.Typer:
     for module in (demo, run, compress, federate, merge, fuse, evaluate, report, doctor):
         name = module.__name__.rpartition(".")[2]
         app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
-    return app
+    group = typer.main.get_command(app)
+    for command in group.commands.values():  # type: ignore[attr-defined]
+        hints = typing.get_type_hints(command.callback.__wrapped__, include_extras=True)
+        for parameter in command.params:
+            # typer 0.20 loses the help of arguments with click 8.4 and later, which reset it.
+            if parameter.param_type_name == "argument":
+                parameter.help = hints[parameter.name].__metadata__[0].help
+    return group
 
 
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
@@ -57,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments.remove("--debug")
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = _app()(arguments, prog_name="fedproxy", standalone_mode=False)
+        code = _command()(arguments, prog_name="fedproxy", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
