@@ -66,10 +66,11 @@ def bare(model, examples: list[Encoded], pad: int) -> float:
 
 
 def trl(model, tokenizer, data: list[dict[str, str]], folder: str) -> float:
-    """SFTTrainer with what it offers for the same job."""
+    """SFTTrainer with what it offers for the same job, and the same attention."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    model.get_base_model().set_attn_implementation("eager")
     config = SFTConfig(
         output_dir=folder,
         per_device_train_batch_size=SETTINGS.batch_size,

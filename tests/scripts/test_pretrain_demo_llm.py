@@ -61,7 +61,9 @@ pytestmark = [
 
 def test_it_trains_goes_on_after_a_kill_and_writes_a_card(tmp_path):
     (tmp_path / "mixture.toml").write_text(MIXTURE)
-    (tmp_path / "text.txt").write_text("\n\n".join(f"The quick brown fox jumps over dog number {i}." for i in range(99)))
+    (tmp_path / "text.txt").write_text(
+        "\n\n".join(f"The quick brown fox jumps over dog number {i}." for i in range(99))
+    )
     rows = [{"text": f"word {i}", "label_text": "secret" if i % 2 else "a_label"} for i in range(60)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "test.jsonl").write_text(json.dumps({"text": "word 2"}))
