@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tokenizer
 
 from fedproxy.compression.calibrate import batches, draw, read_documents
 from fedproxy.errors import ArtifactError, UsageError
+from tests.conftest import make_tokenizer
 
 
 def test_plain_text_is_cut_at_blank_lines(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, make_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedproxy.artifacts import Manifest, model_identity
 from fedproxy.compression import Proxy, compress
 from fedproxy.errors import ArtifactError, UsageError
+from tests.conftest import FAMILIES, make_model
 
 Checkpoint = Callable[..., Path]
 IDS = torch.arange(30).reshape(2, 15)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,6 +15,7 @@ from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.fusion import fuse
 from fedproxy.models import lora
 from fedproxy.models.families import blocks, keep_blocks
+from tests.conftest import make_model
 
 Checkpoint = Callable[..., Path]
 KEEP = [1, 2, 5]

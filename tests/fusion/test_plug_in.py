@@ -1,10 +1,10 @@
 import pytest
 import torch
-from conftest import make_model
 from torch import nn
 
 from fedproxy.errors import ArtifactError
 from fedproxy.fusion.plug_in import add_task_vector, check_fits, merge_into, rekey_adapter, rekey_config
+from tests.conftest import make_model
 
 P = "base_model.model.model.layers."
 

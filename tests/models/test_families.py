@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BLOCKS, FAMILIES, make_model
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.families import FAMILIES as TESTED
 from fedproxy.models.families import blocks, blocks_path, keep_blocks, skipping
+from tests.conftest import BLOCKS, FAMILIES, make_model
 
 KEEP = [0, 3, 4]
 PATHS = {"gpt2": "transformer.h", "opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers"}

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, make_model
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -17,6 +16,7 @@ from fedproxy.artifacts import Manifest, model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models import lora
 from fedproxy.models.families import blocks_path
+from tests.conftest import FAMILIES, make_model
 
 MANIFEST = Manifest("proxy-adapter", "0" * 64, 12, [0, 2, 3, 7, 9, 11], seed=3)
 IDS = torch.arange(20).reshape(1, 20)

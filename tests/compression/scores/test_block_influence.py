@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from conftest import BLOCKS, FAMILIES, make_model
 from torch import nn
 
 from fedproxy.compression.calibrate import Batch
 from fedproxy.compression.scores.block_influence import block_influence, cosine
 from fedproxy.models.families import blocks
+from tests.conftest import BLOCKS, FAMILIES, make_model
 
 
 def silent(_fraction: float) -> None:
