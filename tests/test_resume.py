@@ -37,7 +37,7 @@ def test_kills_at_random_moments_lose_nothing(tmp_path, tiny_checkpoint, calibra
             process.wait(timeout=generator.uniform(0.4, 1.0) * whole)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.wait()
+        process.communicate()
         rounds = len(list((out / "rounds").glob("0*"))) if (out / "rounds").exists() else 0
         assert rounds >= complete
         complete = rounds

@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _command()(arguments, prog_name="fedproxy", standalone_mode=False)
+        if code == INTERRUPTED:  # typer catches the interrupt and says nothing
+            raise KeyboardInterrupt
     except click.ClickException as error:
         error.show()
         code = error.exit_code
