@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## the whole job on the bundled LLM and data
 	$(BIN)/fedproxy demo --out runs/demo --overwrite
 
-test: setup  ## the fast suite, then the slow one
+test: setup  ## all tests; the fast ones alone: .venv/bin/pytest -m "not slow"
 	$(BIN)/python -m pytest
 
 lint: setup

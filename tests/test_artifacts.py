@@ -173,14 +173,28 @@ def checkpoint(folder, **config):
     return folder
 
 
-def test_identity_sees_config_and_shapes_but_not_values_or_versions(tmp_path):
+def test_identity_sees_config_shapes_and_values_but_not_versions(tmp_path):
     first = model_identity(checkpoint(tmp_path / "1", transformers_version="5.0"))
     second = checkpoint(tmp_path / "2", transformers_version="5.1", _name_or_path="elsewhere")
-    save_tensors(second / "model.safetensors", {"w": torch.ones(2, 2)})
     assert model_identity(second) == first
+    save_tensors(second / "model.safetensors", {"w": torch.ones(2, 2)})
+    assert model_identity(second) != first
     assert model_identity(checkpoint(tmp_path / "3", layers=2)) != first
     save_tensors(second / "model.safetensors", {"w": torch.ones(2, 3)})
     assert model_identity(second) != first
+
+
+def test_identity_does_not_depend_on_the_sharding(tmp_path):
+    values = {"a": torch.randn(40, 9), "b": torch.randn(3), "c": torch.zeros(0)}
+    for name in ("whole", "sharded"):
+        checkpoint(tmp_path / name)
+    save_tensors(tmp_path / "whole" / "model.safetensors", values)
+    (tmp_path / "sharded" / "model.safetensors").unlink()
+    for name, value in values.items():
+        save_tensors(tmp_path / "sharded" / f"{name}.safetensors", {name: value})
+    index = {"weight_map": {name: f"{name}.safetensors" for name in values}}
+    write_json(tmp_path / "sharded" / "model.safetensors.index.json", index)
+    assert model_identity(tmp_path / "sharded") == model_identity(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["../w.safetensors", "missing.safetensors", "/etc/passwd", 3])

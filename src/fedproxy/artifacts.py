@@ -305,15 +305,27 @@ def weight_files(checkpoint: Path) -> list[Path]:
     return [checkpoint / name for name in names]
 
 
+_SAMPLE = 64
+
+
 def model_identity(checkpoint: Path) -> str:
-    """SHA-256 over a checkpoint's configuration and tensor index (names, dtypes, shapes; not the values).
+    """SHA-256 over a checkpoint's configuration, tensor index (names, dtypes, shapes) and a sample of every tensor.
+
+    The sample (first, middle and last 64 bytes) tells a model from another one of the same shape, a fine-tuned twin
+    for example, without reading the weights. It does not depend on how the tensors are spread over files.
 
     Raises:
         ArtifactError: there is no checkpoint.
     """
     index: dict[str, Any] = {}
-    for file in weight_files(checkpoint):
-        index |= {name: [dtype, list(shape)] for name, (dtype, shape, _, _) in read_header(file).entries.items()}
+    for path in weight_files(checkpoint):
+        with open(path, "rb") as file:
+            for name, (dtype, shape, begin, end) in read_header(path).entries.items():
+                sample = hashlib.sha256()
+                for start in (begin, (begin + end) // 2, max(begin, end - _SAMPLE)):
+                    file.seek(start)
+                    sample.update(file.read(min(_SAMPLE, end - start)))
+                index[name] = [dtype, list(shape), sample.hexdigest()]
     config = read_json(Path(checkpoint) / "config.json")
     for volatile in ("transformers_version", "_name_or_path"):
         config.pop(volatile, None)

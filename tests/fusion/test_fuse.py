@@ -143,7 +143,9 @@ def refused(error: type[FedproxyError], message: str, llm: Path, adapter: Path, 
 
 def test_another_llm_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     _, adapter = make_adapter(tiny_checkpoint(), tmp_path / "adapter")
-    for other in (tiny_checkpoint("mistral"), tiny_checkpoint(num_hidden_layers=7), tiny_checkpoint(rms_norm_eps=1e-3)):
+    others = [tiny_checkpoint("mistral"), tiny_checkpoint(num_hidden_layers=7), tiny_checkpoint(rms_norm_eps=1e-3)]
+    others.append(tiny_checkpoint(seed=1))  # the same shape, other weights
+    for other in others:
         refused(ArtifactError, "another LLM", other, adapter, tmp_path / "out")
     refused(ArtifactError, "no checkpoint", tmp_path / "absent", adapter, tmp_path / "out")
 

@@ -79,10 +79,10 @@ def fuse(
 def _check_llm(llm: Path, manifest: Manifest, adapter_sha256: str) -> None:
     if manifest.kind != "proxy-adapter":
         raise ArtifactError("the adapter counts LLM blocks already: it is fused. Load it on the LLM with PEFT.")
+    if (llm / MANIFEST).is_file() and Manifest.read(llm).settings.get("adapter_sha256") == adapter_sha256:
+        raise ArtifactError(f"{llm} holds this adapter already. Fuse it into the LLM it came from.")
     sha256 = model_identity(llm)
     if sha256 != manifest.llm_sha256:
         raise ArtifactError(
             f"the adapter belongs to another LLM (sha256 {manifest.llm_sha256[:12]}…) than {llm} ({sha256[:12]}…)."
         )
-    if (llm / MANIFEST).is_file() and Manifest.read(llm).settings.get("adapter_sha256") == adapter_sha256:
-        raise ArtifactError(f"{llm} holds this adapter already. Fuse it into the LLM it came from.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -149,9 +150,17 @@ def save_checkpoint(directory: Path, model: PreTrainedModel, source: Path) -> No
     """Write model (its own data type) and generation config into `directory`, with the tokenizer files of `source`.
 
     The tokenizer files are copied to the byte: a loaded tokenizer remembers settings of its use, such as truncation.
+
+    Raises:
+        ResourceError: the disk is full.
     """
-    with _quiet():
-        model.save_pretrained(directory)
+    try:
+        with _quiet():
+            model.save_pretrained(directory)
+    except SafetensorError as error:
+        if "No space left" in str(error):
+            raise ResourceError(f"{directory}: no space left on device. Free some space.") from error
+        raise
     for pattern in _TOKENIZER_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, directory / file.name)
