@@ -49,7 +49,6 @@ __all__ = [
 OnProgress = Callable[[str, float, str], None]
 """Told the stage, the fraction of it that is done, and what is being done."""
 
-STAGES = ("compress", "federate", "fuse", "centralized", "evaluate")
 ENGINES = ("inline",)
 
 
@@ -227,13 +226,11 @@ def _rounds(
         completed=last.round if last else 0,
     )
     place = {name: index for index, name in enumerate(coordinator.clients)}
-    losses: dict[str, float] = {}
 
     def reply(order: Order, name: str) -> Reply:
         done = order.round - 1 + place[name] / len(place)
 
         def on_step(step: int, steps: int, loss: float) -> None:
-            losses[name] = loss
             on_progress(
                 "federate",
                 (done + step / steps / len(place)) / settings.rounds,
@@ -257,13 +254,10 @@ def _rounds(
         directory.event("round_closed", round=closed.round, seconds=seconds)
 
     inline.drive(coordinator, reply, on_closed)
-    final = store.latest()
-    if final is None:
-        raise RuntimeError("no round was stored")
     source = Manifest.read(proxy)
     with new_directory(directory.path / "adapter") as folder:
         write_adapter(
-            folder, model, final.adapter, _adapter_manifest(source, "proxy-adapter", source.layer_map, experiment)
+            folder, model, coordinator.adapter, _adapter_manifest(source, "proxy-adapter", source.layer_map, experiment)
         )
 
 

@@ -42,6 +42,8 @@ class RunDirectory:
         stored = path / "experiment.toml"
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file. Give a directory.")
+        for leftover in path.glob(".experiment.toml.tmp-*"):  # of a run killed in its first moment
+            leftover.unlink()
         if path.is_dir() and any(path.iterdir()):
             if resume and stored.is_file():
                 if stored.read_text() != text:
@@ -62,6 +64,7 @@ class RunDirectory:
         if not stored.is_file():
             with new_file(stored) as file:
                 file.write(text.encode())
+        if not (path / "environment.json").is_file():
             write_json(path / "environment.json", environment())
 
     def event(self, name: str, **values: Any) -> None:

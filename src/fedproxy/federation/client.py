@@ -22,8 +22,8 @@ def regularisation(settings: Federate, order: Order, device: torch.device) -> Pe
         return None
     strength = STRENGTH[name] if given is None else given
     term = penalty(name)
-    anchor = {name: tensor.to(device) for name, tensor in order.adapter.items()}
-    conflict = {name: tensor.to(device) for name, tensor in (order.conflict or {}).items()} or None
+    anchor = {key: tensor.to(device) for key, tensor in order.adapter.items()}
+    conflict = {key: tensor.to(device) for key, tensor in (order.conflict or {}).items()} or None
 
     def added(parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return term(parameters, anchor, conflict, strength)

@@ -80,7 +80,7 @@ def size_in_bytes(tensors: Tensors | None) -> int:
 
 
 class Coordinator:
-    """The rounds of one federation as a state machine.
+    """The rounds of one federation as a state machine; `adapter` is φ after the last complete round.
 
     Args:
         clients: Names of the clients.
@@ -101,7 +101,7 @@ class Coordinator:
     ) -> None:
         self.clients = tuple(sorted(clients))
         self.completed = completed
-        self._adapter, self._conflict, self._settings = adapter, conflict, settings
+        self.adapter, self._conflict, self._settings = adapter, conflict, settings
         self._open: _Open | None = None
 
     @property
@@ -118,7 +118,7 @@ class Coordinator:
         """Open the next round."""
         if self._open is not None or self.done:
             raise RuntimeError("begin: a round is open, or all are complete")
-        self._open = _Open(Order(self.completed + 1, self._adapter, self._conflict))
+        self._open = _Open(Order(self.completed + 1, self.adapter, self._conflict))
         return self._open.order
 
     def receive(self, reply: Reply) -> str | None:
@@ -174,9 +174,9 @@ class Coordinator:
         updates, names = [reply.update for reply in replies], [reply.client for reply in replies]
         rows = [reply.rows for reply in replies]
         merged, analysis = merge(updates, self._settings.merge, rows=rows, names=names, **self._settings.merge_options)
-        adapter = {name: tensor + merged[name] for name, tensor in self._adapter.items()}
+        adapter = {name: tensor + merged[name] for name, tensor in self.adapter.items()}
         closed = Closed(state.order.round, adapter, conflict(updates), self._record(state, replies, analysis.as_dict()))
-        self._adapter, self._conflict, self.completed = adapter, closed.conflict, closed.round
+        self.adapter, self._conflict, self.completed = adapter, closed.conflict, closed.round
         return closed
 
     def _record(self, state: _Open, replies: list[Reply], analysis: Mapping[str, Any]) -> dict[str, Any]:

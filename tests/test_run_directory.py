@@ -1,0 +1,41 @@
+import pytest
+
+from fedproxy.artifacts import read_json
+from fedproxy.config import LLM, Compress, Experiment
+from fedproxy.errors import UsageError
+from fedproxy.run_directory import RunDirectory
+
+EXPERIMENT = Experiment(LLM("llm"), Compress(calibration="text"))
+
+
+def test_a_run_killed_in_its_first_moment_can_begin_again(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".experiment.toml.tmp-abc").write_text("half")
+    RunDirectory(path, EXPERIMENT, resume=False, overwrite=False)
+    assert sorted(p.name for p in path.iterdir()) == ["environment.json", "experiment.toml"]
+
+
+def test_a_run_killed_before_its_environment_was_written_gets_it_on_resume(tmp_path):
+    path = tmp_path / "run"
+    RunDirectory(path, EXPERIMENT, resume=False, overwrite=False)
+    (path / "environment.json").unlink()
+    RunDirectory(path, EXPERIMENT, resume=True, overwrite=False)
+    assert read_json(path / "environment.json")["versions"]
+
+
+def test_a_folder_that_is_no_run_keeps_everything(tmp_path):
+    (tmp_path / ".draft.tmp-1").write_text("mine")
+    with pytest.raises(UsageError, match="no run of fedproxy"):
+        RunDirectory(tmp_path, EXPERIMENT, resume=True, overwrite=True)
+    assert (tmp_path / ".draft.tmp-1").read_text() == "mine"
+
+
+def test_seconds_add_up_over_resumes_and_survive_a_torn_line(tmp_path):
+    path = tmp_path / "run"
+    directory = RunDirectory(path, EXPERIMENT, resume=False, overwrite=False)
+    for seconds in (1.5, 2.0):
+        directory.event("stage_ended", stage="federate", seconds=seconds)
+    with open(path / "events.jsonl", "a") as file:
+        file.write('{"event": "stage_en')
+    assert directory.seconds() == {"federate": 3.5}
