@@ -55,7 +55,7 @@ def make_updates(directory: Path, clients: int, parameters: int) -> list[Path]:
     """Random updates of 100 tensors and a rest."""
     import torch
 
-    from fedproxy.artifacts import save_tensors
+    from fedproxy.tensor_files import save_tensors
 
     paths = []
     for client in range(clients):

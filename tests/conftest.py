@@ -10,7 +10,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging
 
 VOCABULARY = 260
@@ -52,7 +58,37 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "opt": {**_COMMON, "ffn_dim": 48, "word_embed_proj_dim": 16, "init_std": 0.15},
     "gpt_neox": {**_COMMON, "intermediate_size": 48},
+    "mixtral": {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {**_LLAMA, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
 }
+MULTIMODAL: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {**_GEMMA, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": BLOCKS,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        "mm_tokens_per_image": 1,
+    },
+    "llava": {
+        "text_config": {"model_type": "llama", **_LLAMA},
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "projection_dim": 16,
+            "num_hidden_layers": BLOCKS,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+    },
+}
+"""Models with a text decoder among other parts; the vision tower has as many blocks, to be confused with."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,9 +102,9 @@ def make_model(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = tor
     """A random model of `family` with six blocks, unless `changes` say otherwise."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(family, **{**FAMILIES[family], **changes})
-        )
+        config = AutoConfig.for_model(family, **{**(FAMILIES | MULTIMODAL)[family], **changes})
+        kind = AutoModelForImageTextToText if family in MULTIMODAL else AutoModelForCausalLM
+        model: PreTrainedModel = kind.from_config(config)
     return model.to(dtype).eval()
 
 

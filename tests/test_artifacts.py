@@ -9,21 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fedproxy.artifacts import (
-    Manifest,
-    load_tensors,
-    model_identity,
-    new_directory,
-    new_file,
-    os_error,
-    read_header,
-    read_json,
-    save_tensors,
-    weight_files,
-    write_json,
-    write_tensors,
-)
+from fedproxy.artifacts import Manifest, new_directory, new_file, os_error, read_json, write_json
+from fedproxy.checkpoint_files import model_identity, weight_files
 from fedproxy.errors import ArtifactError, ResourceError, UsageError
+from fedproxy.tensor_files import load_tensors, read_header, save_tensors, write_tensors
 
 
 def tensors():

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from fedproxy.artifacts import read_header
 from fedproxy.errors import ArtifactError
+from fedproxy.tensor_files import read_header
 from fedproxy.tensors import MappedTensors, Span, check_finite, check_layout, chunks, parameter_count, stacked
 
 

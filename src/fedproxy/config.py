@@ -55,6 +55,40 @@ class Compress:
 
 
 @dataclass(frozen=True)
+class Heal:
+    """[heal]: the LLM teaches the proxy on public text; with 0 steps it does not.
+
+    Attributes:
+        steps: Optimizer steps.
+        mode: "lora" trains a low-rank change of the blocks and merges it, "full" all weights of the blocks.
+        learning_rate: Highest learning rate; 5e-4 for "lora" and 1e-4 for "full" if none.
+        batch_size: Documents in a step.
+        max_length: Tokens of a document at most.
+        temperature: Both models' logits are divided by it.
+        hidden_weight: Weight of the hidden states' distance beside the divergence of the predictions; with 0 no hidden
+            states are kept, which take nearly all of the disk space.
+        top_k: How many of the LLM's likeliest next tokens are kept for each token.
+        text: Public text; the calibration text if empty.
+        held_out: Documents that are not trained on, to measure perplexity on; at most a quarter of all.
+        lora_r: Rank in mode "lora".
+        save_every: Steps between two savings of the state that a killed run goes on from.
+    """
+
+    steps: int = _not_negative(0)
+    mode: Literal["lora", "full"] = "lora"
+    learning_rate: float | None = _positive(None)
+    batch_size: int = _positive(8)
+    max_length: int = limited(512, lambda v: v >= 2, "2 or more")
+    temperature: float = _positive(2.0)
+    hidden_weight: float = _not_negative(1.0)
+    top_k: int = _positive(64)
+    text: str = ""
+    held_out: int = _positive(64)
+    lora_r: int = _positive(64)
+    save_every: int = _positive(50)
+
+
+@dataclass(frozen=True)
 class Client:
     """[[client]]: a data owner, with a JSON Lines file (`data`) or a task of the LM evaluation harness (`task`)."""
 
@@ -144,6 +178,7 @@ class Experiment:
     partition: Partition | None = None
     name: str = "experiment"
     seed: int = _not_negative(0)
+    heal: Heal = field(default_factory=Heal)
     train: Train = field(default_factory=Train)
     federate: Federate = field(default_factory=Federate)
     fuse: Fuse = field(default_factory=Fuse)
@@ -245,13 +280,14 @@ def _table(kind: type, values: Any, where: str, problems: list[str]) -> Any:
 _TABLES: dict[str, type] = {
     "llm": LLM,
     "compress": Compress,
+    "heal": Heal,
     "train": Train,
     "federate": Federate,
     "fuse": Fuse,
     "evaluate": Evaluate,
 }
 _TOP = {"name": str, "seed": int}
-_MODELS = ("llm", "proxy", "proxy_tuned", "fused")
+_MODELS = ("llm", "proxy", "proxy_tuned", "fused", "proxy_tuning")
 
 
 def _clients(raw: dict[str, Any], problems: list[str]) -> tuple[tuple[Client, ...], Partition | None]:
@@ -319,6 +355,7 @@ def parse_experiment(
     if not tables["compress"].calibration:
         problems.append("[compress] needs calibration = FILE with public text.")
     tables["compress"] = dataclasses.replace(tables["compress"], calibration=resolve(tables["compress"].calibration))
+    tables["heal"] = dataclasses.replace(tables["heal"], text=resolve(tables["heal"].text))
     evaluate = tables["evaluate"]
     tables["evaluate"] = dataclasses.replace(evaluate, data=resolve(evaluate.data), include=resolve(evaluate.include))
     problems += [
@@ -338,6 +375,7 @@ def parse_experiment(
             )
     paths = {f"[client {i}] data": c.data for i, c in enumerate(clients, 1)}
     paths |= {"[compress] calibration": tables["compress"].calibration, "[evaluate] data": tables["evaluate"].data}
+    paths |= {"[heal] text": tables["heal"].text}
     paths |= {"[evaluate] include": tables["evaluate"].include, "[partition] data": partition.data if partition else ""}
     problems += [
         f"{where}: {path} does not exist." for where, path in paths.items() if path and not Path(path).exists()

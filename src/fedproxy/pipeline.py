@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedproxy.artifacts import Manifest, model_identity, new_directory, read_header, read_json, weight_files, write_json
+from fedproxy.artifacts import Manifest, new_directory, read_json, write_json
+from fedproxy.checkpoint_files import model_identity, weight_files
 from fedproxy.compression import SCORES, Proxy, compress
 from fedproxy.config import Experiment, load_experiment
 from fedproxy.data import partition, read_rows
@@ -29,6 +30,7 @@ from fedproxy.models.training import Encoded, encode, optimizer_steps, train
 from fedproxy.reporting import gap_closed, report, results_table, totals_table
 from fedproxy.run_directory import RunDirectory, environment
 from fedproxy.seeds import derive_seed
+from fedproxy.tensor_files import read_header
 
 __all__ = [
     "Proxy",
@@ -383,6 +385,7 @@ def _evaluate(experiment: Experiment, directory: RunDirectory, on_progress: OnPr
         "proxy": (path / "proxy", None),
         "proxy_tuned": (path / "proxy", path / "adapter"),
         "fused": (llm, path / "fused"),
+        "proxy_tuning": (llm, path / "adapter"),
         "centralized": (llm, path / "centralized"),
     }
     wanted = [name for name in models if name in settings.models or (name == "centralized" and settings.centralized)]
@@ -395,6 +398,7 @@ def _evaluate(experiment: Experiment, directory: RunDirectory, on_progress: OnPr
                 data=settings.data or None,
                 include=settings.include or None,
                 adapter=adapter,
+                proxy=path / "proxy" if name == "proxy_tuning" else None,
                 limit=settings.limit,
                 batch_size=settings.batch_size,
                 on_progress=lambda fraction, text, index=index, name=name: on_progress(  # type: ignore[misc]

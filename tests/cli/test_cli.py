@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fedproxy
-from fedproxy.artifacts import save_tensors
 from fedproxy.cli import main
+from fedproxy.tensor_files import save_tensors
 
 
 @pytest.fixture

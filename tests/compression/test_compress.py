@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedproxy.artifacts import Manifest, model_identity
+from fedproxy.artifacts import Manifest
+from fedproxy.checkpoint_files import model_identity
 from fedproxy.compression import Proxy, compress
 from fedproxy.errors import ArtifactError, UsageError
 from tests.conftest import FAMILIES, make_model

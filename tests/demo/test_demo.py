@@ -8,7 +8,7 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedproxy.artifacts import weight_files
+from fedproxy.checkpoint_files import weight_files
 from fedproxy.demo import EXPERIMENT
 from fedproxy.pipeline import read_experiment
 

@@ -10,7 +10,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedproxy.artifacts import Manifest, model_identity
+from fedproxy.artifacts import Manifest
+from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.fusion import fuse
 from fedproxy.models import lora

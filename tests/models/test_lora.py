@@ -12,7 +12,8 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from fedproxy.artifacts import Manifest, model_identity
+from fedproxy.artifacts import Manifest
+from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models import lora
 from fedproxy.models.families import blocks_path

@@ -15,12 +15,19 @@ def evaluate(
     tasks: Annotated[str, typer.Option(help="Tasks of the LM evaluation harness, separated by commas.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the stock tasks' rows, DATA/TASK/SPLIT.jsonl.")] = None,
     include: Annotated[Path | None, typer.Option(help="Folder with your own task YAMLs.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="An adapter to put on the model.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="An adapter to put on the model; with --proxy, the one tuned on the proxy.")
+    ] = None,
+    proxy: Annotated[
+        Path | None,
+        typer.Option(help="The model's proxy: add to the model's logits what the adapter changes in the proxy's."),
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="With --proxy: how much of that to add; 1 if left out.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows of each task at most.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Rows in one forward pass.", min=1)] = 64,
     json: Json = False,
 ) -> None:
-    """Score a model, or a model with an adapter, with the LM evaluation harness."""
+    """Score a model, a model with an adapter, or a model tuned by its proxy, with the LM evaluation harness."""
     from rich.table import Table
 
     from fedproxy.pipeline import evaluate as evaluate_model
@@ -32,6 +39,8 @@ def evaluate(
             data=data,
             include=include,
             adapter=adapter,
+            proxy=proxy,
+            alpha=alpha,
             limit=limit,
             batch_size=batch_size,
             on_progress=show,

@@ -2,22 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from fedproxy.artifacts import Manifest, model_identity, new_directory
-from fedproxy.compression.calibrate import batches, draw, read_documents
-from fedproxy.compression.prune import write_proxy
+from fedproxy.artifacts import Manifest, new_directory
+from fedproxy.checkpoint_files import model_identity, open_checkpoint
+from fedproxy.compression.prune import check_proxy, prune
 from fedproxy.compression.scores import SCORES
-from fedproxy.compression.select import check_remove, select
+from fedproxy.compression.select import check_remove, removed_count
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.models.checkpoints import load_model, load_tokenizer, resolve
-from fedproxy.models.families import blocks_path, vocabulary
+from fedproxy.models.block_stream import BlockStream, Passage
+from fedproxy.models.checkpoints import Tokenizer, load_tokenizer
+from fedproxy.models.families import vocabulary
+from fedproxy.models.placement import check_placement, open_stream
+from fedproxy.models.source import open_source
+from fedproxy.models.text_batches import batches
+from fedproxy.public_text import draw, read_documents
 
 __all__ = ["SCORES", "Proxy", "compress"]
-
-_PROBE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -35,34 +38,92 @@ class Proxy:
     scores: list[float]
 
 
+@dataclass(frozen=True)
+class Text:
+    """The public text that blocks are scored on.
+
+    Attributes:
+        documents: The documents drawn.
+        sha256: SHA-256 of the file they come from.
+    """
+
+    documents: list[str]
+    sha256: str
+
+
+def read_text(calibration: str | Path | None, score: str, samples: int, seed: int) -> Text | None:
+    """Read the public text and draw from it; none if there is none and the score needs none.
+
+    Raises:
+        UsageError: there is no such score, or it needs text and none is given.
+        ArtifactError: the text cannot be read.
+    """
+    if score not in SCORES:
+        raise UsageError(f"unknown score {score!r}; there are: {', '.join(sorted(SCORES))}.")
+    if calibration is None:
+        if SCORES[score].reads_text:
+            raise UsageError(f"The score {score!r} needs public text: give calibration = FILE.")
+        return None
+    documents, sha256 = read_documents(Path(calibration))
+    return Text(draw(documents, samples, seed), sha256)
+
+
+def enter(
+    stream: BlockStream, tokenizer: Tokenizer, text: Text | None, *, max_length: int, batch_size: int
+) -> list[Passage]:
+    """Put public text before the first block of a decoder.
+
+    Raises:
+        ArtifactError: the tokenizer makes tokens that the model does not know.
+    """
+    if text is None:
+        return []
+    positions = getattr(stream.model.config, "max_position_embeddings", None) or max_length
+    found = batches(tokenizer, text.documents, max_length=min(max_length, positions), batch_size=batch_size)
+    known, highest = vocabulary(stream.model), max(int(batch.input_ids.max()) for batch in found)
+    if highest >= known:
+        raise ArtifactError(f"the tokenizer makes token {highest}, the model knows {known} tokens.")
+    return [stream.enter(batch.input_ids, batch.attention_mask) for batch in found]
+
+
 def compress(
     llm: str | Path,
     out: str | Path,
     *,
     remove: float = 0.5,
-    calibration: str | Path,
+    calibration: str | Path | None = None,
     score: str = "block-influence",
     samples: int = 512,
     max_length: int = 512,
     batch_size: int = 8,
     seed: int = 0,
+    placement: str = "auto",
+    trust_remote_code: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[float, str], None] | None = None,
+    on_sheet: Callable[[dict[str, Any]], None] | None = None,
 ) -> Proxy:
     """Write the proxy of an LLM: a Hugging Face checkpoint with tokenizer and `fedproxy.json`.
+
+    The LLM is never loaded as a whole unless there is room for it: blocks are scored one after the other, and the
+    proxy's tensors are copied as bytes.
 
     Args:
         llm: The LLM: directory or Hub id.
         out: Directory to write.
         remove: Share of the blocks to remove, from 0 to below 1; the number is rounded down.
-        calibration: Public text to score the blocks on: text with a blank line between documents, or JSON Lines.
+        calibration: Public text to score the blocks on: text with a blank line between documents, or JSON Lines. Scores
+            that read no text do without.
         score: Name in `SCORES`.
         samples: Number of documents to draw.
         max_length: Tokens of a document to use at most.
         batch_size: Documents in one forward pass.
         seed: Seed of the draw.
+        placement: Where the LLM is run: "memory", "stream" (one block at a time from its files), or "auto".
+        trust_remote_code: Let the LLM's own Python code run.
         overwrite: Replace `out`.
         on_progress: Told the fraction done and what is being done.
+        on_sheet: Told the exposure sheet (what leaves the house) before anything is written.
 
     Returns:
         The proxy.
@@ -70,47 +131,62 @@ def compress(
     Raises:
         ArtifactError: the LLM or the calibration text cannot be used.
         UsageError: a setting is impossible, or `out` exists or cannot be written.
+        ResourceError: memory or disk do not suffice.
 
     Reference:
         FedProxy, Eq. 4.
     """
     report = on_progress or (lambda fraction, text: None)
     check_remove(remove)
-    if score not in SCORES:
-        raise UsageError(f"unknown score {score!r}; there are: {', '.join(sorted(SCORES))}.")
-    documents, calibration_sha256 = read_documents(Path(calibration))
-    documents = draw(documents, samples, seed)
-    with new_directory(Path(out), overwrite=overwrite) as directory:
-        report(0.0, "loading the LLM")
-        source = resolve(llm)
-        model, tokenizer = load_model(source), load_tokenizer(source)
-        blocks_path(model)
-        positions = getattr(model.config, "max_position_embeddings", None) or max_length
-        text = batches(tokenizer, documents, max_length=min(max_length, positions), batch_size=batch_size)
-        known, highest = vocabulary(model), max(int(batch.input_ids.max()) for batch in text)
-        if highest >= known:
-            raise ArtifactError(f"{llm}: the tokenizer makes token {highest}, the model knows {known} tokens.")
-        torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
-        scores = SCORES[score](model, text, lambda done: report(0.1 + 0.8 * done, "scoring the blocks"))
-        torch.nn.Module.to(model, "cpu")
-        keep = select(scores, remove)
-        report(0.9, f"writing the proxy of {len(keep)} blocks")
-        parameters = write_proxy(directory, model, source, keep, text[-1].input_ids[-1:, :_PROBE_TOKENS])
+    check_placement(placement)
+    text = read_text(calibration, score, samples, seed)
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} exists. Give another path, or --overwrite to replace it.")
+    report(0.0, "looking at the LLM")
+    source = open_source(llm, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
+    stream = open_stream(source, placement, lambda text: report(0.02, text))
+    passages = enter(stream, tokenizer, text, max_length=max_length, batch_size=batch_size)
+    most = removed_count(source.count, remove)
+    importance = SCORES[score].score(
+        stream,
+        passages,
+        most=most,
+        seed=seed,
+        progress=lambda done: report(0.02 + 0.5 * done, "scoring the blocks"),
+    )
+    keep = sorted(set(range(source.count)) - set(importance.removals[most]))
+    sheet: dict[str, Any] = {"bytes": 0}
+    if on_sheet is not None:
+        on_sheet(sheet)
+    with new_directory(out, overwrite=overwrite) as directory:
+        written = 0
+
+        def on_bytes(count: int) -> None:
+            nonlocal written
+            written += count
+            report(0.6 + 0.3 * written / max(1, sheet["bytes"]), f"writing the proxy of {len(keep)} blocks")
+
+        prune(source, keep, directory, on_bytes=on_bytes)
+        report(0.9, "checking the proxy's blocks against the LLM's")
+        check_proxy(source, keep, directory)
+        settings: dict[str, Any] = {
+            "remove": remove,
+            "score": score,
+            "samples": 0 if text is None else len(text.documents),
+            "max_length": max_length,
+            "parameters": sum(prod(stored.shape) for stored in open_checkpoint(directory).tensors.values()),
+        }
         Manifest(
             kind="proxy",
-            llm_sha256=model_identity(source),
-            llm_blocks=len(scores),
+            llm_sha256=model_identity(source.path),
+            llm_blocks=source.count,
             layer_map=keep,
-            scores=scores,
-            settings={
-                "remove": remove,
-                "score": score,
-                "samples": len(documents),
-                "max_length": max_length,
-                "parameters": parameters,
-            },
+            scores=importance.scores,
+            settings=settings,
             seed=seed,
-            calibration_sha256=calibration_sha256,
+            calibration_sha256=None if text is None else text.sha256,
         ).write(directory)
     report(1.0, "proxy written")
-    return Proxy(Path(out), keep, scores)
+    return Proxy(out, keep, importance.scores)

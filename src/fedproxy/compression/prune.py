@@ -1,43 +1,121 @@
-"""The proxy as a checkpoint of its own, proven to compute what the LLM computes with the same blocks skipped."""
+"""The proxy as a checkpoint of its own: kept tensors are copied as bytes under new names, and then put to the proof."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from fedproxy.errors import ArtifactError
-from fedproxy.models.checkpoints import Model, load_model, save_checkpoint
-from fedproxy.models.families import blocks, keep_blocks, skipping
+from fedproxy.artifacts import write_json
+from fedproxy.checkpoint_files import CONFIG, split_number, write_shards
+from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.models.block_stream import BlockStream
+from fedproxy.models.checkpoints import copy_tokenizer
+from fedproxy.models.families import per_block_lists
+from fedproxy.models.source import Source, open_source
+
+_PROBE_TOKENS = 4
 
 
-def write_proxy(directory: Path, model: Model, source: Path, keep: Sequence[int], probe: torch.Tensor) -> int:
-    """Remove all blocks but `keep` from `model`, write it as a checkpoint, and compare the checkpoint with the LLM.
+def prune(
+    source: Source, keep: Sequence[int], directory: Path, *, on_bytes: Callable[[int], None] | None = None
+) -> None:
+    """Write a checkpoint of the kept blocks and of all that is outside the blocks; no weight is decoded.
+
+    Shards stay shards and data types stay what they are. Of a multimodal model the text decoder alone is written.
 
     Args:
-        directory: Existing directory to fill.
-        model: The LLM, on the CPU; changed in place.
-        source: The LLM's checkpoint, which the tokenizer files come from.
+        source: The LLM.
         keep: Rising block numbers, 0-based.
-        probe: Some token numbers to compare on, [1, tokens].
-
-    Returns:
-        Number of parameters of the proxy.
+        directory: Existing directory to fill.
+        on_bytes: Told the number of bytes written since the last call.
 
     Raises:
-        ArtifactError: what a block of this LLM computes depends on its position, so that it cannot be moved.
+        UsageError: `keep` is no rising list of the model's blocks.
+        ArtifactError: the LLM's files cannot be read.
+        ResourceError: the disk is too small, or full.
     """
-    removed = sorted(set(range(len(blocks(model)))) - set(keep))
-    with torch.no_grad(), skipping(model, removed):
-        expected = model(input_ids=probe, use_cache=False).logits.float()
-    save_checkpoint(directory, keep_blocks(model, keep), source)
-    proxy = load_model(directory)
-    with torch.no_grad():
-        found = proxy(input_ids=probe, use_cache=False).logits.float()
-    tolerance = 8 * torch.finfo(model.dtype).eps * float(expected.abs().max())
-    if not torch.allclose(found, expected, rtol=0, atol=tolerance):
-        raise ArtifactError(
-            f"{type(model).__name__} cannot be compressed: the written proxy differs by "
-            f"{float((found - expected).abs().max()):.2g} from the LLM with the same blocks skipped, "
-            "so what a block computes depends on its position."
-        )
-    return sum(parameter.numel() for parameter in proxy.parameters())
+    keep = list(keep)
+    if not keep or keep != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= source.count:
+        raise UsageError(f"blocks to keep must be a rising list of numbers from 0 to {source.count - 1}, got {keep}.")
+    renamed = ({_new_name(source, name, keep): stored for name, stored in s.items()} for s in source.files.shards)
+    write_shards(
+        directory, [{name: s for name, s in shard.items() if name is not None} for shard in renamed], on_bytes=on_bytes
+    )
+    write_json(directory / CONFIG, pruned_config(source, keep))
+    copy_tokenizer(source.path, directory)
+
+
+def _new_name(source: Source, stored_name: str, keep: Sequence[int]) -> str | None:
+    name = source.decoder_name(stored_name)
+    block = None if name is None else source.block_of(name)
+    if name is None or block is None:
+        return name
+    if block not in keep:
+        return None
+    path, _, rest = split_number(name) or ("", 0, "")
+    return f"{path}.{keep.index(block)}.{rest}"
+
+
+def pruned_config(source: Source, keep: Sequence[int]) -> dict[str, Any]:
+    """Return config.json of the proxy: the LLM's, with the new number of blocks and every per-block list sliced.
+
+    Lists that the LLM's config.json leaves to be derived from a block's number (sliding windows every other block, for
+    example) are written out, because the proxy's numbers would give others.
+    """
+    config = source.decoder.config
+    record = dict(source.files.config)
+    if source.multimodal:
+        record = {**config.to_dict(), "architectures": [type(source.decoder).__name__]}
+    for name in per_block_lists(config, source.count):
+        record[name] = [getattr(config, name)[block] for block in keep]
+    record[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(keep)
+    return record
+
+
+def check_proxy(source: Source, keep: Sequence[int], directory: Path) -> None:
+    """Check that each block of a written proxy computes what the same block of the LLM computes, one at a time.
+
+    Args:
+        source: The LLM.
+        keep: The blocks that were kept.
+        directory: The proxy.
+
+    Raises:
+        ArtifactError: what a block computes depends on its position, so that it cannot be moved.
+    """
+    llm = open_source(source.path, trust_remote_code=source.trust_remote_code)
+    whole = BlockStream(llm.decoder, llm)
+    written = open_source(directory, trust_remote_code=source.trust_remote_code)
+    proxy = BlockStream(written.decoder, written)
+    tokens = torch.arange(_PROBE_TOKENS)[None]
+    before, after = (stream.enter(tokens, torch.ones_like(tokens)) for stream in (whole, proxy))
+    for number, block in proxy.walk(read_ahead=False):
+        _lend(block, whole.blocks[keep[number]])
+        expected, found = whole.run(keep[number], before), proxy.run(number, after)
+        _lend(None, whole.blocks[keep[number]])
+        tolerance = 8 * torch.finfo(found.dtype).eps * float(expected.abs().max())
+        if not torch.allclose(found.float(), expected.float(), rtol=0, atol=tolerance, equal_nan=True):
+            raise ArtifactError(
+                f"{type(llm.decoder).__name__} cannot be compressed: as block {number} of the proxy, block "
+                f"{keep[number]} of the LLM computes something else (by {float((found - expected).abs().max()):.2g}), "
+                "so what a block computes depends on its position."
+            )
+        before.hidden = after.hidden = expected
+
+
+def _lend(lender: nn.Module | None, borrower: nn.Module) -> None:
+    """Let `borrower` compute with the weights of `lender`, or take them from it again."""
+    own = dict(borrower.named_modules())
+    if lender is None:
+        for module in own.values():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    module._parameters[name] = nn.Parameter(weight.to("meta"), requires_grad=False)
+        return
+    lent = dict(lender.named_modules())
+    if lent.keys() != own.keys() or any(lent[n]._parameters.keys() != own[n]._parameters.keys() for n in own):
+        raise ArtifactError("The LLM's blocks differ in their layers by position, so that they cannot be moved.")
+    for path, module in own.items():
+        module._parameters.update(lent[path]._parameters)

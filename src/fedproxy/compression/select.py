@@ -1,9 +1,22 @@
-"""Which blocks stay: the highest scores, in their original order."""
+"""Which blocks go: the lowest scores, the rest stays in its original order."""
 
 import math
 from collections.abc import Sequence
 
 from fedproxy.errors import ArtifactError, UsageError
+
+
+def removed_count(blocks: int, remove: float) -> int:
+    """Return floor(remove * blocks); the product is rounded to nine digits first, so that 0.29 of 100 blocks are 29.
+
+    Raises:
+        UsageError: `remove` is no share from 0 to below 1, or leaves no block.
+    """
+    check_remove(remove)
+    count = math.floor(round(remove * blocks, 9))
+    if count >= blocks:
+        raise UsageError(f"remove = {remove} leaves none of the {blocks} blocks. Choose a lower value.")
+    return count
 
 
 def check_remove(remove: float) -> None:
@@ -16,38 +29,31 @@ def check_remove(remove: float) -> None:
         raise UsageError(f"remove must be from 0 to below 1 (0.5 removes half of the blocks), got {remove}.")
 
 
-def select(scores: Sequence[float], remove: float) -> list[int]:
-    """Return the blocks to keep: the L - floor(remove * L) with the highest scores, ties to the lower number.
-
-    The product is rounded to nine digits first, so that 0.29 of 100 blocks are 29.
+def lowest(scores: Sequence[float], most: int) -> list[list[int]]:
+    """Return the n blocks with the lowest scores for n = 0, ..., most; of equal scores the lower number stays.
 
     Args:
         scores: One score per block.
-        remove: Share of the blocks to remove.
+        most: The largest n.
 
     Returns:
-        Rising block numbers, 0-based.
+        For each n rising block numbers, 0-based.
 
     Raises:
-        UsageError: `remove` is impossible, or leaves no block.
         ArtifactError: a score is NaN.
 
     Example:
-        >>> select([0.3, 0.1, 0.2, 0.1], 0.5)
-        [0, 2]
+        >>> lowest([0.3, 0.1, 0.2, 0.1], 2)
+        [[], [3], [1, 3]]
 
     Reference:
         FedProxy, section on compression, below Eq. 4.
     """
-    check_remove(remove)
     nan = [block for block, score in enumerate(scores) if math.isnan(score)]
     if nan:
         raise ArtifactError(
-            f"the score of block {nan[0]} is NaN: the LLM's hidden states overflow on the calibration text. "
+            f"the score of block {nan[0]} is NaN: the LLM's hidden states overflow on the public text. "
             "Convert the checkpoint to bfloat16 or float32."
         )
-    kept = len(scores) - math.floor(round(remove * len(scores), 9))
-    if kept < 1:
-        raise UsageError(f"remove = {remove} leaves none of the {len(scores)} blocks. Choose a lower value.")
-    ranked = sorted(range(len(scores)), key=lambda block: (-scores[block], block))
-    return sorted(ranked[:kept])
+    ranked = sorted(range(len(scores)), key=lambda block: (scores[block], -block))
+    return [sorted(ranked[:count]) for count in range(most + 1)]

@@ -15,6 +15,7 @@ from fedproxy.evaluation.library import SEED, contained, harness_module
 from fedproxy.evaluation.loading import load_for_evaluation
 from fedproxy.models.checkpoints import load_model, load_tokenizer
 from fedproxy.models.lora import load_with_adapter
+from fedproxy.models.proxy_tuned_model import load_proxy_tuned
 
 
 def evaluate(
@@ -24,6 +25,8 @@ def evaluate(
     data: Path | str | None = None,
     include: Path | str | None = None,
     adapter: Path | str | None = None,
+    proxy: Path | str | None = None,
+    alpha: float | None = None,
     limit: int | None = None,
     batch_size: int = 64,
     tokenizer: Any = None,
@@ -37,7 +40,10 @@ def evaluate(
         tasks: Names of stock tasks of the harness, or of tasks in `include`.
         data: Folder with DATA/TASK/SPLIT.jsonl in the Hub's schema for the stock tasks; None reads from the Hub.
         include: Folder of the user's own task YAMLs; their relative data_files count from the YAML's folder.
-        adapter: Directory of an adapter to put on the checkpoint that `model` names.
+        adapter: Directory of an adapter to put on the checkpoint that `model` names; with `proxy`, on the proxy.
+        proxy: The proxy made from `model`: what its adapter changes in its logits is added to those of the LLM, which
+            stays as it is (decode-time proxy tuning; three forwards a token).
+        alpha: How much of that difference to add; 1 if none.
         limit: Score at most this many rows of each task, the first ones; None scores all.
         batch_size: Rows in a forward pass.
         tokenizer: The tokenizer of a loaded model; a checkpoint brings its own.
@@ -50,7 +56,8 @@ def evaluate(
 
     Raises:
         UsageError: no task, an unknown task, a limit or batch size below 1, or arguments that do not go together.
-        ArtifactError: the checkpoint, the adapter or a data file is missing or cannot be used.
+        ArtifactError: the checkpoint, the adapter, the proxy or a data file is missing or cannot be used, or they do
+            not belong together.
         MissingExtraError: the harness is not installed.
 
     Example:
@@ -62,12 +69,12 @@ def evaluate(
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}: give at least 1.")
     loaded = load_for_evaluation(tasks, data=Path(data) if data else None, include=Path(include) if include else None)
-    model, tokenizer = _model(model, tokenizer, adapter)
+    model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha)
     scores = {}
     training = model.training
     with contained(), contextlib.ExitStack() as stack:
         stack.callback(model.train, training)
-        scorer = harness_module("fedproxy.evaluation.scorer").Scorer(model, copy.deepcopy(tokenizer), batch_size)
+        scorer = _scorer(model, tokenizer, batch_size)
         for index, (name, task) in enumerate(loaded.items()):
             if on_progress is not None:
                 on_progress(index / len(loaded), name)
@@ -78,18 +85,69 @@ def evaluate(
     return {"tasks": scores, "average": sum(map(main_metric, scores.values())) / len(scores)}
 
 
+def harness_model(
+    model: Any,
+    *,
+    adapter: Path | str | None = None,
+    proxy: Path | str | None = None,
+    alpha: float | None = None,
+    batch_size: int = 64,
+    tokenizer: Any = None,
+) -> Any:
+    """Give the model that `evaluate` scores to the harness itself.
+
+    Args:
+        model: As in `evaluate`; and so are the others.
+        adapter: Directory of an adapter for the checkpoint, or with `proxy` for the proxy.
+        proxy: The proxy for decode-time proxy tuning.
+        alpha: Its weight.
+        batch_size: Rows in a forward pass.
+        tokenizer: The tokenizer of a loaded model.
+
+    Returns:
+        A subclass of the harness's `HFLM`, in evaluation state.
+
+    Raises:
+        As `evaluate`.
+
+    Example:
+        `lm_eval.simple_evaluate(model=harness_model("llm/", proxy="proxy/", adapter="adapter/"), tasks=["sst2"])`
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}: give at least 1.")
+    model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha)
+    with contained():
+        return _scorer(model, tokenizer, batch_size)
+
+
+def _scorer(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    return harness_module("fedproxy.evaluation.scorer").Scorer(model, copy.deepcopy(tokenizer), batch_size)
+
+
 def main_metric(metrics: dict[str, Any]) -> float:
     """A task's main metric: "acc" if it has that, else the first one."""
     return float(metrics["acc"] if "acc" in metrics else next(iter(metrics.values())))
 
 
-def _model(model: Any, tokenizer: Any, adapter: Path | str | None) -> tuple[Any, Any]:
+def _model(
+    model: Any, tokenizer: Any, adapter: Path | str | None, proxy: Path | str | None, alpha: float | None
+) -> tuple[Any, Any]:
+    if proxy is None and alpha is not None:
+        raise UsageError(f"alpha = {alpha} weighs what a proxy adds: give the proxy as well.")
+    if proxy is not None and adapter is None:
+        raise UsageError(f"the proxy {proxy} adds what its adapter changes: give the adapter that was tuned on it.")
     if not isinstance(model, (str, Path)):
         if tokenizer is None or adapter is not None:
-            raise UsageError("a loaded model needs tokenizer=, and takes no adapter=: load the adapter first.")
+            raise UsageError("a loaded model needs tokenizer=, and takes no adapter= or proxy=: load them first.")
         return model, tokenizer
     device, dtype = ("cuda", None) if torch.cuda.is_available() else ("cpu", torch.float32)
-    loaded: Any = load_model(model, dtype=dtype) if adapter is None else load_with_adapter(model, adapter, dtype=dtype)
+    loaded: Any
+    if adapter is None:
+        loaded = load_model(model, dtype=dtype)
+    elif proxy is None:
+        loaded = load_with_adapter(model, adapter, dtype=dtype)
+    else:
+        loaded = load_proxy_tuned(model, proxy, adapter, alpha=1.0 if alpha is None else alpha, dtype=dtype)
     return loaded.to(device), tokenizer if tokenizer is not None else load_tokenizer(model)
 
 

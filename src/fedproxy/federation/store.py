@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from fedproxy.artifacts import load_tensors, new_directory, read_json, save_tensors, write_json
+from fedproxy.artifacts import new_directory, read_json, write_json
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.coordinator import Closed
+from fedproxy.tensor_files import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from fedproxy.artifacts import MANIFEST, Manifest, model_identity, new_directory
+from fedproxy.artifacts import MANIFEST, Manifest, new_directory
+from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.fusion.plug_in import check_fits, merge_into, rekey_adapter, rekey_config
 from fedproxy.models.checkpoints import load_model, load_skeleton, resolve, save_checkpoint

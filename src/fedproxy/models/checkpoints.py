@@ -4,23 +4,35 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
-from fedproxy.artifacts import read_header, weight_files
+from fedproxy.checkpoint_files import Checkpoint, numbered_lists, open_checkpoint
 from fedproxy.errors import ArtifactError, ResourceError
 
 Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_TOKENIZER_FILES = (
+_SIDE_FILES = (
+    "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -30,6 +42,7 @@ _TOKENIZER_FILES = (
     "*.tiktoken",
     "chat_template*",
 )
+_MOST_BLOCKS = 10_000
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja"]
 
 
@@ -70,14 +83,111 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
+def _auto_class(config: Any) -> Any:
+    """The auto class that knows the models of `config`."""
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+def read_config(directory: Path, files: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+    """Read the configuration of a checkpoint, and check that it can be meant for the weights there.
+
+    Args:
+        directory: The checkpoint.
+        files: The same, as `open_checkpoint` found it.
+        trust_remote_code: Let the checkpoint's own Python code run.
+
+    Raises:
+        ArtifactError: it is of no language model that transformers knows, needs code of its own, is quantised, or
+            counts other blocks than the files hold.
+    """
+    known = files.config.get("model_type") in CONFIG_MAPPING
+    if "auto_map" in files.config and not known and not trust_remote_code:
+        raise ArtifactError(
+            f"{directory} brings Python code of its own ({files.config.get('model_type')}). Read it, and if you trust "
+            "it, say so with trust_remote_code."
+        )
+    quantised = files.config.get("quantization_config")
+    if quantised is not None:
+        method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else quantised
+        raise ArtifactError(
+            f"{directory} is quantised ({method}). Use the checkpoint it was made from, in bfloat16, float16 or "
+            "float32, or dequantise it first."
+        )
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=trust_remote_code and not known
+            )
+        count = config.get_text_config(decoder=True).num_hidden_layers
+    except Exception as error:
+        raise ArtifactError(f"{directory} describes no language model: {_first_line(error)}") from error
+    lists = numbered_lists(files.tensors)
+    if set(range(count if type(count) is int and 0 <= count <= _MOST_BLOCKS else 0)) not in lists.values():
+        found = {path: len(numbers) for path, numbers in lists.items()}
+        raise ArtifactError(f"{directory}: the configuration says {count} blocks, the weights hold {found or 'none'}.")
+    return config
+
+
+def load_skeleton(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the model of a checkpoint without its weights (on the meta device), to look at names and shapes.
+
+    Raises:
+        ArtifactError: see `read_config`; or the model is far larger than the files.
+    """
+    directory = resolve(path)
+    files = open_checkpoint(directory)
+    config = read_config(directory, files, trust_remote_code=trust_remote_code)
+    skeleton = build_skeleton(config, files.dtype, trust_remote_code=trust_remote_code)
+    needed = sum(parameter.numel() for parameter in skeleton.parameters())
+    held = sum(prod(stored.shape) for stored in files.tensors.values())
+    if needed > 2 * held:  # smaller differences are told by the tensors' names when they are loaded
+        raise ArtifactError(
+            f"{path}: the configuration describes {needed:,} parameters, the files hold {held:,}; they do not belong "
+            "together."
+        )
+    return skeleton
+
+
+def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the model of a configuration on the meta device.
+
+    Args:
+        config: Configuration of a model that generates text.
+        dtype: Data type of the weights where the configuration names none.
+        trust_remote_code: Let the checkpoint's own Python code run.
+
+    Raises:
+        ArtifactError: transformers knows no such model.
+    """
+    own_code = type(config).__module__.startswith("transformers_modules")
+    try:
+        with _quiet(), torch.device("meta"):
+            model: PreTrainedModel = _auto_class(config).from_config(
+                config,
+                dtype=dtype if config.dtype is None or config.dtype.itemsize == 1 else config.dtype,
+                trust_remote_code=trust_remote_code and own_code,
+            )
+    except Exception as error:
+        raise ArtifactError(f"{type(config).__name__} is of no causal language model: {_first_line(error)}") from error
+    model.train(False)
+    return model
+
+
 def load_model(
-    path: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation state.
 
     Args:
         path: Directory or Hub id.
         dtype: Data type of the weights; the checkpoint's own if none.
+        device_map: "auto" spreads the model over the GPUs there are.
         trust_remote_code: Run Python code that the checkpoint brings.
 
     Returns:
@@ -88,14 +198,15 @@ def load_model(
         ResourceError: it does not fit into memory.
     """
     directory = resolve(path)
-    for file in weight_files(directory):
-        read_header(file)
+    config = load_skeleton(directory, trust_remote_code=trust_remote_code).config
+    own_code = type(config).__module__.startswith("transformers_modules")
     try:
         with _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = _auto_class(config).from_pretrained(
                 directory,
                 dtype="auto" if dtype is None else dtype,
-                trust_remote_code=trust_remote_code,
+                device_map=device_map,
+                trust_remote_code=trust_remote_code and own_code,
                 local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
@@ -113,23 +224,7 @@ def load_model(
     return found
 
 
-def load_skeleton(path: str | Path) -> PreTrainedModel:
-    """Build the model of a checkpoint without its weights (on the meta device), to look at names and shapes.
-
-    Raises:
-        ArtifactError: its configuration is of no causal language model.
-    """
-    directory = resolve(path)
-    try:
-        with _quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(directory, local_files_only=True)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise ArtifactError(f"{path} describes no causal language model: {_first_line(error)}") from error
-    return model
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint; one without a padding token pads with its end of text.
 
     Raises:
@@ -138,7 +233,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     directory = resolve(path)
     try:
         with _quiet():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=trust_remote_code
+            )
     except Exception as error:
         raise ArtifactError(f"{path} has no tokenizer that can be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token is None:
@@ -146,10 +243,19 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copy the files beside the weights: tokenizer, chat template, generation settings.
+
+    To the byte, because a loaded tokenizer remembers settings of its use, such as truncation.
+    """
+    for pattern in _SIDE_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, directory / file.name)
+            (directory / file.name).chmod(0o644)
+
+
 def save_checkpoint(directory: Path, model: PreTrainedModel, source: Path) -> None:
     """Write model (its own data type) and generation config into `directory`, with the tokenizer files of `source`.
-
-    The tokenizer files are copied to the byte: a loaded tokenizer remembers settings of its use, such as truncation.
 
     Raises:
         ResourceError: the disk is full.
@@ -161,8 +267,6 @@ def save_checkpoint(directory: Path, model: PreTrainedModel, source: Path) -> No
         if "No space left" in str(error):
             raise ResourceError(f"{directory}: no space left on device. Free some space.") from error
         raise
-    for pattern in _TOKENIZER_FILES:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, directory / file.name)
     for file in directory.iterdir():
         file.chmod(0o644)
+    copy_tokenizer(source, directory)

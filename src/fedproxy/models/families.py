@@ -26,13 +26,15 @@ FAMILIES = (
     "gpt2",
     "opt",
     "gpt_neox",
+    "mixtral",
+    "qwen3_moe",
 )
 
 
 def _refuse(model: PreTrainedModel, reason: str) -> ArtifactError:
     return ArtifactError(
         f"{type(model).__name__} cannot be compressed or fused: {reason}. "
-        f"Use a decoder-only transformer; tested are {', '.join(FAMILIES)}."
+        f"Use a decoder-only transformer; tested are {', '.join(FAMILIES)}, and the text decoders of gemma3 and llava."
     )
 
 
@@ -47,13 +49,11 @@ def blocks_path(model: PreTrainedModel) -> str:
     module with its own block number (`layer_idx`).
 
     Raises:
-        ArtifactError: the model is an encoder-decoder, multimodal, recurrent (state-space), or has no such list.
+        ArtifactError: the model is an encoder-decoder, recurrent (state-space), or has no such list.
     """
-    config = model.config
-    if config.is_encoder_decoder:
+    config = model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder:
         raise _refuse(model, "it is an encoder-decoder")
-    if config.get_text_config() is not config:
-        raise _refuse(model, "it is multimodal")
     if getattr(model, "_is_stateful", False):
         raise _refuse(model, "it has recurrent (state-space or linear-attention) blocks")
     count = getattr(config, "num_hidden_layers", None)
@@ -114,7 +114,8 @@ def skipping(model: PreTrainedModel, skipped: Sequence[int]) -> Iterator[None]:
             handle.remove()
 
 
-def _per_block_lists(config: PreTrainedConfig, count: int) -> list[str]:
+def per_block_lists(config: PreTrainedConfig, count: int) -> list[str]:
+    """Return the names of the lists in `config` that have one entry for each of the `count` blocks."""
     common = vars(PreTrainedConfig())
     return [
         name
@@ -148,7 +149,7 @@ def keep_blocks(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     keep = list(keep)
     if not keep or keep != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= len(old):
         raise UsageError(f"blocks to keep must be a rising list of numbers from 0 to {len(old) - 1}, got {keep}.")
-    lists = _per_block_lists(model.config, len(old))
+    lists = per_block_lists(model.config, len(old))
     parent, _, attribute = path.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.ModuleList([old[i] for i in keep]))
     for number, position in enumerate(keep):

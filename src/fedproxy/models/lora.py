@@ -12,21 +12,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from fedproxy.artifacts import (
-    MANIFEST,
-    Manifest,
-    load_tensors,
-    model_identity,
-    read_header,
-    read_json,
-    save_tensors,
-    write_json,
-)
+from fedproxy.artifacts import MANIFEST, Manifest, read_json, write_json
+from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.adapter_checks import check_config, check_finite, check_layout, stamp
 from fedproxy.models.checkpoints import load_model, resolve
 from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_transposed
 from fedproxy.seeds import derive_seed
+from fedproxy.tensor_files import load_tensors, read_header, save_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

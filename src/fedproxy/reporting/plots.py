@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 _NAMED_CLIENTS = 12
+_SHORT_LABEL = 20
 
 
 def label(name: str, length: int = 20) -> str:
@@ -46,7 +47,8 @@ def scores(results: Results) -> str:
     axes.set_xlabel("score (%)")
     axes.set_title("Score by task and model")
     axes.grid(axis="both")
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    columns = 2 if max(len(MODELS[model]) for model in results.evaluation) > _SHORT_LABEL else 3
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return inline(
         drawn, "scores", "Points: score of every model on each task and in the mean; numbers in the table above."
     )

@@ -18,6 +18,7 @@ MODELS = {
     "proxy": "Proxy",
     "proxy_tuned": "Tuned proxy",
     "fused": "Fused LLM",
+    "proxy_tuning": "LLM with decode-time proxy tuning",
     "centralized": "Centralized",
 }
 

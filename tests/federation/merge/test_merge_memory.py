@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedproxy.artifacts import save_tensors
+from fedproxy.tensor_files import save_tensors
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "merge_memory.py"
 

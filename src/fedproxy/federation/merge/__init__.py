@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from fedproxy.artifacts import read_header, write_tensors
 from fedproxy.errors import UsageError
 from fedproxy.federation.analyse import Analysis, conflict_pieces
 from fedproxy.federation.choice import choose
@@ -16,6 +15,7 @@ from fedproxy.federation.merge.h_ties import H_TIES
 from fedproxy.federation.merge.mean import MEAN
 from fedproxy.federation.merge.rule import Rule, build_options
 from fedproxy.federation.merge.ties import TIES
+from fedproxy.tensor_files import read_header, write_tensors
 from fedproxy.tensors import CHUNK_ELEMENTS, MappedTensors, Tensors
 
 __all__ = ["RULES", "Rule", "build_options", "merge", "merge_files", "merge_rule"]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedproxy.compression.calibrate import batches, draw, read_documents
+from fedproxy.models.text_batches import batches
+from fedproxy.public_text import draw, read_documents
 from fedproxy.errors import ArtifactError, UsageError
 from tests.conftest import make_tokenizer
 

@@ -1,4 +1,4 @@
-"""Public calibration text: read from a file, drawn by seed, cut into padded batches of tokens."""
+"""Public text, such as calibration text: read from a file, drawn by seed."""
 
 import gzip
 import hashlib
@@ -6,30 +6,13 @@ import json
 import random
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.models.checkpoints import Tokenizer
 from fedproxy.seeds import derive_seed
 
 _ROW_FORMATS = (("text",), ("prompt", "completion"), ("instruction", "input", "output"), ("instruction", "output"))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some documents as tokens, padded on the right.
-
-    Attributes:
-        input_ids: Token numbers, [documents, tokens].
-        attention_mask: 1 for a token, 0 for padding, [documents, tokens].
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
 
 
 def read_documents(path: Path) -> tuple[list[str], str]:
@@ -51,14 +34,14 @@ def read_documents(path: Path) -> tuple[list[str], str]:
         text = content.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ArtifactError(f"calibration text {path} cannot be read: {reason}.") from error
+        raise ArtifactError(f"public text {path} cannot be read: {reason}.") from error
     kind = Path(path.stem if path.suffix == ".gz" else path.name).suffix
     if kind == ".json":
-        raise ArtifactError(f"calibration text {path} is JSON. Write it as JSON Lines (.jsonl), one object a line.")
+        raise ArtifactError(f"public text {path} is JSON. Write it as JSON Lines (.jsonl), one object a line.")
     documents = _json_lines(text, path) if kind == ".jsonl" else _paragraphs(text)
     documents = [document for document in documents if document.strip()]
     if not documents:
-        raise ArtifactError(f"calibration text {path} holds no text. Give some hundred documents of public text.")
+        raise ArtifactError(f"public text {path} holds no text. Give some hundred documents of public text.")
     return documents, hashlib.sha256(content).hexdigest()
 
 
@@ -80,11 +63,11 @@ def _json_lines(text: str, path: Path) -> list[str]:
         try:
             row: Any = json.loads(line)
         except ValueError as error:
-            raise ArtifactError(f"calibration text {path}, line {number}: no valid JSON ({error}).") from error
+            raise ArtifactError(f"public text {path}, line {number}: no valid JSON ({error}).") from error
         keys = next((keys for keys in _ROW_FORMATS if isinstance(row, dict) and set(keys) <= set(row)), None)
         if keys is None or not all(isinstance(row[key], str) for key in keys):
             raise ArtifactError(
-                f"calibration text {path}, line {number}: needs the strings 'text', 'prompt' and 'completion', "
+                f"public text {path}, line {number}: needs the strings 'text', 'prompt' and 'completion', "
                 "or 'instruction', 'input' and 'output'."
             )
         parts = [row[key] for key in keys if row[key]]
@@ -103,27 +86,3 @@ def draw(documents: Sequence[str], samples: int, seed: int) -> list[str]:
     if samples >= len(documents):
         return list(documents)
     return random.Random(derive_seed(seed, "calibration")).sample(list(documents), samples)
-
-
-def batches(tokenizer: Tokenizer, documents: Sequence[str], *, max_length: int, batch_size: int) -> list[Batch]:
-    """Tokenise documents, cut each to `max_length` tokens, and batch those of similar length.
-
-    Raises:
-        UsageError: `max_length` or `batch_size` is not positive.
-        ArtifactError: the tokenizer makes no token of the documents.
-    """
-    if max_length < 1 or batch_size < 1:
-        raise UsageError(f"max_length and batch_size must be at least 1, got {max_length} and {batch_size}.")
-    rows = [tokenizer(document, truncation=True, max_length=max_length)["input_ids"] for document in documents]
-    rows = sorted((row for row in rows if row), key=len)
-    if not rows:
-        raise ArtifactError("the tokenizer makes no token of the calibration text. Give text in the model's language.")
-    padding = tokenizer.pad_token_id or 0
-    result = []
-    for start in range(0, len(rows), batch_size):
-        group = rows[start : start + batch_size]
-        width = len(group[-1])
-        ids = torch.tensor([row + [padding] * (width - len(row)) for row in group])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in group])
-        result.append(Batch(ids, mask))
-    return result

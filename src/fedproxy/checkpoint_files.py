@@ -1,0 +1,299 @@
+"""Hugging Face checkpoints as files: where each tensor's bytes lie, who the model is, new shards from old bytes."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from fedproxy.artifacts import new_file, read_json, write_json
+from fedproxy.errors import ArtifactError, ResourceError
+from fedproxy.tensor_files import DTYPES, header_bytes, read_header, tensor_bytes
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_SAMPLE = 64
+_COPY_BYTES = 1 << 26
+_SPARE_BYTES = 1 << 20
+_NUMBERED = re.compile(r"(?P<path>(?:[^0-9.][^.]*\.)*[^0-9.][^.]*)\.(?P<block>0|[1-9][0-9]{0,5})\.(?P<rest>.+)")
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The safetensors shards of a Hugging Face checkpoint, in name order.
+
+    Raises:
+        ArtifactError: there is no checkpoint, or its index names files that are missing or lie elsewhere.
+    """
+    checkpoint = Path(checkpoint)
+    if not (checkpoint / CONFIG).is_file():
+        raise ArtifactError(f"{checkpoint} is no Hugging Face checkpoint: {CONFIG} is missing.")
+    single, index = checkpoint / SINGLE, checkpoint / INDEX
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise ArtifactError(
+            f"{checkpoint} holds no {SINGLE}. Convert other weight formats with transformers' save_pretrained."
+        )
+    found = list(_weight_map(index).values())
+    for name in found:
+        if not isinstance(name, str) or Path(name).name != name or not (checkpoint / name).is_file():
+            raise ArtifactError(f"{index} names the shard {name!r}, which is not in {checkpoint}.")
+    return [checkpoint / name for name in sorted(set(found))]
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
+    record = read_json(index)
+    found = record.get("weight_map") if isinstance(record, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise ArtifactError(f"{index} has no weight_map of tensor names to file names.")
+    return found
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the bytes of a tensor lie.
+
+    Attributes:
+        file: The safetensors file.
+        dtype: The safetensors dtype name.
+        shape: The tensor's shape.
+        begin: First byte in the file.
+        end: One past the last byte.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    def read(self) -> torch.Tensor:
+        """Read the tensor into memory of its own.
+
+        Raises:
+            ArtifactError: the file cannot be read, or its dtype is unknown to torch.
+        """
+        tensor = torch.empty(self.shape, dtype=self.torch_dtype)
+        try:
+            with open(self.file, "rb", buffering=0) as file:
+                file.seek(self.begin)
+                view, position = tensor_bytes(tensor), 0
+                while position < len(view):
+                    count = file.readinto(view[position : position + _COPY_BYTES])
+                    if not count:
+                        raise ArtifactError(f"{self.file} ends early: it was changed while it was read.")
+                    position += count
+        except OSError as error:
+            raise ArtifactError(f"{self.file}: {error.strerror or error}.") from error
+        return tensor
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype in torch's terms."""
+        return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's configuration and the place of every tensor; no weight is read.
+
+    Attributes:
+        path: Its directory.
+        config: config.json.
+        shards: For each weight file in name order, its tensors.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    shards: tuple[dict[str, Stored], ...]
+
+    @property
+    def tensors(self) -> dict[str, Stored]:
+        """Every tensor by name."""
+        return {name: stored for shard in self.shards for name, stored in shard.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The first floating-point dtype of the tensors that torch can compute in; float32 if there is none."""
+        dtypes = (stored.torch_dtype for stored in self.tensors.values())
+        return next((dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1), torch.float32)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(stored.end - stored.begin for shard in self.shards for stored in shard.values())
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's configuration and headers, and check that index and shards agree.
+
+    Raises:
+        ArtifactError: there is no checkpoint, a header is invalid, a tensor lies in two shards, or the index names
+            tensors that no shard holds.
+    """
+    path = Path(path)
+    files = weight_files(path)
+    config = read_json(path / CONFIG)
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path / CONFIG} must hold a JSON object.")
+    shards = [{name: Stored(file, *entry) for name, entry in read_header(file).entries.items()} for file in files]
+    names: dict[str, Path] = {}
+    for shard in shards:
+        for name, stored in shard.items():
+            if name in names:
+                raise ArtifactError(f"{path}: the tensor {name!r} lies in {names[name].name} and {stored.file.name}.")
+            names[name] = stored.file
+    if files != [path / SINGLE]:
+        for name, file in _weight_map(path / INDEX).items():
+            if name not in names or names[name].name != file:
+                raise ArtifactError(f"{path / INDEX} says that {file} holds the tensor {name!r}, which it does not.")
+    return Checkpoint(path, config, tuple(shards))
+
+
+def split_number(name: str) -> tuple[str, int, str] | None:
+    """Split a tensor's name at its first number into path, number and rest; none if it has no number.
+
+    Example:
+        >>> split_number("model.layers.3.mlp.experts.7.w1.weight")
+        ('model.layers', 3, 'mlp.experts.7.w1.weight')
+    """
+    match = _NUMBERED.fullmatch(name)
+    return None if match is None else (match["path"], int(match["block"]), match["rest"])
+
+
+def numbered_lists(names: Iterable[str]) -> dict[str, set[int]]:
+    """Return the lists that tensor names count through: path → the numbers that occur under it."""
+    lists: dict[str, set[int]] = {}
+    for name in names:
+        parts = split_number(name)
+        if parts is not None:
+            lists.setdefault(parts[0], set()).add(parts[1])
+    return lists
+
+
+def model_identity(checkpoint: Path) -> str:
+    """SHA-256 over a checkpoint's configuration, tensor index (names, dtypes, shapes) and a sample of every tensor.
+
+    The sample (first, middle and last 64 bytes) tells a model from another one of the same shape, a fine-tuned twin
+    for example, without reading the weights. It does not depend on how the tensors are spread over files.
+
+    Raises:
+        ArtifactError: there is no checkpoint.
+    """
+    found = open_checkpoint(Path(checkpoint))
+    index: dict[str, Any] = {}
+    for shard in found.shards:
+        with open(next(iter(shard.values())).file, "rb", buffering=0) as file:
+            for name, stored in shard.items():
+                sample = hashlib.sha256()
+                for start in (stored.begin, (stored.begin + stored.end) // 2, max(stored.begin, stored.end - _SAMPLE)):
+                    file.seek(start)
+                    sample.update(file.read(min(_SAMPLE, stored.end - start)))
+                index[name] = [stored.dtype, list(stored.shape), sample.hexdigest()]
+    config = dict(found.config)
+    for volatile in ("transformers_version", "_name_or_path"):
+        config.pop(volatile, None)
+    return hashlib.sha256(json.dumps([config, index], sort_keys=True).encode()).hexdigest()
+
+
+def require_space(directory: Path, needed: int) -> None:
+    """Check that the disk of `directory` has room for `needed` bytes and a little more.
+
+    Raises:
+        ResourceError: it has not.
+    """
+    free = shutil.disk_usage(directory).free
+    if needed + _SPARE_BYTES > free:
+        raise ResourceError(
+            f"{directory}: {needed / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB of disk space are free. "
+            "Free some space, or write to another disk."
+        )
+
+
+Compute = Callable[[Stored], torch.Tensor]
+
+
+def write_shards(
+    directory: Path,
+    shards: Sequence[Mapping[str, Stored]],
+    *,
+    computed: Mapping[str, Compute] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> None:
+    """Write the weight files of a checkpoint: every tensor copied as bytes, those of `computed` made anew.
+
+    One shard becomes `model.safetensors`, several become numbered shards with their index. Within a file tensors lie
+    as safetensors itself orders them (wide dtypes first, then by name), so that the same tensors give the same bytes as
+    transformers' `save_pretrained`. A computed tensor has the dtype and shape of the one it replaces.
+
+    Args:
+        directory: Existing directory.
+        shards: For each file to write, name → where the bytes lie; empty ones are left out.
+        computed: Name → function that makes the new tensor from where the old one lies; called when it is its turn.
+        on_bytes: Told the number of bytes written since the last call.
+
+    Raises:
+        ArtifactError: a source file cannot be read.
+        ResourceError: the disk is too small, or full.
+    """
+    shards = [shard for shard in shards if shard]
+    total = sum(stored.end - stored.begin for shard in shards for stored in shard.values())
+    require_space(directory, total)
+    names = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    )
+    for file_name, shard in zip(names, shards, strict=True):
+        order = sorted(shard, key=lambda name: (-DTYPES[shard[name].dtype].itemsize, name))
+        with new_file(directory / file_name) as file:
+            file.write(header_bytes({name: (shard[name].dtype, shard[name].shape) for name in order}))
+            file.flush()
+            for run in _runs(order, shard, computed or {}):
+                if isinstance(run, str):
+                    made = (computed or {})[run](shard[run])
+                    if (made.dtype, tuple(made.shape)) != (shard[run].torch_dtype, shard[run].shape):
+                        raise AssertionError(f"{run} was computed as {made.dtype} {tuple(made.shape)}")
+                    file.write(tensor_bytes(made))
+                    file.flush()
+                    written = made.nbytes
+                else:
+                    _copy_bytes(run, file)
+                    written = run.end - run.begin
+                if on_bytes is not None:
+                    on_bytes(written)
+    if len(shards) > 1:
+        places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+
+
+def _runs(order: Sequence[str], shard: Mapping[str, Stored], computed: Mapping[str, Compute]) -> list[str | Stored]:
+    """What to write, in order: names of computed tensors, and stretches of a file that are copied in one go."""
+    runs: list[str | Stored] = []
+    for name in order:
+        stored, last = shard[name], runs[-1] if runs else None
+        if name in computed:
+            runs.append(name)
+        elif isinstance(last, Stored) and last.file == stored.file and last.end == stored.begin:
+            runs[-1] = Stored(stored.file, stored.dtype, (), last.begin, stored.end)
+        elif stored.end > stored.begin:
+            runs.append(Stored(stored.file, stored.dtype, (), stored.begin, stored.end))
+    return runs
+
+
+def _copy_bytes(source: Stored, target: BinaryIO) -> None:
+    """Copy a stretch of a file within the kernel."""
+    with open(source.file, "rb", buffering=0) as file:
+        position = source.begin
+        while position < source.end:
+            count = os.sendfile(target.fileno(), file.fileno(), position, min(_COPY_BYTES, source.end - position))
+            if count == 0:
+                raise ArtifactError(f"{source.file} ends early: it was changed while it was copied.")
+            position += count

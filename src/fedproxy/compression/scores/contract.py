@@ -1,0 +1,56 @@
+"""The contract of a score: what it is given, and what it says of the blocks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedproxy.models.block_stream import BlockStream, Passage
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What a score says.
+
+    Attributes:
+        scores: One number per block, in order: how much it matters.
+        removals: For n = 0, 1, ..., the blocks to remove when n have to go, rising; as far as the score was asked.
+    """
+
+    scores: list[float]
+    removals: list[list[int]]
+
+
+class Score(Protocol):
+    """A way to score the blocks of a decoder."""
+
+    def __call__(
+        self,
+        stream: BlockStream,
+        passages: Sequence[Passage],
+        *,
+        most: int,
+        seed: int,
+        progress: Callable[[float], None],
+    ) -> Importance:
+        """Score every block.
+
+        Args:
+            stream: The decoder.
+            passages: Public text that stands before the first block, to be left there; empty for scores that read none.
+            most: The largest number of blocks that will be removed.
+            seed: For scores that draw.
+            progress: Told the fraction done.
+        """
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A row of the registry.
+
+    Attributes:
+        score: The function.
+        reads_text: Whether it runs the model on public text.
+    """
+
+    score: Score
+    reads_text: bool

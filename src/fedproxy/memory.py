@@ -1,0 +1,29 @@
+"""How much memory this process may still take."""
+
+import resource
+from pathlib import Path
+
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
+_GROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+
+
+def available_memory() -> int:
+    """Bytes that the machine, the control group and the process's own limit leave."""
+    free = [_bytes(Path("/proc/meminfo"), "MemAvailable")]
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        free.append(limit - _bytes(Path("/proc/self/status"), "VmSize"))
+    for most, used in _GROUP_FILES:
+        try:
+            free.append(int((_CONTROL_GROUP / most).read_text()) - int((_CONTROL_GROUP / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return max(0, min(free))
+
+
+def _bytes(path: Path, key: str) -> int:
+    line = next(line for line in path.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024

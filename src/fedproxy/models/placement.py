@@ -1,0 +1,54 @@
+"""Where an LLM is run: in memory, on several GPUs, or block by block from its files; chosen by what is free."""
+
+from collections.abc import Callable
+
+import torch
+
+from fedproxy.errors import UsageError
+from fedproxy.memory import available_memory
+from fedproxy.models.block_stream import BlockStream
+from fedproxy.models.checkpoints import load_model
+from fedproxy.models.source import Source
+
+PLACEMENTS = ("auto", "memory", "stream")
+_ROOM = 1.25
+"""What running a model takes, relative to its weights."""
+
+
+def open_stream(source: Source, placement: str = "auto", say: Callable[[str], None] = lambda text: None) -> BlockStream:
+    """Make an LLM ready to be run block by block.
+
+    Args:
+        source: The LLM.
+        placement: "memory" (on the GPUs if there are any), "stream" (one block at a time from the files), or "auto":
+            memory if there is room for it.
+        say: Told what was chosen, and why.
+
+    Raises:
+        UsageError: there is no such placement.
+        ArtifactError: weights are missing.
+    """
+    check_placement(placement)
+    needed = int(source.files.bytes * _ROOM)
+    gpus = [torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())]
+    largest = torch.device("cuda", gpus.index(max(gpus))) if gpus else torch.device("cpu")
+    free = sum(gpus) if gpus else available_memory()
+    where = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else "memory"
+    room = f"{needed / 1e9:.3g} GB needed, {free / 1e9:.3g} GB free in {where}"
+    if placement == "stream" or (placement == "auto" and needed > free):
+        say(f"running the LLM one block at a time from its files ({room})")
+        return BlockStream(source.decoder, source, largest)
+    say(f"running the LLM in {where} ({room})")
+    if gpus and needed > max(gpus) and not source.multimodal:
+        return BlockStream(load_model(source.path, device_map="auto", trust_remote_code=source.trust_remote_code))
+    return BlockStream(source.decoder, source, largest, resident=True)
+
+
+def check_placement(placement: str) -> None:
+    """Check that there is such a placement.
+
+    Raises:
+        UsageError: there is not.
+    """
+    if placement not in PLACEMENTS:
+        raise UsageError(f"unknown placement {placement!r}; there are: {', '.join(PLACEMENTS)}.")

@@ -1,0 +1,46 @@
+"""Public text as padded batches of tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.models.checkpoints import Tokenizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some documents as tokens, padded on the right.
+
+    Attributes:
+        input_ids: Token numbers, [documents, tokens].
+        attention_mask: 1 for a token, 0 for padding, [documents, tokens].
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+
+def batches(tokenizer: Tokenizer, documents: Sequence[str], *, max_length: int, batch_size: int) -> list[Batch]:
+    """Tokenise documents, cut each to `max_length` tokens, and batch those of similar length.
+
+    Raises:
+        UsageError: `max_length` or `batch_size` is not positive.
+        ArtifactError: the tokenizer makes no token of the documents.
+    """
+    if max_length < 1 or batch_size < 1:
+        raise UsageError(f"max_length and batch_size must be at least 1, got {max_length} and {batch_size}.")
+    rows = [tokenizer(document, truncation=True, max_length=max_length)["input_ids"] for document in documents]
+    rows = sorted((row for row in rows if row), key=len)
+    if not rows:
+        raise ArtifactError("the tokenizer makes no token of the public text. Give text in the model's language.")
+    padding = tokenizer.pad_token_id or 0
+    result = []
+    for start in range(0, len(rows), batch_size):
+        group = rows[start : start + batch_size]
+        width = len(group[-1])
+        ids = torch.tensor([row + [padding] * (width - len(row)) for row in group])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in group])
+        result.append(Batch(ids, mask))
+    return result
