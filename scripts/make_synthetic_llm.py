@@ -18,7 +18,6 @@ import json
 import math
 import random
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,7 +28,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fedproxy.artifacts import new_directory, write_json
-from fedproxy.errors import FedproxyError, ResourceError, UsageError
+from fedproxy.checkpoint_files import require_space
+from fedproxy.errors import FedproxyError, UsageError
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import write_tensors
 
@@ -227,9 +227,7 @@ def make_synthetic_llm(
         config["num_hidden_layers"] = blocks
     model = skeleton(config)
     size = sum(math.prod(shape) for shape in tensor_shapes(model).values()) * DTYPES[dtype].itemsize
-    place = next(folder for folder in out.absolute().parents if folder.is_dir())
-    if size > (free := shutil.disk_usage(place).free):
-        raise ResourceError(f"{out} needs {size / 1e9:.1f} GB; {place} has {free / 1e9:.1f} GB. Choose another disk.")
+    require_space(next(folder for folder in out.absolute().parents if folder.is_dir()), size)
     with new_directory(out, overwrite=overwrite) as directory:
         write_json(directory / "config.json", dict(sorted(config.items())))
         tokenizer = make_tokenizer()

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.text_batches import batches
 from fedproxy.public_text import draw, read_documents
-from fedproxy.errors import ArtifactError, UsageError
 from tests.conftest import make_tokenizer
 
 

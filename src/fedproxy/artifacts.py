@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,8 @@ from fedproxy.errors import ArtifactError, FedproxyError, ResourceError, UsageEr
 
 FORMAT = 1
 MANIFEST = "fedproxy.json"
-_JSON_BYTES = 1 << 26
+CONFIG_BYTES = 4 << 20
+"""The largest configuration that is read; parsed, JSON takes some twenty times its size."""
 
 
 def os_error(error: OSError, path: Path) -> FedproxyError:
@@ -160,17 +162,19 @@ def write_json(path: Path, value: object) -> None:
         file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, most: int = 64 << 20) -> Any:
+    """Read a JSON file of `most` bytes at most.
 
     Raises:
         ArtifactError: the file is missing, is no JSON, or larger than any that belongs to a model or run.
     """
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ArtifactError(f"{path} is no file.")
         with open(path, "rb") as file:
-            content = file.read(_JSON_BYTES + 1)
-        if len(content) > _JSON_BYTES:
-            raise ValueError(f"it is larger than {_JSON_BYTES >> 20} MiB")
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise ValueError(f"it is larger than {most >> 20} MiB")
         return json.loads(content)
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror or error}.") from error
@@ -228,7 +232,7 @@ class Manifest:
             ArtifactError: it is missing, of another format, or inconsistent.
         """
         path = Path(directory) / MANIFEST
-        record = read_json(path)
+        record = read_json(path, CONFIG_BYTES)
 
         def need(holds: Callable[[], bool], what: str) -> None:
             try:
@@ -254,6 +258,7 @@ class Manifest:
             ),
             f"layer_map must be a rising list of block numbers below {blocks}",
         )
+        need(lambda: isinstance(record.get("settings", {}), dict), "settings must be a table")
         return Manifest(
             kind=record["kind"],
             llm_sha256=record["llm"]["sha256"],

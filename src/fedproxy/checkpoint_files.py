@@ -1,5 +1,6 @@
 """Hugging Face checkpoints as files: where each tensor's bytes lie, who the model is, new shards from old bytes."""
 
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from fedproxy.artifacts import new_file, read_json, write_json
+from fedproxy.artifacts import CONFIG_BYTES, new_file, read_json, write_json
 from fedproxy.errors import ArtifactError, ResourceError
 from fedproxy.tensor_files import DTYPES, header_bytes, read_header, tensor_bytes
 
@@ -20,8 +21,11 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SAMPLE = 64
+_INDEX_BYTES = 16 << 20
 _COPY_BYTES = 1 << 26
 _SPARE_BYTES = 1 << 20
+_NO_RANGES = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How file systems say that they cannot copy ranges."""
 _NUMBERED = re.compile(r"(?P<path>(?:[^0-9.][^.]*\.)*[^0-9.][^.]*)\.(?P<block>0|[1-9][0-9]{0,5})\.(?P<rest>.+)")
 
 
@@ -49,7 +53,7 @@ def weight_files(checkpoint: Path) -> list[Path]:
 
 
 def _weight_map(index: Path) -> dict[str, Any]:
-    record = read_json(index)
+    record = read_json(index, _INDEX_BYTES)
     found = record.get("weight_map") if isinstance(record, dict) else None
     if not isinstance(found, dict) or not found:
         raise ArtifactError(f"{index} has no weight_map of tensor names to file names.")
@@ -140,7 +144,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     files = weight_files(path)
-    config = read_json(path / CONFIG)
+    config = read_json(path / CONFIG, CONFIG_BYTES)
     if not isinstance(config, dict):
         raise ArtifactError(f"{path / CONFIG} must hold a JSON object.")
     shards = [{name: Stored(file, *entry) for name, entry in read_header(file).entries.items()} for file in files]
@@ -189,7 +193,7 @@ def model_identity(checkpoint: Path) -> str:
     """
     found = open_checkpoint(Path(checkpoint))
     index: dict[str, Any] = {}
-    for shard in found.shards:
+    for shard in filter(None, found.shards):
         with open(next(iter(shard.values())).file, "rb", buffering=0) as file:
             for name, stored in shard.items():
                 sample = hashlib.sha256()
@@ -217,7 +221,8 @@ def require_space(directory: Path, needed: int) -> None:
         )
 
 
-Compute = Callable[[Stored], torch.Tensor]
+Compute = Callable[[Stored], torch.Tensor | Iterable[torch.Tensor]]
+"""Makes the new tensor from where the old one lies: as a whole, or in pieces of its flattened values."""
 
 
 def write_shards(
@@ -230,13 +235,14 @@ def write_shards(
     """Write the weight files of a checkpoint: every tensor copied as bytes, those of `computed` made anew.
 
     One shard becomes `model.safetensors`, several become numbered shards with their index. Within a file tensors lie
-    as safetensors itself orders them (wide dtypes first, then by name), so that the same tensors give the same bytes as
+    as safetensors itself orders them (by dtype, then by name), so that the same tensors give the same bytes as
     transformers' `save_pretrained`. A computed tensor has the dtype and shape of the one it replaces.
 
     Args:
         directory: Existing directory.
         shards: For each file to write, name → where the bytes lie; empty ones are left out.
-        computed: Name → function that makes the new tensor from where the old one lies; called when it is its turn.
+        computed: Name → function that makes the new tensor from where the old one lies, as a whole or in pieces that
+            are written as they come; called when it is its turn.
         on_bytes: Told the number of bytes written since the last call.
 
     Raises:
@@ -251,19 +257,15 @@ def write_shards(
         if len(shards) == 1
         else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     )
+    layout = list(DTYPES)
     for file_name, shard in zip(names, shards, strict=True):
-        order = sorted(shard, key=lambda name: (-DTYPES[shard[name].dtype].itemsize, name))
+        order = sorted(shard, key=lambda name: (layout.index(shard[name].dtype), name))
         with new_file(directory / file_name) as file:
             file.write(header_bytes({name: (shard[name].dtype, shard[name].shape) for name in order}))
             file.flush()
             for run in _runs(order, shard, computed or {}):
                 if isinstance(run, str):
-                    made = (computed or {})[run](shard[run])
-                    if (made.dtype, tuple(made.shape)) != (shard[run].torch_dtype, shard[run].shape):
-                        raise AssertionError(f"{run} was computed as {made.dtype} {tuple(made.shape)}")
-                    file.write(tensor_bytes(made))
-                    file.flush()
-                    written = made.nbytes
+                    written = _write_made(run, shard[run], (computed or {})[run](shard[run]), file)
                 else:
                     _copy_bytes(run, file)
                     written = run.end - run.begin
@@ -272,6 +274,19 @@ def write_shards(
     if len(shards) > 1:
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+
+
+def _write_made(name: str, stored: Stored, made: torch.Tensor | Iterable[torch.Tensor], target: BinaryIO) -> int:
+    """Write a computed tensor in place of `stored`; returns its bytes."""
+    written = 0
+    for piece in (made,) if isinstance(made, torch.Tensor) else made:
+        if piece.dtype != stored.torch_dtype:
+            raise AssertionError(f"{name} was computed as {piece.dtype}, not {stored.dtype}")
+        written += target.write(tensor_bytes(piece))
+    if written != stored.end - stored.begin:
+        raise AssertionError(f"{name} was computed as {written} bytes, not {stored.end - stored.begin}")
+    target.flush()
+    return written
 
 
 def _runs(order: Sequence[str], shard: Mapping[str, Stored], computed: Mapping[str, Compute]) -> list[str | Stored]:
@@ -289,11 +304,26 @@ def _runs(order: Sequence[str], shard: Mapping[str, Stored], computed: Mapping[s
 
 
 def _copy_bytes(source: Stored, target: BinaryIO) -> None:
-    """Copy a stretch of a file within the kernel."""
+    """Copy a stretch of a file within the kernel, to the end of `target`."""
+    copy = _copy_range
     with open(source.file, "rb", buffering=0) as file:
         position = source.begin
         while position < source.end:
-            count = os.sendfile(target.fileno(), file.fileno(), position, min(_COPY_BYTES, source.end - position))
+            try:
+                count = copy(file.fileno(), target.fileno(), min(_COPY_BYTES, source.end - position), position)
+            except OSError as error:
+                if copy is _send or error.errno not in _NO_RANGES:
+                    raise
+                copy = _send
+                continue
             if count == 0:
                 raise ArtifactError(f"{source.file} ends early: it was changed while it was copied.")
             position += count
+
+
+def _copy_range(source: int, target: int, count: int, position: int) -> int:
+    return os.copy_file_range(source, target, count, position)
+
+
+def _send(source: int, target: int, count: int, position: int) -> int:
+    return os.sendfile(target, source, position, count)

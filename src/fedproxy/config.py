@@ -37,9 +37,10 @@ def _share(default: float) -> Any:
 
 @dataclass(frozen=True)
 class LLM:
-    """[llm]: the model owner's checkpoint, a directory or a Hub id."""
+    """[llm]: the model owner's checkpoint, a directory or a Hub id; its own Python code runs only if trusted."""
 
     path: str = ""
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Compress:
     samples: int = _positive(512)
     max_length: int = limited(512, lambda v: v >= 2, "2 or more")
     batch_size: int = _positive(8)
+    placement: Literal["auto", "memory", "stream"] = "auto"
+
+
+HEALING_RATES = {"lora": 5e-4, "full": 1e-4}
+"""Learning rate of each mode of healing where none is given."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Heal:
     Attributes:
         steps: Optimizer steps.
         mode: "lora" trains a low-rank change of the blocks and merges it, "full" all weights of the blocks.
-        learning_rate: Highest learning rate; 5e-4 for "lora" and 1e-4 for "full" if none.
+        learning_rate: Highest learning rate; that of `HEALING_RATES` if none.
         batch_size: Documents in a step.
         max_length: Tokens of a document at most.
         temperature: Both models' logits are divided by it.
@@ -86,6 +92,11 @@ class Heal:
     held_out: int = _positive(64)
     lora_r: int = _positive(64)
     save_every: int = _positive(50)
+
+    @property
+    def highest_rate(self) -> float:
+        """The learning rate given, or the mode's."""
+        return self.learning_rate or HEALING_RATES[self.mode]
 
 
 @dataclass(frozen=True)
@@ -150,9 +161,12 @@ class Federate:
 
 @dataclass(frozen=True)
 class Fuse:
-    """[fuse]: plug what was learned back into the LLM (Eq. 15)."""
+    """[fuse]: plug what was learned back into the LLM (Eq. 15); scale "auto" is chosen by loss on the text `public`."""
 
-    scale: float = limited(1.0, math.isfinite, "a finite number")
+    scale: float | Literal["auto"] = limited(
+        1.0, lambda v: v == "auto" or math.isfinite(v), 'a finite number or "auto"'
+    )
+    public: str = ""
 
 
 @dataclass(frozen=True)
@@ -366,6 +380,9 @@ def parse_experiment(
     clients = tuple(dataclasses.replace(client, data=resolve(client.data)) for client in clients)
     if partition is not None:
         partition = dataclasses.replace(partition, data=resolve(partition.data))
+    fuse = tables["fuse"] = dataclasses.replace(tables["fuse"], public=resolve(tables["fuse"].public))
+    if (fuse.scale == "auto") != bool(fuse.public):
+        problems.append('[fuse] scale = "auto" and public = FILE need each other.')
     for table, key in (("compress", "score"), ("federate", "merge"), ("federate", "regulariser")):
         value, names = getattr(tables[table], key), (choices or {}).get(key)
         if names is not None and value not in names:
@@ -376,6 +393,7 @@ def parse_experiment(
     paths = {f"[client {i}] data": c.data for i, c in enumerate(clients, 1)}
     paths |= {"[compress] calibration": tables["compress"].calibration, "[evaluate] data": tables["evaluate"].data}
     paths |= {"[heal] text": tables["heal"].text}
+    paths |= {"[fuse] public": fuse.public}
     paths |= {"[evaluate] include": tables["evaluate"].include, "[partition] data": partition.data if partition else ""}
     problems += [
         f"{where}: {path} does not exist." for where, path in paths.items() if path and not Path(path).exists()

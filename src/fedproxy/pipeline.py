@@ -132,7 +132,7 @@ def client_rows(experiment: Experiment) -> dict[str, list[dict[str, Any]]]:
 def _load_for_training(path: Path, experiment: Experiment) -> Any:
     """Load a model to attach an adapter to: in its own dtype on a GPU, in float32 on a CPU, where that is faster."""
     narrow = experiment.train.precision != "fp32" and torch.cuda.is_available()
-    return load_model(path, dtype=None if narrow else torch.float32)
+    return load_model(path, dtype=None if narrow else torch.float32, trust_remote_code=experiment.llm.trust_remote_code)
 
 
 def _attach(model: Any, experiment: Experiment) -> Any:
@@ -159,6 +159,8 @@ def _compress(experiment: Experiment, out: Path, on_progress: OnProgress) -> Pro
         max_length=settings.max_length,
         batch_size=settings.batch_size,
         seed=experiment.seed,
+        placement=settings.placement,
+        trust_remote_code=experiment.llm.trust_remote_code,
         on_progress=lambda fraction, text: on_progress("compress", fraction, text),
     )
 
@@ -215,7 +217,7 @@ def _rounds(
     experiment: Experiment, directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
 ) -> None:
     proxy, settings = directory.path / "proxy", experiment.federate
-    tokenizer = load_tokenizer(proxy)
+    tokenizer = load_tokenizer(proxy, trust_remote_code=experiment.llm.trust_remote_code)
     examples = encode_clients(rows, tokenizer, experiment)
     model = _attach(_load_for_training(proxy, experiment), experiment)
     store = RoundStore(directory.path / "rounds")
@@ -281,7 +283,11 @@ def _adapter_manifest(source: Manifest, kind: str, layer_map: list[int], experim
         llm_sha256=source.llm_sha256,
         llm_blocks=source.llm_blocks,
         layer_map=layer_map,
-        settings={"train": record["train"], "federate": record["federate"]},
+        settings={
+            "train": record["train"],
+            "federate": record["federate"],
+            "healed": bool(source.settings.get("healed")) and kind == "proxy-adapter",
+        },
         seed=experiment.seed,
     )
 
@@ -291,7 +297,7 @@ def _centralized(
 ) -> None:
     """Tune the LLM itself on the pooled rows, with as many optimizer steps as all clients took together."""
     llm = resolve(experiment.llm.path)
-    tokenizer = load_tokenizer(llm)
+    tokenizer = load_tokenizer(llm, trust_remote_code=experiment.llm.trust_remote_code)
     examples = encode_clients(rows, tokenizer, experiment)
     steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
     model = _attach(_load_for_training(llm, experiment), experiment)
@@ -341,7 +347,16 @@ def run(
     _federate(experiment, directory, rows, progress)
     if not (path / "fused").is_dir():
         with directory.stage("fuse"):
-            fuse(experiment.llm.path, path / "adapter", path / "fused", scale=experiment.fuse.scale)
+            fuse(
+                experiment.llm.path,
+                path / "adapter",
+                path / "fused",
+                scale=experiment.fuse.scale,
+                public=experiment.fuse.public or None,
+                proxy=path / "proxy",
+                trust_remote_code=experiment.llm.trust_remote_code,
+                on_progress=lambda fraction, text: progress("fuse", fraction, text),
+            )
     progress("fuse", 1.0, "adapter re-keyed")
     if experiment.evaluate.centralized:
         if not (path / "centralized").is_dir():
@@ -401,6 +416,7 @@ def _evaluate(experiment: Experiment, directory: RunDirectory, on_progress: OnPr
                 proxy=path / "proxy" if name == "proxy_tuning" else None,
                 limit=settings.limit,
                 batch_size=settings.batch_size,
+                trust_remote_code=experiment.llm.trust_remote_code,
                 on_progress=lambda fraction, text, index=index, name=name: on_progress(  # type: ignore[misc]
                     "evaluate", (index + fraction) / len(wanted), f"{name} · {text}"
                 ),

@@ -19,23 +19,23 @@ from fedproxy.artifacts import new_file
 from fedproxy.errors import ArtifactError
 
 DTYPES = {
+    "U64": torch.uint64,
+    "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
-    "F16": torch.float16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
     "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U16": torch.uint16,
+    "I16": torch.int16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
     "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Data types by their name in safetensors headers."""
+"""Data types by their name in safetensors headers, in the order in which safetensors lays tensors out in a file."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

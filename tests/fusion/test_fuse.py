@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,20 +9,22 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from fedproxy.artifacts import Manifest
-from fedproxy.checkpoint_files import model_identity
-from fedproxy.errors import ArtifactError, FedproxyError, UsageError
+from fedproxy.checkpoint_files import Stored, model_identity
+from fedproxy.errors import ArtifactError, FedproxyError, ResourceError, UsageError
 from fedproxy.fusion import fuse
 from fedproxy.models import lora
-from fedproxy.models.families import blocks, keep_blocks
-from tests.conftest import make_model
+from fedproxy.models.families import blocks
+from fedproxy.models.source import open_source
+from tests.conftest import MULTIMODAL, make_model
+from tests.in_memory import keep_blocks
 
 Checkpoint = Callable[..., Path]
 KEEP = [1, 2, 5]
 IDS = torch.arange(24).reshape(2, 12)
-FAMILIES = ["llama", "gpt2", "opt", "gpt_neox", "gemma3_text", "qwen3"]
+FAMILIES = ["llama", "gpt2", "opt", "gpt_neox", "gemma3_text", "qwen3", "mixtral", "qwen3_moe"]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -111,6 +114,84 @@ def test_a_zero_adapter_gives_the_llm_to_the_bit(family: str, tiny_checkpoint: C
     plain = logits(make_model(family))
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(fused)), plain)
     assert torch.equal(logits(PeftModel.from_pretrained(make_model(family), tuned)), plain)
+
+
+@pytest.mark.parametrize("family", MULTIMODAL)
+def test_both_forms_on_the_text_tower_of_a_multimodal_model(
+    family: str, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    llm = tiny_checkpoint(family)
+    decoder = AutoModelForCausalLM.from_config(open_source(llm).decoder.config)
+    proxy = lora.attach(keep_blocks(decoder, KEEP), r=4, alpha=6, dropout=0.0, seed=0)
+    generator = torch.Generator().manual_seed(5)
+    state = lora.adapter_state(proxy)
+    state = {k: t if "lora_A" in k else 0.1 * torch.randn(t.shape, generator=generator) for k, t in state.items()}
+    manifest = Manifest("proxy-adapter", model_identity(llm), 6, KEEP)
+    lora.write_adapter(tmp_path / "adapter", proxy, state, manifest)
+    tuned = fuse(llm, tmp_path / "adapter", tmp_path / "a", scale=0.7)
+    fused = fuse(llm, tmp_path / "adapter", tmp_path / "c", form="checkpoint", scale=0.7)
+
+    on_llm = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(llm), tuned)
+    assert {name for name, _ in on_llm.named_parameters() if "lora_A" in name} == {
+        name.replace(".lora_A.weight", ".lora_A.default.weight") for name in lora.read_adapter(tuned)[1] if "_A" in name
+    }
+    ours = lora.load_with_adapter(llm, tuned)
+    with torch.no_grad():
+        unmerged = on_llm(input_ids=IDS, use_cache=False).logits
+        assert torch.equal(unmerged, ours(input_ids=IDS, use_cache=False).logits)
+        merged, checkpoint = on_llm.merge_and_unload(), AutoModelForImageTextToText.from_pretrained(fused)
+        assert torch.allclose(checkpoint(input_ids=IDS, use_cache=False).logits, unmerged, atol=1e-4)
+    found, expected = checkpoint.state_dict(), merged.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    before = AutoModelForImageTextToText.from_pretrained(llm).state_dict()
+    assert sum(not torch.equal(before[name], found[name]) for name in found) == len(state) // 2
+
+
+def test_an_adapter_on_other_modules_in_each_block(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint()
+    _, adapter = make_adapter(llm, tmp_path / "adapter")
+    config, tensors, manifest = lora.read_adapter(adapter)
+    few = {n: t for n, t in tensors.items() if ("layers.0." in n) == ("q_proj" in n)}
+    names = sorted({n.split("model.model.")[1].split(".lora_")[0] for n in few})
+    config.update(target_modules=[f"model.{name}" for name in names], layers_to_transform=None, layers_pattern=None)
+    lora.write_adapter(adapter, config, few, manifest)
+    tuned = fuse(llm, adapter, tmp_path / "a")
+    fused = fuse(llm, adapter, tmp_path / "c", form="checkpoint")
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llm), tuned).merge_and_unload()
+    found, expected = load_file(fused / "model.safetensors"), merged.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_re_keying_reads_no_weight(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = tiny_checkpoint()
+    _, adapter = make_adapter(llm, tmp_path / "adapter")
+    monkeypatch.setattr(Stored, "read", lambda stored: pytest.fail("a weight was read"))
+    fuse(llm, adapter, tmp_path / "a")
+
+
+def test_progress_ends_at_one(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint()
+    _, adapter = make_adapter(llm, tmp_path / "adapter")
+    told: list[float] = []
+    fuse(llm, adapter, tmp_path / "c", form="checkpoint", on_progress=lambda fraction, text: told.append(fraction))
+    assert told == sorted(told)
+    assert len(told) > 2
+    assert told[-1] == 1.0
+
+
+def test_a_full_disk_leaves_nothing(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = tiny_checkpoint()
+    _, adapter = make_adapter(llm, tmp_path / "adapter")
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ResourceError, match="GB are needed"):
+        fuse(llm, adapter, tmp_path / "c", form="checkpoint")
+    assert {item.name for item in tmp_path.iterdir()} == {"adapter"}
 
 
 def test_only_the_trained_blocks_are_touched(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -211,6 +292,9 @@ def test_wrong_usage(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     _, adapter = make_adapter(llm, tmp_path / "adapter")
     refused(UsageError, "unknown form", llm, adapter, tmp_path / "out", form="zip")
     refused(UsageError, "scale", llm, adapter, tmp_path / "out", scale=float("nan"))
+    refused(UsageError, "or auto, got best", llm, adapter, tmp_path / "out", scale="best")
+    refused(UsageError, "--public FILE", llm, adapter, tmp_path / "out", scale="auto")
+    refused(UsageError, "only for scale = auto", llm, adapter, tmp_path / "out", public=llm / "config.json")
     (tmp_path / "taken").mkdir()
     with pytest.raises(UsageError, match="overwrite"):
         fuse(llm, adapter, tmp_path / "taken")

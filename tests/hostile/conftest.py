@@ -1,6 +1,5 @@
 """Whole artifacts to damage: a sharded checkpoint, an adapter of its proxy, an update."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.models import lora
-from fedproxy.models.families import keep_blocks
 from fedproxy.tensor_files import save_tensors
 from tests.conftest import make_model, make_tokenizer
+from tests.in_memory import keep_blocks
 
 KEEP = [1, 2, 5]
 
@@ -64,16 +63,3 @@ def fedproxy(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str
         return int(str(end.value.code)), capsys.readouterr().err
 
     return call
-
-
-def single(checkpoint: Path) -> Path:
-    """Turn a sharded checkpoint into one of a single file, and return that file."""
-    from fedproxy.tensor_files import load_tensors
-
-    index = checkpoint / "model.safetensors.index.json"
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    tensors = {name: tensor for shard in shards for name, tensor in load_tensors(checkpoint / shard).items()}
-    save_tensors(checkpoint / "model.safetensors", tensors)
-    for file in [index, *(checkpoint / shard for shard in shards)]:
-        file.unlink()
-    return checkpoint / "model.safetensors"

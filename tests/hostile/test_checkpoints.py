@@ -10,7 +10,7 @@ import pytest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError
 from fedproxy.models.lora import read_adapter, write_adapter
-from tests.hostile import attacks
+from tests.hostile.checkpoints import ADAPTERS, CHECKPOINTS
 
 COMMANDS = {
     "compress": ["compress", "llm", "out", "--calibration", "calibration.txt"],
@@ -29,11 +29,11 @@ def believe(place: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("attack", attacks.CHECKPOINTS)
+@pytest.mark.parametrize("attack", CHECKPOINTS)
 def test_a_hostile_checkpoint_is_refused(
     command: str, attack: str, place: Path, fedproxy: Callable[..., tuple[int, str]]
 ) -> None:
-    attacks.CHECKPOINTS[attack](place / "llm")
+    CHECKPOINTS[attack](place / "llm")
     believe(place)
     before = sorted(place.rglob("*"))
     code, said = fedproxy(*COMMANDS[command])
@@ -43,11 +43,11 @@ def test_a_hostile_checkpoint_is_refused(
 
 
 @pytest.mark.parametrize("form", ["adapter", "checkpoint"])
-@pytest.mark.parametrize("attack", attacks.ADAPTERS)
+@pytest.mark.parametrize("attack", ADAPTERS)
 def test_a_hostile_adapter_is_refused(
     form: str, attack: str, place: Path, fedproxy: Callable[..., tuple[int, str]]
 ) -> None:
-    attacks.ADAPTERS[attack](place / "adapter")
+    ADAPTERS[attack](place / "adapter")
     before = sorted(place.rglob("*"))
     code, said = fedproxy("fuse", "llm", "adapter", "out", "--as", form)
     assert code == 3, said

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import attacks
+from tests.hostile.checkpoints import GIGANTIC_ADAPTERS, GIGANTIC_CHECKPOINTS
+from tests.hostile.tensor_files import GIGANTIC_TENSOR_FILES, Attack
 
 ROOT = Path(__file__).parents[2]
 SPARE_MIB, SECONDS = 256, 20
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 
-def refused(whole: Path, tmp_path: Path, command: list[str], target: str, table: Mapping[str, attacks.Attack]) -> None:
+def refused(whole: Path, tmp_path: Path, command: list[str], target: str, table: Mapping[str, Attack]) -> None:
     places = []
     for number, attack in enumerate([lambda path: None, *table.values()]):
         places.append(tmp_path / str(number))
@@ -49,13 +50,13 @@ def refused(whole: Path, tmp_path: Path, command: list[str], target: str, table:
 
 
 def test_tensor_files(whole: Path, tmp_path: Path) -> None:
-    refused(whole, tmp_path, MERGE, "update.safetensors", attacks.GIGANTIC_TENSOR_FILES)
+    refused(whole, tmp_path, MERGE, "update.safetensors", GIGANTIC_TENSOR_FILES)
 
 
 def test_adapters(whole: Path, tmp_path: Path) -> None:
-    refused(whole, tmp_path, FUSE, "adapter", attacks.GIGANTIC_ADAPTERS)
+    refused(whole, tmp_path, FUSE, "adapter", GIGANTIC_ADAPTERS)
 
 
 @pytest.mark.parametrize("command", [COMPRESS, FUSE], ids=lambda command: command[0])
 def test_checkpoints(whole: Path, tmp_path: Path, command: list[str]) -> None:
-    refused(whole, tmp_path, command, "llm", attacks.GIGANTIC_CHECKPOINTS)
+    refused(whole, tmp_path, command, "llm", GIGANTIC_CHECKPOINTS)

@@ -7,8 +7,8 @@ import pytest
 
 from fedproxy.errors import ArtifactError
 from fedproxy.tensor_files import load_tensors, read_header
-from tests.hostile import attacks
-from tests.hostile.conftest import single
+from tests.hostile.checkpoints import single
+from tests.hostile.tensor_files import TENSOR_FILES, safetensors
 
 COMMANDS = {
     "compress": ["compress", "llm", "out", "--calibration", "calibration.txt"],
@@ -18,10 +18,10 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("attack", attacks.TENSOR_FILES)
+@pytest.mark.parametrize("attack", TENSOR_FILES)
 def test_refused_by_name_before_a_tensor_is_touched(attack: str, tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
-    attacks.TENSOR_FILES[attack](file)
+    TENSOR_FILES[attack](file)
     for read in (read_header, load_tensors):
         with pytest.raises(ArtifactError, match=r"weights\.safetensors") as error:
             read(file)
@@ -36,12 +36,12 @@ def attacked(command: str, place: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("attack", attacks.TENSOR_FILES)
+@pytest.mark.parametrize("attack", TENSOR_FILES)
 def test_every_command_ends_with_code_3(
     command: str, attack: str, place: Path, fedproxy: Callable[..., tuple[int, str]]
 ) -> None:
     file = attacked(command, place)
-    attacks.TENSOR_FILES[attack](file)
+    TENSOR_FILES[attack](file)
     before = sorted(place.rglob("*"))
     code, said = fedproxy(*COMMANDS[command])
     assert code == 3, said
@@ -58,12 +58,12 @@ def test_what_is_unusual_but_true_is_read(tmp_path: Path) -> None:
         (b'{"b{\\"}":{"dtype":"U8","shape":[],"data_offsets":[0,1]}}', bytes(1), {'b{"}'}),
         (b'{"w":{"dtype":"F32","shape":[0,9],"data_offsets":[0,0]}}', b"", {"w"}),
     ]:
-        file.write_bytes(attacks.safetensors(header, body))
+        file.write_bytes(safetensors(header, body))
         assert read_header(file).entries.keys() == names
         assert load_tensors(file).keys() == names
 
 
 def test_a_healthy_header_of_many_tensors_is_read(tmp_path: Path) -> None:
     entries = {f"layers.{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(3000)}
-    (tmp_path / "w").write_bytes(attacks.safetensors(entries, bytes(3000)))
+    (tmp_path / "w").write_bytes(safetensors(entries, bytes(3000)))
     assert len(read_header(tmp_path / "w").entries) == 3000

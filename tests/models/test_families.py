@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
-from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.errors import ArtifactError
 from fedproxy.models.families import FAMILIES as TESTED
-from fedproxy.models.families import blocks, blocks_path, keep_blocks, skipping
+from fedproxy.models.families import blocks_path
 from tests.conftest import BLOCKS, FAMILIES, make_model
+from tests.in_memory import keep_blocks, skipping
 
 KEEP = [0, 3, 4]
 PATHS = {"gpt2": "transformer.h", "opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers"}
@@ -80,14 +81,6 @@ def test_a_list_that_only_happens_to_be_as_long_stays() -> None:
     model = make_model("llama", num_hidden_layers=2)
     model.config.eos_token_id = [257, 258]
     assert keep_blocks(model, [1]).config.eos_token_id == [257, 258]
-
-
-@pytest.mark.parametrize("keep", [[], [0, 0], [2, 1], [-1], [0, 6]])
-def test_impossible_choices_are_refused(keep: list[int]) -> None:
-    model = make_model()
-    with pytest.raises(UsageError, match="rising list"):
-        keep_blocks(model, keep)
-    assert len(blocks(model)) == BLOCKS
 
 
 def encoder_decoder() -> Any:

@@ -189,7 +189,7 @@ def test_an_exchanged_manifest_is_noticed(tmp_path: Path, change: dict[str, Any]
         {"r": "4"},
         {"lora_alpha": None},
         {"use_dora": True},
-        {"bias": "all"},
+        {"bias": "some"},
         {"modules_to_save": ["lm_head"]},
         {"alpha_pattern": {"q_proj": 3}},
         {"init_lora_weights": "pissa"},

@@ -112,7 +112,7 @@ def test_shards_hold_at_most_the_limit_or_one_tensor(script):
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(script, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 0, 10**9)
-    monkeypatch.setattr(script.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(ResourceError, match=r"13\.5 GB"):
         script.make_synthetic_llm(tmp_path / "deep" / "llm", "llama-2-7b")
     assert not list(tmp_path.iterdir())

@@ -1,48 +1,116 @@
 """fedproxy compress."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fedproxy.cli.output import Json, Overwrite, console, print_json, stage
+from fedproxy.cli.output import Json, Overwrite, TrustRemoteCode, console, print_json, stage
+from fedproxy.cli.sheets import show_plan, show_sheet
 
 EXAMPLE = "fedproxy compress ./llm ./proxy --remove 0.5 --calibration public.txt"
+_PLACEMENT = "running the LLM "
 
 
 def compress(
     llm: Annotated[str, typer.Argument(help="The LLM: a checkpoint directory or Hub id.")],
     out: Annotated[Path, typer.Argument(help="Directory to write the proxy to.")],
-    calibration: Annotated[Path, typer.Option(help="Public text: .txt with blank lines between documents, or .jsonl.")],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public text: .txt with blank lines between documents, or .jsonl. The scores magnitude, random and "
+            "uniform do without."
+        ),
+    ] = None,
     remove: Annotated[float, typer.Option(help="Share of the blocks to remove.")] = 0.5,
-    score: Annotated[str, typer.Option(help="How blocks are scored.")] = "block-influence",
+    score: Annotated[
+        str,
+        typer.Option(
+            help="How blocks are scored: angular-distance, block-influence, magnitude, perplexity, random or uniform."
+        ),
+    ] = "block-influence",
     samples: Annotated[int, typer.Option(help="Documents to score on.", min=1)] = 512,
     max_length: Annotated[int, typer.Option(help="Tokens of a document at most.", min=2)] = 512,
     batch_size: Annotated[int, typer.Option(help="Documents in one forward pass.", min=1)] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the draw of documents.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.", min=0)] = 0,
+    placement: Annotated[
+        str,
+        typer.Option(help="Where the LLM is run: memory, stream (one block at a time from its files), or auto."),
+    ] = "auto",
+    heal_steps: Annotated[
+        int, typer.Option(help="Steps in which the LLM teaches the proxy on public text.", min=0)
+    ] = 0,
+    heal_mode: Annotated[str, typer.Option(help="What healing trains: lora or full.")] = "lora",
+    heal_text: Annotated[
+        Path | None, typer.Option(help="Public text to heal on; the calibration text if none.")
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show scores and what each share removed would give; write nothing."),
+    ] = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Remove the blocks of an LLM that matter least, and write the rest as its proxy."""
+    settings: dict[str, Any] = {
+        "remove": remove,
+        "calibration": calibration,
+        "score": score,
+        "samples": samples,
+        "max_length": max_length,
+        "batch_size": batch_size,
+        "seed": seed,
+        "placement": placement,
+        "trust_remote_code": trust_remote_code,
+    }
+    if dry_run:
+        _plan(llm, settings, json=json)
+        return
+    from fedproxy.config import Heal
+    from fedproxy.errors import UsageError
     from fedproxy.pipeline import compress as compress_llm
 
+    if heal_mode not in ("lora", "full"):
+        raise UsageError(f"--heal-mode {heal_mode!r}: choose lora or full.")
+    if heal_steps:
+        text = "" if heal_text is None else str(heal_text)
+        settings["heal"] = Heal(steps=heal_steps, mode=heal_mode, text=text)  # type: ignore[arg-type]
+    sheets: list[dict[str, Any]] = []
+
+    def on_sheet(sheet: dict[str, Any]) -> None:
+        sheets.append(sheet)
+        show_sheet(console(), sheet)
+
     with stage("compress") as show:
-        proxy = compress_llm(
-            llm,
-            out,
-            remove=remove,
-            calibration=calibration,
-            score=score,
-            samples=samples,
-            max_length=max_length,
-            batch_size=batch_size,
-            seed=seed,
-            overwrite=overwrite,
-            on_progress=show,
-        )
+        proxy = compress_llm(llm, out, **settings, overwrite=overwrite, on_progress=_said(show), on_sheet=on_sheet)
     if json:
-        print_json({"path": proxy.path, "layer_map": proxy.layer_map, "scores": proxy.scores})
+        print_json({"path": proxy.path, "layer_map": proxy.layer_map, "scores": proxy.scores, "exposure": sheets[0]})
     else:
         console().print(
             f"Proxy in {proxy.path}: keeps {len(proxy.layer_map)} of {len(proxy.scores)} blocks {proxy.layer_map}."
         )
+
+
+def _plan(llm: str, settings: dict[str, Any], *, json: bool) -> None:
+    from fedproxy.compression.plan import plan
+
+    with stage("plan") as show:
+        found = plan(llm, **settings, on_progress=_said(show))
+    if json:
+        print_json(dataclasses.asdict(found))
+    else:
+        show_plan(console(), found)
+
+
+def _said(show: Callable[[float, str], None]) -> Callable[[float, str], None]:
+    """Progress that also leaves a line where the LLM is run."""
+
+    def told(fraction: float, text: str) -> None:
+        if text.startswith(_PLACEMENT):
+            console().print(f"{text[0].upper()}{text[1:]}.")
+        show(fraction, text)
+
+    return told

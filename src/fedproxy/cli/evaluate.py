@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedproxy.cli.output import Json, console, print_json, stage
+from fedproxy.cli.output import Json, TrustRemoteCode, console, print_json, stage
 
 EXAMPLE = "fedproxy evaluate ./llm --adapter runs/first/fused --tasks sst2,rte --data ./data"
 
@@ -25,6 +25,7 @@ def evaluate(
     alpha: Annotated[float | None, typer.Option(help="With --proxy: how much of that to add; 1 if left out.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows of each task at most.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Rows in one forward pass.", min=1)] = 64,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Score a model, a model with an adapter, or a model tuned by its proxy, with the LM evaluation harness."""
@@ -43,6 +44,7 @@ def evaluate(
             alpha=alpha,
             limit=limit,
             batch_size=batch_size,
+            trust_remote_code=trust_remote_code,
             on_progress=show,
         )
     if json:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the LLM's own Python code run.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
 
 

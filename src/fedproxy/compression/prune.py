@@ -1,5 +1,6 @@
 """The proxy as a checkpoint of its own: kept tensors are copied as bytes under new names, and then put to the proof."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def prune(
     )
     write_json(directory / CONFIG, pruned_config(source, keep))
     copy_tokenizer(source.path, directory)
+    if source.trust_remote_code:
+        for file in source.path.glob("*.py"):
+            shutil.copyfile(file, directory / file.name)
 
 
 def _new_name(source: Source, stored_name: str, keep: Sequence[int]) -> str | None:
@@ -87,7 +91,12 @@ def check_proxy(source: Source, keep: Sequence[int], directory: Path) -> None:
     """
     llm = open_source(source.path, trust_remote_code=source.trust_remote_code)
     whole = BlockStream(llm.decoder, llm)
-    written = open_source(directory, trust_remote_code=source.trust_remote_code)
+    try:
+        written = open_source(directory, trust_remote_code=source.trust_remote_code)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{source.path} cannot be compressed: what a block is made of depends on its position ({error})"
+        ) from error
     proxy = BlockStream(written.decoder, written)
     tokens = torch.arange(_PROBE_TOKENS)[None]
     before, after = (stream.enter(tokens, torch.ones_like(tokens)) for stream in (whole, proxy))
@@ -115,7 +124,5 @@ def _lend(lender: nn.Module | None, borrower: nn.Module) -> None:
                     module._parameters[name] = nn.Parameter(weight.to("meta"), requires_grad=False)
         return
     lent = dict(lender.named_modules())
-    if lent.keys() != own.keys() or any(lent[n]._parameters.keys() != own[n]._parameters.keys() for n in own):
-        raise ArtifactError("The LLM's blocks differ in their layers by position, so that they cannot be moved.")
     for path, module in own.items():
         module._parameters.update(lent[path]._parameters)

@@ -1,7 +1,6 @@
 """The LLM as a teacher: run once over public text, what it said kept on disk."""
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,7 +138,9 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], work: Path) 
     Raises:
         UsageError: a value differs; each is named.
     """
-    changed = [f"{name} was {found.get(name)}, is {value}" for name, value in wanted.items() if found.get(name) != value]
+    changed = [
+        f"{name} was {found.get(name)}, is {value}" for name, value in wanted.items() if found.get(name) != value
+    ]
     if changed:
         raise UsageError(
             f"{work} holds an unfinished healing with other settings: {'; '.join(changed)}. "
@@ -162,7 +163,7 @@ def _perplexity(stream: BlockStream, passages: Sequence[Passage], leaving: Seque
     total, count = (sum(values) for values in zip(*found, strict=True))
     if not count:
         raise ArtifactError("the held-out documents of the public text are shorter than two tokens. Give longer ones.")
-    return math.exp(total / count)
+    return float(torch.tensor(total / count, dtype=torch.float64).exp())
 
 
 def _through(

@@ -30,6 +30,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     tokenizer: Any = None,
+    trust_remote_code: bool = False,
     on_progress: Callable[[float, str], None] | None = None,
 ) -> dict[str, Any]:
     """Score a model on tasks of the LM evaluation harness.
@@ -47,6 +48,7 @@ def evaluate(
         limit: Score at most this many rows of each task, the first ones; None scores all.
         batch_size: Rows in a forward pass.
         tokenizer: The tokenizer of a loaded model; a checkpoint brings its own.
+        trust_remote_code: Let the checkpoint's own Python code run.
         on_progress: Called with the fraction done and the task's name.
 
     Returns:
@@ -69,7 +71,7 @@ def evaluate(
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}: give at least 1.")
     loaded = load_for_evaluation(tasks, data=Path(data) if data else None, include=Path(include) if include else None)
-    model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha)
+    model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
     scores = {}
     training = model.training
     with contained(), contextlib.ExitStack() as stack:
@@ -93,6 +95,7 @@ def harness_model(
     alpha: float | None = None,
     batch_size: int = 64,
     tokenizer: Any = None,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Give the model that `evaluate` scores to the harness itself.
 
@@ -103,6 +106,7 @@ def harness_model(
         alpha: Its weight.
         batch_size: Rows in a forward pass.
         tokenizer: The tokenizer of a loaded model.
+        trust_remote_code: Let the checkpoint's own Python code run.
 
     Returns:
         A subclass of the harness's `HFLM`, in evaluation state.
@@ -115,7 +119,7 @@ def harness_model(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}: give at least 1.")
-    model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha)
+    model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
     with contained():
         return _scorer(model, tokenizer, batch_size)
 
@@ -130,7 +134,12 @@ def main_metric(metrics: dict[str, Any]) -> float:
 
 
 def _model(
-    model: Any, tokenizer: Any, adapter: Path | str | None, proxy: Path | str | None, alpha: float | None
+    model: Any,
+    tokenizer: Any,
+    adapter: Path | str | None,
+    proxy: Path | str | None,
+    alpha: float | None,
+    trust: bool,
 ) -> tuple[Any, Any]:
     if proxy is None and alpha is not None:
         raise UsageError(f"alpha = {alpha} weighs what a proxy adds: give the proxy as well.")
@@ -143,12 +152,16 @@ def _model(
     device, dtype = ("cuda", None) if torch.cuda.is_available() else ("cpu", torch.float32)
     loaded: Any
     if adapter is None:
-        loaded = load_model(model, dtype=dtype)
+        loaded = load_model(model, dtype=dtype, trust_remote_code=trust)
     elif proxy is None:
-        loaded = load_with_adapter(model, adapter, dtype=dtype)
+        loaded = load_with_adapter(model, adapter, dtype=dtype, trust_remote_code=trust)
     else:
-        loaded = load_proxy_tuned(model, proxy, adapter, alpha=1.0 if alpha is None else alpha, dtype=dtype)
-    return loaded.to(device), tokenizer if tokenizer is not None else load_tokenizer(model)
+        loaded = load_proxy_tuned(
+            model, proxy, adapter, alpha=1.0 if alpha is None else alpha, dtype=dtype, trust_remote_code=trust
+        )
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model, trust_remote_code=trust)
+    return loaded.to(device), tokenizer
 
 
 def _report(

@@ -2,20 +2,33 @@
 
 import hashlib
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from fedproxy.artifacts import MANIFEST, Manifest, new_directory
-from fedproxy.checkpoint_files import model_identity
+from fedproxy.checkpoint_files import Stored, model_identity
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.fusion.plug_in import check_fits, merge_into, rekey_adapter, rekey_config
-from fedproxy.models.checkpoints import load_model, load_skeleton, resolve, save_checkpoint
-from fedproxy.models.families import blocks, blocks_path
-from fedproxy.models.lora import WEIGHTS_FILE, read_adapter, write_adapter
+from fedproxy.fusion.plug_in import TaskVector, on_whole, rekey_adapter, rekey_config
+from fedproxy.fusion.scale import GRID, best_scale, scale_curve
+from fedproxy.models.adapter_checks import check_fits, is_lora, parameter_name
+from fedproxy.models.checkpoints import load_tokenizer
+from fedproxy.models.families import blocks_path
+from fedproxy.models.lora import WEIGHTS_FILE, check_base, read_adapter, write_adapter
+from fedproxy.models.merging import merge_adapter, stored_weights
+from fedproxy.models.placement import open_stream
+from fedproxy.models.source import Source, open_source
+from fedproxy.models.text_batches import batches
+from fedproxy.public_text import draw, read_documents
 
-__all__ = ["FORMS", "fuse"]
+__all__ = ["AUTO", "FORMS", "GRID", "fuse", "serving_note"]
 
 FORMS = ("adapter", "checkpoint")
+AUTO = "auto"
+_BATCH = 8
 
 
 def fuse(
@@ -24,20 +37,41 @@ def fuse(
     out: str | Path,
     *,
     form: str = "adapter",
-    scale: float = 1.0,
+    scale: float | str = 1.0,
+    public: str | Path | None = None,
+    samples: int = 64,
+    max_length: int = 256,
+    proxy: str | Path | None = None,
+    trust_remote_code: bool = False,
     overwrite: bool = False,
+    on_progress: Callable[[float, str], None] = lambda fraction, text: None,
 ) -> Path:
     """Put the task vector of each proxy block onto the LLM block it came from.
 
-    Both forms hold the same model: the adapter, merged by PEFT, gives the checkpoint.
+    Both forms hold the same model: the adapter, merged by PEFT, gives the checkpoint. The checkpoint is written as a
+    stream: only touched tensors are decoded, a few rows at a time. The adapter has standard keys and one rank for all
+    its layers, as servers of LoRA adapters (vLLM) take it, unless it holds trained biases or saved modules
+    (`serving_note`).
+
+    What is added is always a task vector. Of biases and saved modules, whose trained values the adapter holds, it is
+    the trained value less the proxy's own; an unhealed proxy's own values are the LLM's, a healed proxy must be given.
+
+    With `scale="auto"` the scale is the one of `GRID` with the lowest loss on public text, without training. Text of
+    another sort than the clients' tasks favours small scales: it can show what a scale breaks, not what it teaches.
 
     Args:
         llm: The LLM that the proxy was made from: directory or Hub id.
         adapter: Directory of an adapter trained on the proxy.
         out: Directory to write.
         form: "adapter" (a PEFT adapter for the untouched LLM) or "checkpoint" (the LLM with merged weights).
-        scale: Factor of the task vector.
+        scale: Factor of the task vector, or "auto".
+        public: Public text to choose the scale by.
+        samples: Documents to draw from it.
+        max_length: Tokens of a document at most.
+        proxy: The proxy, needed for biases and saved modules that were trained on a healed one.
+        trust_remote_code: Let the LLM's own Python code run.
         overwrite: Replace `out`.
+        on_progress: Told the fraction done, and what is being done.
 
     Returns:
         The directory written.
@@ -45,39 +79,66 @@ def fuse(
     Raises:
         ArtifactError: the LLM or the adapter is damaged, or the adapter is of another LLM or layer map, already fused,
             or does not fit.
-        UsageError: a setting is impossible, or `out` exists or cannot be written.
+        UsageError: a setting is impossible, the proxy is needed and not given, or `out` exists or cannot be written.
+        ResourceError: the disk is too small, or full.
 
     Reference:
         FedProxy, Eq. 15.
     """
-    if form not in FORMS:
-        raise UsageError(f"unknown form {form!r}; there are: {', '.join(FORMS)}.")
-    if not math.isfinite(scale):
-        raise UsageError(f"scale must be a finite number, got {scale}.")
+    _check_settings(form, scale, public)
     config, tensors, manifest = read_adapter(Path(adapter))
-    source = resolve(llm)
-    adapter_sha256 = hashlib.sha256((Path(adapter) / WEIGHTS_FILE).read_bytes()).hexdigest()
+    with open(Path(adapter) / WEIGHTS_FILE, "rb") as file:
+        adapter_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    source = open_source(llm, trust_remote_code=trust_remote_code)
     _check_llm(source, manifest, adapter_sha256)
-    skeleton = load_skeleton(source)
-    path = blocks_path(skeleton)
-    if len(blocks(skeleton)) != manifest.llm_blocks:
-        raise ArtifactError(f"{llm} has {len(blocks(skeleton))} blocks, the adapter's LLM has {manifest.llm_blocks}.")
-    moved = rekey_adapter(tensors, manifest.layer_map, path, scale)
-    check_fits(skeleton, moved, config)
-    settings = {**manifest.settings, "scale": scale, "adapter_sha256": adapter_sha256}
+    if proxy is not None:
+        check_base(Path(proxy), manifest)
+    moved = rekey_adapter(tensors, manifest.layer_map, source.blocks_path)
+    check_fits(source.decoder, moved, config)
+    vector = TaskVector(moved, *_whereabouts(source, dict(zip(moved, tensors, strict=True)), manifest, proxy))
+    settings = {**manifest.settings, "adapter_sha256": adapter_sha256}
     with new_directory(Path(out), overwrite=overwrite) as directory:
-        if form == "adapter":
-            record = replace(manifest, kind="llm-adapter", settings=settings)
-            write_adapter(directory, rekey_config(config, moved, path), moved, record)
-        else:
-            model = load_model(source)
-            merge_into(model, moved, config)
-            save_checkpoint(directory, model, source)
-            replace(manifest, kind="fused", settings=settings).write(directory)
+        if scale == AUTO:
+            assert public is not None
+            documents, settings["public_sha256"] = read_documents(Path(public))
+            documents = draw(documents, samples, manifest.seed)
+            curve = _curve(source, vector, config, documents, max_length, on_progress)
+            settings["scale_curve"] = [[factor, loss if math.isfinite(loss) else None] for factor, loss in curve]
+            scale = best_scale(curve)
+        settings["scale"] = scale
+        _write(
+            directory, form, source, config, vector.at(float(scale)), replace(manifest, settings=settings), on_progress
+        )
+    on_progress(1.0, "done")
     return Path(out)
 
 
-def _check_llm(llm: Path, manifest: Manifest, adapter_sha256: str) -> None:
+def serving_note(config: Mapping[str, Any]) -> str | None:
+    """What to know before an adapter with this PEFT configuration goes to a server of LoRA adapters, if anything."""
+    held = [name for name in ("bias", "modules_to_save") if config.get(name) not in (None, "none")]
+    if not held:
+        return None
+    return (
+        f"The adapter uses {' and '.join(held)}, which PEFT loads and LoRA servers such as vLLM do not. "
+        "For those, fuse to a checkpoint."
+    )
+
+
+def _check_settings(form: str, scale: float | str, public: str | Path | None) -> None:
+    if form not in FORMS:
+        raise UsageError(f"unknown form {form!r}; there are: {', '.join(FORMS)}.")
+    if scale == AUTO:
+        if public is None:
+            raise UsageError("scale = auto needs public text to choose the scale by. Give it with --public FILE.")
+        return
+    if isinstance(scale, str) or not math.isfinite(scale):
+        raise UsageError(f"scale must be a finite number or {AUTO}, got {scale}.")
+    if public is not None:
+        raise UsageError(f"public text is only for scale = {AUTO}; scale is {scale}. Leave one of them out.")
+
+
+def _check_llm(source: Source, manifest: Manifest, adapter_sha256: str) -> None:
+    llm = source.path
     if manifest.kind != "proxy-adapter":
         raise ArtifactError("the adapter counts LLM blocks already: it is fused. Load it on the LLM with PEFT.")
     if (llm / MANIFEST).is_file() and Manifest.read(llm).settings.get("adapter_sha256") == adapter_sha256:
@@ -87,3 +148,80 @@ def _check_llm(llm: Path, manifest: Manifest, adapter_sha256: str) -> None:
         raise ArtifactError(
             f"the adapter belongs to another LLM (sha256 {manifest.llm_sha256[:12]}…) than {llm} ({sha256[:12]}…)."
         )
+    if source.count != manifest.llm_blocks:
+        raise ArtifactError(f"{llm} has {source.count} blocks, the adapter's LLM has {manifest.llm_blocks}.")
+
+
+def _whereabouts(
+    source: Source, names: Mapping[str, str], manifest: Manifest, proxy: str | Path | None
+) -> tuple[dict[str, Stored], dict[str, Stored]]:
+    """Where the proxy's values before training, and the LLM's, of trained weights lie.
+
+    Args:
+        source: The LLM.
+        names: For each adapter tensor's name on the LLM, its name on the proxy.
+        manifest: The adapter's.
+        proxy: The proxy, if it is given.
+    """
+    names = {name: old for name, old in names.items() if not is_lora(name)}
+    if not names:
+        return {}, {}
+    if proxy is None and manifest.settings.get("healed"):
+        raise UsageError(
+            f"the adapter holds trained values of {parameter_name(next(iter(names)))!r} and other weights of a healed "
+            "proxy. What was learned is their difference to the proxy's own: give the proxy with --proxy DIR."
+        )
+
+    def found(where: Source, wanted: Mapping[str, str]) -> dict[str, Stored]:
+        weights = stored_weights(where)
+        return {name: weights[parameter_name(old)] for name, old in wanted.items() if parameter_name(old) in weights}
+
+    own = found(source, {name: name for name in names})
+    return own if proxy is None else found(open_source(proxy), names), own
+
+
+def _curve(
+    source: Source,
+    vector: TaskVector,
+    config: Mapping[str, Any],
+    documents: list[str],
+    max_length: int,
+    on_progress: Callable[[float, str], None],
+) -> list[tuple[float, float]]:
+    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    text = batches(tokenizer, documents, max_length=max_length, batch_size=_BATCH)
+    stream = open_stream(source, "auto", lambda said: on_progress(0.0, said))
+    return scale_curve(
+        stream,
+        vector,
+        config,
+        text,
+        on_block=lambda number: on_progress((number + 1) / source.count / 2, f"scales: block {number + 1}"),
+    )
+
+
+def _write(
+    directory: Path,
+    form: str,
+    source: Source,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    manifest: Manifest,
+    on_progress: Callable[[float, str], None],
+) -> None:
+    if form == "adapter":
+        tensors = on_whole(source, tensors)
+        path = blocks_path(source.whole)
+        record = replace(manifest, kind="llm-adapter")
+        write_adapter(directory, rekey_config(config, tensors, path, spell_out=source.multimodal), tensors, record)
+        return
+    written, total = 0, max(1, source.files.bytes)
+    start = 0.5 if "scale_curve" in manifest.settings else 0.0
+
+    def on_bytes(count: int) -> None:
+        nonlocal written
+        written += count
+        on_progress(min(1.0, start + (1 - start) * written / total), f"{written / 1e9:.2f} GB written")
+
+    merge_adapter(source, tensors, config, directory, on_bytes=on_bytes)
+    replace(manifest, kind="fused").write(directory)

@@ -1,24 +1,29 @@
 """Plug in: the federated task vector of proxy block i, added to LLM block S[i]; no training."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fedproxy.checkpoint_files import Stored, split_number
 from fedproxy.errors import ArtifactError
 from fedproxy.layer_map import ADAPTER_PREFIX, rekey, split_name
-from fedproxy.models.checkpoints import Model
-from fedproxy.models.families import LinearLayer, blocks, blocks_path, linear_layers, stored_transposed
-from fedproxy.models.lora import scaling
+from fedproxy.models.adapter_checks import is_lora, parameter_name, saved_module
+from fedproxy.models.families import blocks_path
+from fedproxy.models.merging import parent
+from fedproxy.models.source import Source
+from fedproxy.models.task_vector import row_slices
 
 
 def rekey_adapter(
     tensors: Mapping[str, torch.Tensor], layer_map: Sequence[int], path: str, scale: float = 1.0
 ) -> dict[str, torch.Tensor]:
-    """Rename LoRA tensors of proxy blocks to those of LLM blocks, and multiply every B by `scale` in float32.
+    """Rename the tensors of proxy blocks to those of LLM blocks, and multiply every B by `scale` in float32.
 
     Args:
-        tensors: A [r, inputs] and B [outputs, r] by name, counting proxy blocks.
+        tensors: A [r, inputs] and B [outputs, r] by name, counting proxy blocks, and weights that were trained as they
+            are; of these, some may lie outside the blocks, and keep their names.
         layer_map: LLM block of each proxy block.
         path: Where the LLM's blocks live.
         scale: Factor of the task vector.
@@ -30,100 +35,119 @@ def rekey_adapter(
         ArtifactError: a tensor is not of a block in the map.
     """
     return {
-        rekey(name, layer_map, path): tensor.float() * scale if name.endswith(".lora_B.weight") else tensor
+        _rekeyed(name, layer_map, path): tensor.float() * scale if name.endswith(".lora_B.weight") else tensor
         for name, tensor in tensors.items()
     }
 
 
-def rekey_config(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], path: str) -> dict[str, Any]:
-    """Return the PEFT configuration that puts re-keyed `tensors` on the LLM's blocks, and on those only."""
+def _rekeyed(name: str, layer_map: Sequence[int], path: str) -> str:
+    return name if not is_lora(name) and split_number(name) is None else rekey(name, layer_map, path)
+
+
+def rekey_config(
+    config: Mapping[str, Any], tensors: Iterable[str], path: str, *, spell_out: bool = False
+) -> dict[str, Any]:
+    """Return the PEFT configuration that puts re-keyed tensors on the LLM's blocks, and on those only.
+
+    Args:
+        config: Configuration of the adapter that counts proxy blocks.
+        tensors: Names of the re-keyed tensors.
+        path: Where the LLM's blocks live.
+        spell_out: Name every module in full, because other parts of the model have blocks too.
+    """
+    tensors = list(tensors)
+    found = {split_name(name)[1:] for name in tensors if is_lora(name)}
+    places = {(block, rest.rsplit(".", 2)[0]) for block, rest in found}
+    numbers, modules = ({place[i] for place in places} for i in (0, 1))
+    if spell_out or len(places) != len(numbers) * len(modules):
+        where: dict[str, Any] = {
+            "target_modules": sorted(f"{path}.{block}.{module}" for block, module in places),
+            "layers_to_transform": None,
+            "layers_pattern": None,
+        }
+    else:
+        where = {
+            "target_modules": sorted(str(module) for module in modules),
+            "layers_to_transform": sorted(numbers),
+            "layers_pattern": path.rpartition(".")[2],
+        }
+    saved = {saved_module(name, config) for name in tensors if not is_lora(name)} - {None}
     return {
         **config,
+        **where,
         "base_model_name_or_path": None,
-        "layers_to_transform": sorted({split_name(name)[1] for name in tensors}),
-        "layers_pattern": path.rpartition(".")[2],
+        "exclude_modules": None,
+        "modules_to_save": sorted(str(module) for module in saved) or None,
     }
 
 
-def add_task_vector(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, factor: float, transposed: bool = False
-) -> torch.Tensor:
-    """Return W + factor * B A, computed in float32, in the data type of W.
+def on_whole(source: Source, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename an adapter's tensors from the text decoder to the whole model that it is a part of."""
+    if not source.multimodal:
+        return dict(tensors)
+    own, theirs = (f"{ADAPTER_PREFIX}{parent(path)}" for path in (source.blocks_path, blocks_path(source.whole)))
+    return {
+        theirs + name.removeprefix(own) if name.startswith(own) else name: tensor for name, tensor in tensors.items()
+    }
 
-    Args:
-        weight: W, [outputs, inputs]; [inputs, outputs] if `transposed`.
-        a: A, [r, inputs].
-        b: B, [outputs, r].
-        factor: alpha / r of the adapter.
-        transposed: W is stored transposed, as GPT-2's Conv1D does.
 
-    Returns:
-        The new W; the same tensor if B is zero.
+@dataclass(frozen=True)
+class TaskVector:
+    """What training added to a proxy, counted on the blocks of the LLM.
 
-    Reference:
-        FedProxy, Eq. 15. The task vector is added; overwriting the block would be the same only as long as the proxy
-        block started as the LLM block.
+    LoRA is a task vector as it is. Of a bias or another weight that was trained as it is, the task vector is what it
+    became less what it was in the proxy.
+
+    Attributes:
+        tensors: The adapter's tensors by their names on the LLM.
+        before: For trained weights, where the proxy's own values before training lie.
+        llm: For trained weights, where the LLM's values lie.
     """
-    if not bool(b.any()):
-        return weight
-    delta = b.float() @ a.float()
-    return (weight.float() + (delta.T if transposed else delta) * factor).to(weight.dtype)
 
+    tensors: Mapping[str, torch.Tensor]
+    before: Mapping[str, Stored]
+    llm: Mapping[str, Stored]
 
-def check_fits(model: Model, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
-    """Check that every tensor belongs to a linear layer of `model` that takes its shape.
+    def at(self, scale: float, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+        """The adapter that adds `scale` times the task vector to the LLM.
 
-    Args:
-        model: The LLM; its weights may be on the meta device.
-        tensors: Tensors that count LLM blocks.
-        config: PEFT configuration of the adapter.
+        Args:
+            scale: Factor of the task vector.
+            names: Which tensors; all if none.
+        """
+        return {
+            name: self._tensor(name, self.tensors[name], scale) for name in (self.tensors if names is None else names)
+        }
 
-    Raises:
-        ArtifactError: one does not.
-    """
-    transposed = bool(config.get("fan_in_fan_out"))
-    for name, layer in _layers(model, tensors).items():
-        tensor = tensors[name]
-        if stored_transposed(layer) != transposed:
-            raise ArtifactError(f"adapter tensor {name!r}: fan_in_fan_out = {transposed} does not fit its layer.")
-        outputs, inputs = reversed(layer.weight.shape) if transposed else layer.weight.shape
-        found, need = (tensor.shape[1], inputs) if ".lora_A." in name else (tensor.shape[0], outputs)
-        if found != need:
+    def _tensor(self, name: str, tensor: torch.Tensor, scale: float) -> torch.Tensor:
+        if is_lora(name):
+            return tensor.float() * scale if name.endswith(".lora_B.weight") else tensor
+        before, own = self.before.get(name), self.llm.get(name)
+        if scale == 1 and before == own:
+            return tensor
+        if before is None or own is None:
             raise ArtifactError(
-                f"adapter tensor {name!r} has shape {tuple(tensor.shape)}; its layer has {inputs} inputs and "
-                f"{outputs} outputs."
+                f"the files of LLM and proxy do not both hold {parameter_name(name)!r} as a tensor of its own, so that "
+                "its task vector is unknown. Train the adapter without it."
             )
+        return shifted(own.read(), tensor, before.read(), scale)
 
 
-def _layers(model: Model, names: Iterable[str]) -> dict[str, LinearLayer]:
-    path = blocks_path(model)
-    known = {
-        f"{path}.{number}.{name}": layer
-        for number, block in enumerate(blocks(model))
-        for name, layer in linear_layers(block).items()
-    }
-    found = {}
-    for name in names:
-        module = name.removeprefix(ADAPTER_PREFIX).rsplit(".", 2)[0]
-        if module not in known:
-            raise ArtifactError(f"adapter tensor {name!r} belongs to no linear layer of {type(model).__name__}.")
-        found[name] = known[module]
-    return found
+def shifted(weight: torch.Tensor, trained: torch.Tensor, before: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return W + scale * (trained - before), computed in float64, in the data type of W.
 
-
-def merge_into(model: Model, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
-    """Add the task vectors of re-keyed `tensors` to the weights of `model`, in place; no other tensor changes.
+    Args:
+        weight: W of the LLM.
+        trained: The proxy's weight after training, of the same shape.
+        before: The proxy's weight before training, of the same shape.
+        scale: Factor of the task vector.
 
     Raises:
-        ArtifactError: a tensor does not fit, or a weight overflows its data type.
+        ArtifactError: a value overflows the data type.
     """
-    check_fits(model, tensors, config)
-    transposed = bool(config.get("fan_in_fan_out"))
-    for name, layer in _layers(model, tensors).items():
-        if ".lora_A." not in name:
-            continue
-        a, b = tensors[name], tensors[name.replace(".lora_A.", ".lora_B.")]
-        merged = add_task_vector(layer.weight.data, a, b, scaling(config), transposed)
-        if not bool(torch.isfinite(merged).all()):
-            raise ArtifactError(f"fusing {name!r} overflows {merged.dtype}. Choose a smaller scale.")
-        layer.weight.data = merged
+    result = torch.empty_like(weight)
+    for rows in row_slices(tuple(weight.shape)):
+        result[rows] = weight[rows].double() + scale * (trained[rows].double() - before[rows].double())
+    if not bool(torch.isfinite(result).all()):
+        raise ArtifactError(f"a trained weight overflows {weight.dtype} at scale {scale}. Choose a smaller scale.")
+    return result

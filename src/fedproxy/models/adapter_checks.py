@@ -1,4 +1,8 @@
-"""What an adapter's files must say before they are believed: plain LoRA on the blocks that its manifest names."""
+"""What an adapter's files must say before they are believed: LoRA on the blocks that its manifest names.
+
+Beside the pairs of LoRA an adapter may hold weights that were trained as they are: biases (PEFT's `bias`) and whole
+modules (`modules_to_save`), in the blocks or outside. Their values are absolute, not changes.
+"""
 
 import json
 import math
@@ -10,7 +14,10 @@ import torch
 
 from fedproxy import layer_map as layers_of
 from fedproxy.artifacts import Manifest
+from fedproxy.checkpoint_files import split_number
 from fedproxy.errors import ArtifactError
+from fedproxy.models.checkpoints import Model
+from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_transposed
 
 _UNSUPPORTED = (
     "use_dora",
@@ -22,15 +29,18 @@ _UNSUPPORTED = (
     "monteclora_config",
     "velora_config",
     "lora_bias",
-    "modules_to_save",
     "rank_pattern",
     "alpha_pattern",
     "target_parameters",
     "trainable_token_indices",
     "layer_replication",
 )
-_PLAIN: dict[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "bias": ("none", "lora_only", "all"),
+    "init_lora_weights": (True, False, "gaussian"),
+}
 _SIDES = {"lora_A.weight": "lora_B.weight", "lora_B.weight": "lora_A.weight"}
+_SIDE_LENGTH = len("lora_A.weight")
 
 
 def stamp(manifest: Manifest) -> dict[str, str]:
@@ -49,12 +59,14 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
         ArtifactError: one does; it is named.
     """
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not math.isfinite(float(tensor.norm())) and not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(f"{source}: tensor {name!r} holds NaN or infinity.")
 
 
 def check_config(config: Any, path: Path) -> None:
-    """Check that a PEFT configuration is of plain LoRA, which alone can be moved between blocks.
+    """Check that a PEFT configuration is of LoRA that can be moved between blocks.
+
+    That is LoRA of one rank, rank-stabilised or not, with trained biases and saved modules or without.
 
     Raises:
         ArtifactError: it is not.
@@ -70,12 +82,59 @@ def check_config(config: Any, path: Path) -> None:
     extra += [name for name, plain in _PLAIN.items() if config.get(name, plain[0]) not in plain]
     if extra:
         raise ArtifactError(f"{path} uses {', '.join(extra)}; only plain LoRA can be moved between blocks.")
+    saved = config.get("modules_to_save")
+    if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) and name for name in saved)):
+        raise ArtifactError(f"{path}: modules_to_save must be a list of names, got {saved!r}.")
+
+
+def is_lora(name: str) -> bool:
+    """Tell whether an adapter's tensor is one of a pair of LoRA matrices, not a trained weight itself."""
+    return name[-_SIDE_LENGTH:] in _SIDES
+
+
+def parameter_name(name: str) -> str:
+    """The name in the model of the weight that an adapter's tensor belongs to.
+
+    Example:
+        >>> parameter_name("base_model.model.model.layers.3.mlp.up_proj.lora_A.weight")
+        'model.layers.3.mlp.up_proj.weight'
+        >>> parameter_name("base_model.model.model.layers.3.mlp.up_proj.base_layer.bias")
+        'model.layers.3.mlp.up_proj.bias'
+    """
+    inner = name.removeprefix(layers_of.ADAPTER_PREFIX)
+    if is_lora(name):
+        return f"{inner[: -_SIDE_LENGTH - 1]}.weight"
+    module, _, leaf = inner.rpartition(".")
+    return f"{module.removesuffix('.base_layer')}.{leaf}"
+
+
+def saved_module(name: str, config: Mapping[str, Any]) -> str | None:
+    """The module that an adapter's tensor is a saved weight of, as `modules_to_save` finds it; none if it does not.
+
+    With `ensure_weight_tying` PEFT saves what is tied to a saved module, too, without naming it.
+    """
+    module = parameter_name(name).rpartition(".")[0]
+    if config.get("ensure_weight_tying") and config.get("modules_to_save") and split_number(name) is None:
+        return module
+    parts = module.split(".")
+    paths = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    saved = config.get("modules_to_save") or []
+    return module if any(path.endswith(ending) for path in paths for ending in saved) else None
+
+
+def _is_trained_bias(name: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> bool:
+    if not name.endswith(".bias") or config.get("bias", "none") == "none":
+        return False
+    module = parameter_name(name).removesuffix(".bias")
+    return config["bias"] == "all" or f"{layers_of.ADAPTER_PREFIX}{module}.lora_A.weight" in tensors
 
 
 def check_layout(
     tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], manifest: Manifest, file: Path
 ) -> None:
-    """Check that the tensors are pairs of LoRA matrices of the configured rank, on blocks that the manifest allows.
+    """Check that the tensors are what the configuration announces, on blocks that the manifest allows.
+
+    Pairs of LoRA matrices have the configured rank; other tensors are trained biases or weights of saved modules.
 
     Raises:
         ArtifactError: they are not; the tensor is named.
@@ -84,18 +143,76 @@ def check_layout(
     blocks = range(len(manifest.layer_map)) if manifest.kind == "proxy-adapter" else manifest.layer_map
     if not tensors:
         raise ArtifactError(f"{file} holds no tensors.")
+    held = {name for name in tensors if not is_lora(name)}
+    lost = [
+        ending
+        for ending in config.get("modules_to_save") or []
+        if not any(saved_module(name, {"modules_to_save": [ending]}) for name in held)
+    ]
+    if lost:
+        raise ArtifactError(f"{file} lacks the modules_to_save {', '.join(lost)} that its configuration announces.")
     for name, tensor in tensors.items():
-        _, block, rest = layers_of.split_name(name)
-        module, side = rest[: -len("lora_A.weight")], rest[-len("lora_A.weight") :]
+        whole = not is_lora(name) and (
+            saved_module(name, config) is not None or _is_trained_bias(name, tensors, config)
+        )
+        if not (whole and name.startswith(layers_of.ADAPTER_PREFIX) and split_number(name) is None):
+            _, block, rest = layers_of.split_name(name)
+            if block not in blocks:
+                raise ArtifactError(
+                    f"{file}: {name!r} is of block {block}; a {manifest.kind} with layer map {manifest.layer_map} has "
+                    "none."
+                )
+        if whole:
+            if not tensor.is_floating_point():
+                raise ArtifactError(f"{file}: {name!r} is {tensor.dtype}, no weight.")
+            continue
+        module, side = rest[:-_SIDE_LENGTH], rest[-_SIDE_LENGTH:]
         if side not in _SIDES or not module.endswith("."):
             raise ArtifactError(f"{file}: {name!r} is no LoRA tensor (lora_A.weight or lora_B.weight).")
         if name.removesuffix(side) + _SIDES[side] not in tensors:
             raise ArtifactError(f"{file}: {name!r} has no counterpart {_SIDES[side]}.")
-        if block not in blocks:
-            raise ArtifactError(
-                f"{file}: {name!r} is of block {block}; a {manifest.kind} with layer map {manifest.layer_map} has none."
-            )
         if tensor.ndim != 2 or tensor.shape[side == "lora_B.weight"] != rank or not tensor.is_floating_point():
             raise ArtifactError(
                 f"{file}: {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, no matrix of rank {rank}."
+            )
+
+
+def check_fits(model: Model, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    """Check that every tensor of an adapter has its place in `model`.
+
+    A LoRA matrix belongs to a linear layer of a block, and fits its shape; a trained weight replaces one of its shape.
+
+    Args:
+        model: The model that the adapter is for; its weights may be on the meta device.
+        tensors: The adapter's tensors.
+        config: Its PEFT configuration.
+
+    Raises:
+        ArtifactError: one does not.
+    """
+    path, transposed = blocks_path(model), bool(config.get("fan_in_fan_out"))
+    layers = {
+        f"{path}.{number}.{name}.weight": layer
+        for number, block in enumerate(blocks(model))
+        for name, layer in linear_layers(block).items()
+    }
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in tensors.items():
+        parameter, shape = parameter_name(name), tuple(tensor.shape)
+        if not is_lora(name):
+            if parameter not in shapes:
+                raise ArtifactError(f"adapter tensor {name!r} is of no weight of {type(model).__name__}.")
+            if shape != shapes[parameter]:
+                raise ArtifactError(f"adapter tensor {name!r} has shape {shape}, its weight {shapes[parameter]}.")
+            continue
+        if parameter not in layers:
+            raise ArtifactError(f"adapter tensor {name!r} belongs to no linear layer of {type(model).__name__}.")
+        layer = layers[parameter]
+        if stored_transposed(layer) != transposed:
+            raise ArtifactError(f"adapter tensor {name!r}: fan_in_fan_out = {transposed} does not fit its layer.")
+        outputs, inputs = reversed(layer.weight.shape) if transposed else layer.weight.shape
+        found, need = (tensor.shape[1], inputs) if ".lora_A." in name else (tensor.shape[0], outputs)
+        if found != need:
+            raise ArtifactError(
+                f"adapter tensor {name!r} has shape {shape}; its layer has {inputs} inputs and {outputs} outputs."
             )

@@ -17,16 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
-from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils import logging
 
 from fedproxy.checkpoint_files import Stored
 from fedproxy.errors import ArtifactError
 from fedproxy.memory import available_memory
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.families import blocks
+from fedproxy.models.loading import Loader
 from fedproxy.models.source import Source
 
 
@@ -88,7 +85,7 @@ class BlockStream:
         self._device = device or torch.device("cpu")
         self._resident = resident
         if source is not None:
-            self._loader = _Loader(model, self._device)
+            self._loader = Loader(model, self._device)
             self._loader.load({name: _mapped(stored) for name, stored in source.outer_tensors().items()})
             self._loader.load_buffers()
 
@@ -150,7 +147,7 @@ class BlockStream:
                 ahead = None
                 if read_ahead and place + 1 < len(order):
                     ahead = reader.submit(self._read, order[place + 1])
-                with self._loader.holding(self.blocks[number], tensors, f"block {number}", keep=self._resident):
+                with self._loader.holding(self.blocks[number], tensors, keep=self._resident):
                     del tensors
                     yield number, self.blocks[number]
 
@@ -235,17 +232,17 @@ def carry(tensors: Sequence[torch.Tensor], folder: Path | None) -> list[torch.Te
         tensors: What to copy.
         folder: Where to keep the file; none for memory.
     """
-    if folder is None:
+    size = sum(tensor.nbytes for tensor in tensors)
+    if folder is None or size == 0:
         return [tensor.clone() for tensor in tensors]
-    copies = []
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        file.truncate(sum(tensor.nbytes for tensor in tensors))
-        pages = mmap.mmap(file.fileno(), 0)
-        position = 0
-        for tensor in tensors:
-            copy = torch.frombuffer(pages, dtype=tensor.dtype, count=tensor.numel(), offset=position)
-            copies.append(copy.view(tensor.shape).copy_(tensor))
-            position += tensor.nbytes
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
+        pages = torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=torch.uint8)
+    copies, position = [], 0
+    for tensor in tensors:
+        copy = pages[position : position + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        copies.append(copy.copy_(tensor))
+        position += tensor.nbytes
     return copies
 
 
@@ -259,70 +256,3 @@ def _mapped(stored: Stored) -> torch.Tensor:
     if stored.begin % stored.torch_dtype.itemsize:
         piece = piece.clone()
     return piece.view(stored.torch_dtype).view(stored.shape)
-
-
-class _Loader:
-    """Puts tensors of a checkpoint into a model on the meta device, converted as transformers converts them."""
-
-    def __init__(self, model: Model, device: torch.device) -> None:
-        self._model = model
-        self._device = device
-        mapping: Any = get_model_conversion_mapping(model)
-        self._config = LoadStateDictConfig(
-            device_map={"": device},
-            dtype=model.dtype,
-            dtype_plan=model._get_dtype_plan(model.dtype),
-            weight_mapping=mapping,
-        )
-
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Load tensors; those the model has no place for are ignored."""
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        convert_and_load_state_dict_in_model(self._model, tensors, self._config)
-
-    def load_buffers(self) -> None:
-        """Compute the buffers that no checkpoint holds (rotary tables, scales), and tie what is tied.
-
-        Raises:
-            ArtifactError: a weight outside the blocks is missing.
-        """
-        model, inside = self._model, {id(module) for block in blocks(self._model) for module in block.modules()}
-        for module in model.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_meta:
-                    module._buffers[name] = torch.empty_like(buffer, device=self._device)
-        with torch.no_grad():
-            model.initialize_weights()  # type: ignore[no-untyped-call]
-        outer = [
-            (f"{path}.{name}", parameter)
-            for path, module in model.named_modules()
-            if id(module) not in inside
-            for name, parameter in module._parameters.items()
-            if parameter is not None
-        ]
-        model.tie_weights(
-            missing_keys={name for name, parameter in outer if parameter.is_meta}, recompute_mapping=False
-        )
-        lost = [name for name, _ in outer if model.get_parameter(name).is_meta]
-        if lost:
-            raise ArtifactError(f"{type(model).__name__}: the checkpoint lacks the weights {lost[:3]}.")
-
-    @contextlib.contextmanager
-    def holding(self, block: nn.Module, tensors: dict[str, torch.Tensor], name: str, *, keep: bool) -> Iterator[None]:
-        """Put `tensors` into `block`, while the context lasts or to keep.
-
-        Raises:
-            ArtifactError: they are not all of the block's weights.
-        """
-        empty = [(module, dict(module._parameters)) for module in block.modules()]
-        try:
-            self.load(tensors)
-            lost = [key for key, parameter in block.named_parameters() if parameter.is_meta]
-            if lost:
-                raise ArtifactError(
-                    f"{type(self._model).__name__}: the checkpoint lacks weights of {name}: {lost[:3]}."
-                )
-            yield
-        finally:
-            for module, parameters in () if keep else empty:
-                module._parameters.update(parameters)

@@ -1,10 +1,7 @@
 """Hugging Face checkpoints, by directory or Hub id: loaded only if complete, without code of their own."""
 
-import contextlib
 import re
 import shutil
-from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +19,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from fedproxy.checkpoint_files import Checkpoint, numbered_lists, open_checkpoint
 from fedproxy.errors import ArtifactError, ResourceError
+from fedproxy.models.loading import Loader, quiet
 
 Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
@@ -46,19 +43,6 @@ _MOST_BLOCKS = 10_000
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja"]
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
 def resolve(path: str | Path) -> Path:
     """Return the directory of a checkpoint; a Hub id is downloaded to the Hub's cache (safetensors, never pickle).
 
@@ -70,7 +54,7 @@ def resolve(path: str | Path) -> Path:
     if not _HUB_ID.fullmatch(str(path)):
         raise ArtifactError(f"{path} is no checkpoint: there is no such directory, and it is no Hub id.")
     try:
-        with _quiet():
+        with quiet():
             return Path(snapshot_download(str(path), allow_patterns=_HUB_FILES))
     except Exception as error:
         raise ArtifactError(
@@ -102,10 +86,11 @@ def read_config(directory: Path, files: Checkpoint, *, trust_remote_code: bool =
         ArtifactError: it is of no language model that transformers knows, needs code of its own, is quantised, or
             counts other blocks than the files hold.
     """
-    known = files.config.get("model_type") in CONFIG_MAPPING
+    kind = files.config.get("model_type")
+    known = isinstance(kind, str) and kind in CONFIG_MAPPING
     if "auto_map" in files.config and not known and not trust_remote_code:
         raise ArtifactError(
-            f"{directory} brings Python code of its own ({files.config.get('model_type')}). Read it, and if you trust "
+            f"{directory} brings Python code of its own ({kind}). Read it, and if you trust "
             "it, say so with trust_remote_code."
         )
     quantised = files.config.get("quantization_config")
@@ -116,7 +101,7 @@ def read_config(directory: Path, files: Checkpoint, *, trust_remote_code: bool =
             "float32, or dequantise it first."
         )
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=trust_remote_code and not known
             )
@@ -134,26 +119,29 @@ def load_skeleton(path: str | Path, *, trust_remote_code: bool = False) -> PreTr
     """Build the model of a checkpoint without its weights (on the meta device), to look at names and shapes.
 
     Raises:
-        ArtifactError: see `read_config`; or the model is far larger than the files.
+        ArtifactError: see `read_config`; or the files lack weights of the model.
     """
     directory = resolve(path)
     files = open_checkpoint(directory)
     config = read_config(directory, files, trust_remote_code=trust_remote_code)
-    skeleton = build_skeleton(config, files.dtype, trust_remote_code=trust_remote_code)
-    needed = sum(parameter.numel() for parameter in skeleton.parameters())
-    held = sum(prod(stored.shape) for stored in files.tensors.values())
-    if needed > 2 * held:  # smaller differences are told by the tensors' names when they are loaded
-        raise ArtifactError(
-            f"{path}: the configuration describes {needed:,} parameters, the files hold {held:,}; they do not belong "
-            "together."
-        )
+    skeleton = build_skeleton(directory, config, files.dtype, trust_remote_code=trust_remote_code)
+    empty = {
+        name: torch.empty(stored.shape, dtype=stored.torch_dtype, device="meta")
+        for name, stored in files.tensors.items()
+    }
+    lost = Loader(skeleton, torch.device("meta")).load(empty)
+    if lost:
+        raise ArtifactError(f"{path} lacks {len(lost)} weights of its architecture, or has other shapes: {lost[:3]}.")
     return skeleton
 
 
-def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_skeleton(
+    directory: Path, config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Build the model of a configuration on the meta device.
 
     Args:
+        directory: Where the configuration is from, for errors.
         config: Configuration of a model that generates text.
         dtype: Data type of the weights where the configuration names none.
         trust_remote_code: Let the checkpoint's own Python code run.
@@ -163,14 +151,14 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     """
     own_code = type(config).__module__.startswith("transformers_modules")
     try:
-        with _quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):
             model: PreTrainedModel = _auto_class(config).from_config(
                 config,
                 dtype=dtype if config.dtype is None or config.dtype.itemsize == 1 else config.dtype,
                 trust_remote_code=trust_remote_code and own_code,
             )
     except Exception as error:
-        raise ArtifactError(f"{type(config).__name__} is of no causal language model: {_first_line(error)}") from error
+        raise ArtifactError(f"{directory} describes no causal language model: {_first_line(error)}") from error
     model.train(False)
     return model
 
@@ -201,7 +189,7 @@ def load_model(
     config = load_skeleton(directory, trust_remote_code=trust_remote_code).config
     own_code = type(config).__module__.startswith("transformers_modules")
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = _auto_class(config).from_pretrained(
                 directory,
                 dtype="auto" if dtype is None else dtype,
@@ -209,18 +197,12 @@ def load_model(
                 trust_remote_code=trust_remote_code and own_code,
                 local_files_only=True,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
             )
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(f"{path} does not fit into memory. Use a machine with more.") from error
     except Exception as error:
         raise ArtifactError(f"{path} cannot be loaded as a causal language model: {_first_line(error)}") from error
-    model, loading = loaded
-    lost = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
-    if lost:
-        raise ArtifactError(f"{path} lacks {len(lost)} weights of its architecture, or has other shapes: {lost[:3]}.")
-    found: PreTrainedModel = model.eval()
+    found: PreTrainedModel = loaded.eval()
     return found
 
 
@@ -232,7 +214,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     """
     directory = resolve(path)
     try:
-        with _quiet():
+        with quiet():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=trust_remote_code
             )
@@ -261,7 +243,7 @@ def save_checkpoint(directory: Path, model: PreTrainedModel, source: Path) -> No
         ResourceError: the disk is full.
     """
     try:
-        with _quiet():
+        with quiet():
             model.save_pretrained(directory)
     except SafetensorError as error:
         if "No space left" in str(error):

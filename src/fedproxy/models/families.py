@@ -1,15 +1,10 @@
-"""The blocks of a decoder, found by looking at the model: where they live, how to skip them, how to remove them."""
+"""The blocks of a decoder, found by looking at the model."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.errors import ArtifactError
 
 LinearLayer = nn.Linear | Conv1D
 FAMILIES = (
@@ -38,7 +33,8 @@ def _refuse(model: PreTrainedModel, reason: str) -> ArtifactError:
     )
 
 
-def _block_index_holders(block: nn.Module) -> list[nn.Module]:
+def block_index_holders(block: nn.Module) -> list[nn.Module]:
+    """Return the modules of a block that hold its number (`layer_idx`)."""
     return [module for module in block.modules() if isinstance(getattr(module, "layer_idx", None), int)]
 
 
@@ -62,7 +58,7 @@ def blocks_path(model: PreTrainedModel) -> str:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
         and len(module) == count
-        and all({holder.layer_idx for holder in _block_index_holders(b)} == {i} for i, b in enumerate(module))
+        and all({holder.layer_idx for holder in block_index_holders(b)} == {i} for i, b in enumerate(module))
     ]
     if len(found) != 1:
         raise _refuse(model, f"{len(found) or 'no'} lists of its {count} blocks were found")
@@ -97,23 +93,6 @@ def vocabulary(model: PreTrainedModel) -> int:
     return embeddings.num_embeddings
 
 
-@contextlib.contextmanager
-def skipping(model: PreTrainedModel, skipped: Sequence[int]) -> Iterator[None]:
-    """Make the blocks numbered `skipped` the identity while the context lasts (without a key-value cache)."""
-
-    def identity(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: object) -> torch.Tensor:
-        hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
-        return hidden
-
-    layers = blocks(model)
-    handles = [layers[i].register_forward_hook(identity, with_kwargs=True) for i in skipped]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def per_block_lists(config: PreTrainedConfig, count: int) -> list[str]:
     """Return the names of the lists in `config` that have one entry for each of the `count` blocks."""
     common = vars(PreTrainedConfig())
@@ -125,38 +104,3 @@ def per_block_lists(config: PreTrainedConfig, count: int) -> list[str]:
         and name not in common
         and not name.endswith("_token_id")
     ]
-
-
-def keep_blocks(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
-    """Remove all blocks but those numbered `keep`, in place.
-
-    Every block number inside the kept blocks, the config's block count, and every config list with one entry
-    per block follow.
-
-    Args:
-        model: A decoder; changed.
-        keep: Rising block numbers, 0-based, at least one.
-
-    Returns:
-        The same model.
-
-    Raises:
-        ArtifactError: see `blocks_path`.
-        UsageError: `keep` is no rising list of the model's blocks.
-    """
-    path = blocks_path(model)
-    old = blocks(model)
-    keep = list(keep)
-    if not keep or keep != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= len(old):
-        raise UsageError(f"blocks to keep must be a rising list of numbers from 0 to {len(old) - 1}, got {keep}.")
-    lists = per_block_lists(model.config, len(old))
-    parent, _, attribute = path.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, nn.ModuleList([old[i] for i in keep]))
-    for number, position in enumerate(keep):
-        for holder in _block_index_holders(old[position]):
-            holder.layer_idx = number  # type: ignore[assignment]
-    model.config.num_hidden_layers = len(keep)
-    for name in lists:
-        values = getattr(model.config, name)
-        setattr(model.config, name, type(values)(values[i] for i in keep))
-    return model

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
-from fedproxy.artifacts import MANIFEST, Manifest, read_json, write_json
+from fedproxy.artifacts import CONFIG_BYTES, MANIFEST, Manifest, read_json, write_json
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.models.adapter_checks import check_config, check_finite, check_layout, stamp
+from fedproxy.models.adapter_checks import check_config, check_finite, check_layout, is_lora, stamp
 from fedproxy.models.checkpoints import load_model, resolve
 from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_transposed
 from fedproxy.seeds import derive_seed
@@ -110,6 +110,7 @@ def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
         return get_peft_model(model, config)
 
 
@@ -191,7 +192,9 @@ def scaling(config: Mapping[str, Any]) -> float:
 
 
 def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], Manifest]:
-    """Read an adapter and check that its three files belong together and that it is plain LoRA on numbered blocks.
+    """Read an adapter and check that its three files belong together and that it is LoRA on numbered blocks.
+
+    Beside pairs of LoRA it may hold trained biases and saved modules.
 
     Returns:
         PEFT configuration, tensors by name, manifest.
@@ -204,7 +207,7 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
     manifest = Manifest.read(directory)
     if manifest.kind not in KINDS:
         raise ArtifactError(f"{directory} holds a {manifest.kind!r}, not an adapter ({' or '.join(KINDS)}).")
-    config = read_json(directory / CONFIG_FILE)
+    config = read_json(directory / CONFIG_FILE, CONFIG_BYTES)
     check_config(config, directory / CONFIG_FILE)
     file = directory / WEIGHTS_FILE
     found = read_header(file).metadata
@@ -241,13 +244,16 @@ def check_base(base: Path, manifest: Manifest) -> None:
         )
 
 
-def load_with_adapter(base: str | Path, adapter: str | Path, *, dtype: torch.dtype | None = None) -> PeftModel:
+def load_with_adapter(
+    base: str | Path, adapter: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PeftModel:
     """Load a checkpoint and put a trained adapter on it.
 
     Args:
         base: The proxy (for a "proxy-adapter") or the LLM (for an "llm-adapter"): directory or Hub id.
         adapter: Directory of the adapter.
         dtype: Data type of the base; its own if none.
+        trust_remote_code: Let the base's own Python code run.
 
     Returns:
         The model with its adapter, in evaluation state, nothing trainable.
@@ -258,10 +264,23 @@ def load_with_adapter(base: str | Path, adapter: str | Path, *, dtype: torch.dty
     config, tensors, manifest = read_adapter(Path(adapter))
     directory = resolve(base)
     check_base(directory, manifest)
-    model = load_model(directory, dtype=dtype)
+    model = load_model(directory, dtype=dtype, trust_remote_code=trust_remote_code)
     try:
         adapted = _wrap(model, LoraConfig(**{**config, "inference_mode": True}))
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{Path(adapter) / CONFIG_FILE} does not fit {base}: {error}") from error
-    set_adapter_state(adapted, tensors)
+    set_adapter_state(adapted, {name: tensor for name, tensor in tensors.items() if is_lora(name)})
+    _set_weights(adapted, {name: tensor for name, tensor in tensors.items() if not is_lora(name)})
     return adapted.eval()
+
+
+def _set_weights(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy trained biases and weights of saved modules into `model`."""
+    if not tensors:
+        return
+    try:
+        result: Any = set_peft_model_state_dict(model, dict(tensors))
+    except RuntimeError as error:
+        raise ArtifactError(f"the adapter does not fit the model: {error}") from error
+    if unknown := result.unexpected_keys:
+        raise ArtifactError(f"the adapter does not fit the model: {len(unknown)} tensors are unknown {unknown[:3]}.")

@@ -152,6 +152,7 @@ def load_proxy_tuned(
     *,
     alpha: float = 1.0,
     dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
 ) -> ProxyTunedModel:
     """Load an LLM, its proxy and the adapter tuned on the proxy as one model.
 
@@ -161,6 +162,7 @@ def load_proxy_tuned(
         adapter: Directory of the adapter.
         alpha: How much of the difference to add.
         dtype: Data type of both models' weights; each one's own if none.
+        trust_remote_code: Let the checkpoints' own Python code run.
 
     Returns:
         The model in evaluation state.
@@ -181,5 +183,6 @@ def load_proxy_tuned(
     kind = Manifest.read(Path(adapter)).kind
     if kind != "proxy-adapter":
         raise ArtifactError(f"{adapter} holds a {kind!r}; give the adapter that was tuned on the proxy.")
-    tuned = load_with_adapter(small, adapter, dtype=dtype)
-    return ProxyTunedModel(load_model(source, dtype=dtype), tuned, alpha).eval()
+    tuned = load_with_adapter(small, adapter, dtype=dtype, trust_remote_code=trust_remote_code)
+    whole = load_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    return ProxyTunedModel(whole, tuned, alpha).eval()

@@ -88,7 +88,7 @@ def open_source(llm: str | Path, *, trust_remote_code: bool = False) -> Source:
     text = whole.config.get_text_config(decoder=True)
     decoder = whole
     if text is not whole.config:
-        decoder = build_skeleton(text, files.dtype)
+        decoder = build_skeleton(path, text, files.dtype)
     inner = blocks_path(decoder)
     return Source(path, files, whole, decoder, inner, _stored_path(files, decoder, inner), trust_remote_code)
 

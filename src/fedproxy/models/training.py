@@ -23,7 +23,7 @@ from fedproxy.seeds import derive_seed
 
 Penalty = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 IGNORED = -100
-_EAGER_ATTENTION_UP_TO = 256
+EAGER_ATTENTION_UP_TO = 256
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def train(
     # On CPU the backward pass of fused attention costs more than the rest of the step; short sequences go without it.
     attention = base.config._attn_implementation
     longest = max(len(e.ids) for e in examples)
-    if device.type == "cpu" and attention == "sdpa" and longest <= _EAGER_ATTENTION_UP_TO:
+    if device.type == "cpu" and attention == "sdpa" and longest <= EAGER_ATTENTION_UP_TO:
         base.set_attn_implementation("eager")
     optimizer = torch.optim.AdamW(
         list(parameters.values()),

@@ -4,21 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedproxy.compression.calibrate import Batch
 from fedproxy.compression.scores.block_influence import block_influence, cosine
+from fedproxy.models.block_stream import BlockStream
 from fedproxy.models.families import blocks
-from tests.conftest import BLOCKS, FAMILIES, make_model
-
-
-def silent(_fraction: float) -> None:
-    """Report nothing."""
-
-
-def batch(*lengths: int) -> Batch:
-    width = max(lengths)
-    mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
-    ids = torch.randint(0, 256, mask.shape, generator=torch.Generator().manual_seed(0))
-    return Batch(torch.where(mask.bool(), ids, 256), mask)
+from tests.compression.scores.streams import enter, score, tokens
+from tests.conftest import FAMILIES, make_model
 
 
 def test_cosine_by_hand() -> None:
@@ -41,50 +31,64 @@ class Turn(nn.Module):
         return torch.cat([c * x - s * y, s * x + c * y, rest], -1)
 
 
-def test_block_influence_by_hand() -> None:
-    """Blocks that turn by known angles; the first coordinate plane holds the whole hidden state of token 1 only."""
-    angles = [0.3, 0.0, math.pi, 1.2]
-    model = make_model(num_hidden_layers=4)
+def turning(*angles: float) -> BlockStream:
+    """Blocks that turn the hidden state of token 1 by known angles, and that of token 2 not at all."""
+    model = make_model(num_hidden_layers=len(angles))
     for i, angle in enumerate(angles):
         model.model.layers[i] = Turn(angle, i)
     with torch.no_grad():
         model.model.embed_tokens.weight.zero_()
         model.model.embed_tokens.weight[1, 0] = 2.0
         model.model.embed_tokens.weight[2, 5] = 3.0
-    tokens = Batch(torch.tensor([[1, 2, 1, 1], [1, 1, 1, 2]]), torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]))
-    expected = [1 - (3 * math.cos(angle) + 1) / 4 for angle in angles]
-    assert block_influence(model, [tokens], silent) == pytest.approx(expected, abs=1e-6)
+    return BlockStream(model)
+
+
+HAND = (torch.tensor([[1, 2, 1, 1], [1, 1, 1, 2]]), torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]))
+"""Of the four tokens that are no padding, three turn."""
+
+
+def test_block_influence_by_hand() -> None:
+    angles = [0.3, 0.0, math.pi, 1.2]
+    stream = turning(*angles)
+    found = score("block-influence", stream, enter(stream, HAND))
+    assert found.scores == pytest.approx([1 - (3 * math.cos(angle) + 1) / 4 for angle in angles], abs=1e-6)
+    assert found.removals == [[], [1], [0, 1], [0, 1, 3]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_and_batching_do_not_matter(family: str) -> None:
-    model, padded = make_model(family), batch(5, 9, 14)
-    single = [
-        Batch(ids[None, : int(mask.sum())], mask[None, : int(mask.sum())])
-        for ids, mask in zip(padded.input_ids, padded.attention_mask, strict=True)
-    ]
-    together = block_influence(model, [padded], silent)
-    assert together == pytest.approx(block_influence(model, single, silent), abs=1e-6)
-    assert len(together) == BLOCKS
-    assert all(0 < score < 2 for score in together)
+def test_an_ordinary_forward_pass_with_hooks_agrees(family: str) -> None:
+    """The oracle knows nothing of streams: hooks on an ordinary model, cosines by torch."""
+    model, (ids, mask) = make_model(family), tokens(5, 9, 14)
+    seen: list[torch.Tensor] = []
+
+    def note(_module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], out: object) -> None:
+        entering = args[0] if args else kwargs["hidden_states"]
+        leaving = out[0] if isinstance(out, tuple) else out
+        assert isinstance(leaving, torch.Tensor)
+        seen.append(nn.functional.cosine_similarity(entering, leaving, dim=-1)[mask.bool()].mean())
+
+    handles = [block.register_forward_hook(note, with_kwargs=True) for block in blocks(model)]
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    stream = BlockStream(model)
+    found = score("block-influence", stream, enter(stream, (ids, mask)))
+    assert found.scores == pytest.approx([1 - float(value) for value in seen], abs=1e-6)
+    assert all(0 < value < 2 for value in found.scores)
 
 
 def test_the_last_block_is_taken_before_the_final_norm() -> None:
-    model, text = make_model(), batch(7)
-    seen: list[torch.Tensor] = []
-    handle = model.model.norm.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    with torch.no_grad():
-        states = model(text.input_ids, output_hidden_states=True).hidden_states
-    handle.remove()
-    cosines = torch.nn.functional.cosine_similarity(states[-2], seen[0], dim=-1)
-    assert block_influence(model, [text], silent)[-1] == pytest.approx(1 - float(cosines.mean()), abs=1e-6)
+    model = make_model()
+    stream, text = BlockStream(model), tokens(7)
+    before = score("block-influence", stream, enter(stream, text)).scores
     with torch.no_grad():
         model.model.norm.weight.copy_(torch.linspace(-3, 5, 32))
-    assert block_influence(model, [text], silent)[-1] == pytest.approx(1 - float(cosines.mean()), abs=1e-6)
+    assert score("block-influence", stream, enter(stream, text)).scores == before
 
 
-def test_hooks_are_gone_and_progress_is_told() -> None:
-    model, told = make_model(), list[float]()
-    block_influence(model, [batch(3), batch(4)], told.append)
-    assert told == [0.5, 1.0]
-    assert not any(block._forward_hooks for block in blocks(model))
+def test_progress_is_told() -> None:
+    stream, told = BlockStream(make_model(num_hidden_layers=2)), list[float]()
+    passages = enter(stream, tokens(3), tokens(4))
+    block_influence(stream, passages, most=1, seed=0, progress=told.append)
+    assert told == [0.25, 0.5, 0.75, 1.0]

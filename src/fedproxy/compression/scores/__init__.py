@@ -1,10 +1,20 @@
 """Scores of blocks by name: how much each block matters, and which to remove."""
 
+from fedproxy.compression.scores.angular_distance import angular_distance
 from fedproxy.compression.scores.block_influence import block_influence
 from fedproxy.compression.scores.contract import Importance, Registered, Score
+from fedproxy.compression.scores.magnitude import magnitude
+from fedproxy.compression.scores.perplexity import perplexity
+from fedproxy.compression.scores.random import random
+from fedproxy.compression.scores.uniform import uniform
 
 __all__ = ["SCORES", "Importance", "Registered", "Score"]
 
 SCORES: dict[str, Registered] = {
+    "angular-distance": Registered(angular_distance, reads_text=True),
     "block-influence": Registered(block_influence, reads_text=True),
+    "magnitude": Registered(magnitude, reads_text=False),
+    "perplexity": Registered(perplexity, reads_text=True),
+    "random": Registered(random, reads_text=False),
+    "uniform": Registered(uniform, reads_text=False),
 }

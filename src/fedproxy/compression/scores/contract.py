@@ -1,9 +1,11 @@
 """The contract of a score: what it is given, and what it says of the blocks."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fedproxy.errors import ArtifactError
 from fedproxy.models.block_stream import BlockStream, Passage
 
 
@@ -14,10 +16,21 @@ class Importance:
     Attributes:
         scores: One number per block, in order: how much it matters.
         removals: For n = 0, 1, ..., the blocks to remove when n have to go, rising; as far as the score was asked.
+
+    Raises:
+        ArtifactError: a score is NaN.
     """
 
     scores: list[float]
     removals: list[list[int]]
+
+    def __post_init__(self) -> None:
+        nan = [block for block, score in enumerate(self.scores) if math.isnan(score)]
+        if nan:
+            raise ArtifactError(
+                f"the score of block {nan[0]} is NaN: the LLM's weights, or its hidden states on the public text, "
+                "overflow. Convert the checkpoint to bfloat16 or float32."
+            )
 
 
 class Score(Protocol):

@@ -1,177 +1,32 @@
-"""Files made to do harm: safetensors that lie about themselves, indices that point elsewhere, impossible settings.
+"""Checkpoints and adapters made to do harm: files that contradict each other, point elsewhere, ask the impossible.
 
-Each attack is a row: its name → a function that damages something that was whole.
+Each attack is a row: its name → a function that damages a whole checkpoint of three shards, or a whole adapter.
 """
 
 import json
-import os
-import pickle
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedproxy.tensor_files import load_tensors, save_tensors
-
-MIB = 1 << 20
-HEADER_LIMIT = 32 * MIB
-ENTRY: dict[str, Any] = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-
-Attack = Callable[[Path], object]
-
-
-def safetensors(header: object, body: bytes = bytes(8)) -> bytes:
-    """A safetensors file with that header, given as bytes or as JSON."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + body
-
-
-def _entry(**changes: Any) -> bytes:
-    return safetensors({"w": {**ENTRY, **changes}})
-
-
-def _sparse(length: int) -> Attack:
-    """A file of `length` bytes that takes no disk, all of it announced as header."""
-
-    def write(path: Path) -> None:
-        path.write_bytes(struct.pack("<Q", length - 8) + b"{")
-        os.truncate(path, length)
-
-    return write
-
-
-def _repeated(path: Path, size: int, before: bytes, piece: bytes, after: bytes, start: bytes = b"") -> None:
-    """Write `start` and almost `size` bytes that repeat `piece`, a little at a time."""
-    left = (size - len(before) - len(after)) // len(piece)
-    with open(path, "wb") as file:
-        file.write(start + before)
-        while left:
-            count = min(left, MIB)
-            file.write(piece * count)
-            left -= count
-        file.write(after)
-
-
-def _filled(before: str, piece: str, after: str, size: int = HEADER_LIMIT) -> Attack:
-    """A header of exactly `size` bytes that repeats `piece`, and no data."""
-
-    def write(path: Path) -> None:
-        pad = " " * ((size - len(before) - len(after)) % len(piece))
-        _repeated(path, size, before.encode(), piece.encode(), (after + pad).encode(), struct.pack("<Q", size))
-
-    return write
-
-
-def _fifo(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-
-
-class _Payload:
-    """What a pickle would run."""
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, ("pickle-was-run",)
-
-
-_W = json.dumps(ENTRY)
-_CONTENTS: dict[str, bytes] = {
-    "empty file": b"",
-    "seven bytes": bytes(7),
-    "header longer than the file": struct.pack("<Q", 1000) + b"{}",
-    "header one byte too long": struct.pack("<Q", 3) + b"{}",
-    "header of 2**64 - 1 bytes": struct.pack("<Q", 2**64 - 1) + b"{}",
-    "pickle": pickle.dumps(_Payload()),
-    "old pickle": pickle.dumps(_Payload(), protocol=0),
-    "zip": b"PK\x03\x04" + bytes(100),
-    "empty header": safetensors(b""),
-    "no JSON": safetensors(b"{{{{"),
-    "no UTF-8": safetensors(b'{"\xff\xfe": %s}' % _W.encode()),
-    "list": safetensors([1, 2]),
-    "null": safetensors(None),
-    "list as entry": safetensors({"w": [1, 2]}),
-    "null as entry": safetensors({"w": None}),
-    "empty entry": safetensors({"w": {}}),
-    "two documents": safetensors(f'{{"w":{_W}}}{{"v":{_W}}}'.encode()),
-    "comma at the end": safetensors(f'{{"w":{_W},}}'.encode()),
-    "no end": safetensors(f'{{"w":{_W}'.encode()),
-    "overlap": safetensors({"w": ENTRY, "v": {**ENTRY, "data_offsets": [4, 12]}}, bytes(12)),
-    "the same bytes twice": safetensors({"w": ENTRY, "v": ENTRY}),
-    "gap": safetensors({"w": ENTRY, "v": {**ENTRY, "data_offsets": [12, 20]}}, bytes(20)),
-    "out of range": _entry(data_offsets=[8, 16]),
-    "far out of range": _entry(data_offsets=[2**62, 2**62 + 8]),
-    "negative offsets": _entry(data_offsets=[-8, 0]),
-    "offsets into the header": safetensors({"w": {**ENTRY, "data_offsets": [-16, -8]}, "v": ENTRY}),
-    "backward offsets": _entry(data_offsets=[8, 0]),
-    "one offset": _entry(data_offsets=[8]),
-    "three offsets": _entry(data_offsets=[0, 4, 8]),
-    "offsets as text": _entry(data_offsets=["0", "8"]),
-    "offsets as floats": _entry(data_offsets=[0.0, 8.0]),
-    "offsets as booleans": _entry(dtype="U8", shape=[1], data_offsets=[False, True]),
-    "offsets as NaN": safetensors(b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,NaN]}}'),
-    "shape as booleans": _entry(shape=[True, 2]),
-    "shape as floats": _entry(shape=[2.0]),
-    "shape as text": _entry(shape="2"),
-    "shape as number": _entry(shape=2),
-    "negative shape": _entry(shape=[-1, -2]),
-    "gigantic shape": _entry(shape=[2**62]),
-    "shape that overflows to the size": _entry(shape=[2**61 + 1, 2]),
-    "shape of a thousand digits": safetensors(
-        b'{"w":{"dtype":"F32","shape":[1%s],"data_offsets":[0,8]}}' % (b"0" * 1000)
-    ),
-    "gigantic number of dimensions": _entry(shape=[1] * 100_000),
-    "unknown dtype": _entry(dtype="F99"),
-    "dtype as list": _entry(dtype=["F32"]),
-    "dtype missing": safetensors({"w": {"shape": [2], "data_offsets": [0, 8]}}),
-    "truncated data": safetensors({"w": ENTRY}, bytes(7)),
-    "data after the end": safetensors({"w": ENTRY}, bytes(9)),
-    "duplicate name": safetensors(f'{{"w":{_W},"w":{_W}}}'.encode()),
-    "duplicate name, escaped": safetensors(f'{{"w":{_W},"\\u0077":{_W}}}'.encode()),
-    "duplicate key in an entry": safetensors(
-        b'{"w":{"dtype":"F32","shape":[99],"shape":[2],"data_offsets":[0,8]}}',
-    ),
-    "duplicate metadata": safetensors(f'{{"__metadata__":{{}},"w":{_W},"__metadata__":{{}}}}'.encode()),
-    "metadata that are no text": safetensors({"__metadata__": {"format": 1}, "w": ENTRY}),
-    "metadata as list": safetensors({"__metadata__": ["pt"], "w": ENTRY}),
-    "half a surrogate pair": safetensors(f'{{"\\ud800":{_W}}}'.encode()),
-    "nested lists": safetensors(b"[" * 100_000 + b"]" * 100_000),
-    "nested entry": safetensors(b'{"w":' * 100_000 + b"1" + b"}" * 100_000),
-    "nested shape": safetensors(b'{"w":{"dtype":"F32","shape":%s2%s}}' % (b"[" * 2000, b"]" * 2000)),
-    "nested metadata": safetensors(b'{"__metadata__":{"a":%s%s}}' % (b"[" * 100_000, b"]" * 100_000)),
-}
-
-
-def _writer(content: bytes) -> Attack:
-    return lambda path: path.write_bytes(content)
-
-
-TENSOR_FILES: dict[str, Attack] = {
-    **{name: _writer(content) for name, content in _CONTENTS.items()},
-    "directory": lambda path: (path.unlink(missing_ok=True), path.mkdir()),
-    "pipe": _fifo,
-}
-"""Attacks on a safetensors file."""
-
-GIGANTIC_TENSOR_FILES: dict[str, Attack] = {
-    "header of 64 GiB": _sparse(64 * 1024 * MIB),
-    "header over the limit": _sparse(HEADER_LIMIT + 9),
-    "lists up to the limit": _filled('{"w":[', "[],", "[]]}"),
-    "lists in an entry": _filled('{"w":{"shape":[', "[],", "[]]}}"),
-    "tables up to the limit": _filled('{"w":[', "{},", "{}]}"),
-    "a long name": _filled('{"', "a", f'":{_W}}}'),
-    "a name without end": _filled('{"', '\\"', ""),
-    "text in an entry": _filled('{"w":{"dtype":"', "F", '"}}'),
-    "nothing but space": _filled("{", " ", ""),
-    "metadata up to the limit": _filled('{"__metadata__":{"a":[', "[],", "[]]}}"),
-    "metadata within its limit": _filled('{"__metadata__":{"a":[', "[],", "[]]}}", 4 * MIB),
-}
-"""Attacks whose harm is the memory or the time that believing them would take."""
+from tests.hostile.tensor_files import CONTENTS, GIGANTIC_TENSOR_FILES, MIB, Attack, pipe, repeated, safetensors, sparse
 
 
 def shards(checkpoint: Path) -> list[Path]:
     """The weight files of a sharded checkpoint."""
     return sorted(checkpoint.glob("model-*.safetensors"))
+
+
+def single(checkpoint: Path) -> Path:
+    """Turn a sharded checkpoint into one of a single file, and return that file."""
+    tensors = {name: tensor for shard in shards(checkpoint) for name, tensor in load_tensors(shard).items()}
+    for file in [checkpoint / "model.safetensors.index.json", *shards(checkpoint)]:
+        file.unlink()
+    save_tensors(checkpoint / "model.safetensors", tensors)
+    return checkpoint / "model.safetensors"
 
 
 def _index(change: Callable[[dict[str, Any]], Any]) -> Attack:
@@ -217,6 +72,16 @@ def _tensor_lost(checkpoint: Path) -> None:
     tensors = load_tensors(first)
     tensors.popitem()
     save_tensors(first, tensors)
+
+
+def _tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Attack:
+    """Change the tensors, without leaving a contradiction between files."""
+
+    def write(checkpoint: Path) -> None:
+        file = single(checkpoint)
+        save_tensors(file, change(load_tensors(file)))
+
+    return write
 
 
 def _exchanged(checkpoint: Path) -> None:
@@ -279,12 +144,21 @@ CHECKPOINTS: dict[str, Attack] = {
     "a tensor in two shards": _tensor_in_two_shards,
     "a shard lacks a tensor": _tensor_lost,
     "two shards exchanged": _exchanged,
-    "a shard is no file": lambda path: _fifo(shards(path)[0]),
+    "a shard is no file": lambda path: pipe(shards(path)[0]),
     "a shard is missing": lambda path: shards(path)[0].unlink(),
     "a shard without tensors": lambda path: shards(path)[0].write_bytes(safetensors({}, b"")),
+    "no tensors": _tensors(lambda tensors: {}),
+    "no head": _tensors(lambda tensors: {k: t for k, t in tensors.items() if k != "lm_head.weight"}),
+    "a block is incomplete": _tensors(
+        lambda tensors: {k: t for k, t in tensors.items() if k != "model.layers.2.self_attn.q_proj.weight"}
+    ),
+    "a block is missing": _tensors(lambda tensors: {k: t for k, t in tensors.items() if ".layers.2." not in k}),
+    "a weight of another shape": _tensors(
+        lambda tensors: {**tensors, "model.layers.2.self_attn.q_proj.weight": torch.zeros(16, 64)}
+    ),
     "nothing but a pickle": lambda path: [
         *(file.unlink() for file in path.glob("model*")),
-        (path / "pytorch_model.bin").write_bytes(_CONTENTS["pickle"]),
+        (path / "pytorch_model.bin").write_bytes(CONTENTS["pickle"]),
     ],
     "config: missing": lambda path: (path / "config.json").unlink(),
     "config: list": _config(lambda config: [config]),
@@ -313,8 +187,8 @@ CHECKPOINTS: dict[str, Attack] = {
 """Attacks on a checkpoint of three shards."""
 
 
-def _large(name: str, before: bytes, piece: bytes, after: bytes) -> Attack:
-    return lambda checkpoint: _repeated(checkpoint / name, 200_000_000, before, piece, after)
+def _large(name: str, before: bytes, piece: bytes, after: bytes, size: int = 200_000_000) -> Attack:
+    return lambda checkpoint: repeated(checkpoint / name, size, before, piece, after)
 
 
 GIGANTIC_CHECKPOINTS: dict[str, Attack] = {
@@ -325,9 +199,13 @@ GIGANTIC_CHECKPOINTS: dict[str, Attack] = {
     "config: 10**12 heads": _config_value(num_attention_heads=10**12),
     "config: 200 MB": _large("config.json", b'{"a":"', b"a", b'"}'),
     "config: 200 MB of lists": _large("config.json", b'{"a":[', b"[],", b"1]}"),
+    "config: 30 MB of lists": _large("config.json", b'{"a":[', b"[],", b"1]}", 30_000_000),
+    "index: 60 MB of lists": _large(
+        "model.safetensors.index.json", b'{"weight_map":{"a":[', b"[],", b"1]}}", 60_000_000
+    ),
     "index: 200 MB of lists": _large("model.safetensors.index.json", b'{"weight_map":{"a":[', b"[],", b"1]}}"),
     "index: 200 MB": _large("model.safetensors.index.json", b'{"weight_map":{"a":"', b"a", b'"}}'),
-    "a shard's header of 64 GiB": lambda path: _sparse(64 * 1024 * MIB)(shards(path)[0]),
+    "a shard's header of 64 GiB": lambda path: sparse(64 * 1024 * MIB)(shards(path)[0]),
     "a shard's header at the limit": lambda path: GIGANTIC_TENSOR_FILES["tables up to the limit"](shards(path)[0]),
 }
 """Attacks on a checkpoint whose harm is the memory or the time that believing them would take."""
@@ -383,7 +261,11 @@ GIGANTIC_ADAPTERS: dict[str, Attack] = {
     name: lambda path, attack=attack: attack(path / "adapter_model.safetensors")  # type: ignore[misc]
     for name, attack in GIGANTIC_TENSOR_FILES.items()
 } | {
+    "config: pipe": lambda path: pipe(path / "adapter_config.json"),
+    "manifest: pipe": lambda path: pipe(path / "fedproxy.json"),
     "config: 200 MB of lists": _large("adapter_config.json", b'{"a":[', b"[],", b"1]}"),
+    "config: 30 MB of lists": _large("adapter_config.json", b'{"a":[', b"[],", b"1]}", 30_000_000),
     "manifest: 200 MB of lists": _large("fedproxy.json", b'{"a":[', b"[],", b"1]}"),
+    "manifest: 30 MB of lists": _large("fedproxy.json", b'{"a":[', b"[],", b"1]}", 30_000_000),
 }
 """Attacks on an adapter's directory whose harm is the memory or the time that believing them would take."""

@@ -1,0 +1,227 @@
+"""Heal the proxy: the LLM teaches it on public text what the removed blocks did.
+
+What healing changes stays in the proxy: fusing adds only what the clients learned on top of it.
+"""
+
+import dataclasses
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedproxy.artifacts import os_error
+from fedproxy.checkpoint_files import model_identity
+from fedproxy.compression import heal_training, teacher
+from fedproxy.compression.heal_student import HALF_DONE, Student
+from fedproxy.compression.heal_training import Loss, distil
+from fedproxy.compression.teacher import ask_teacher, perplexity_of
+from fedproxy.config import HEALING_RATES, Heal
+from fedproxy.errors import ArtifactError, FedproxyError, UsageError
+from fedproxy.models.checkpoints import Tokenizer
+from fedproxy.models.families import vocabulary
+from fedproxy.models.placement import open_stream
+from fedproxy.models.source import Source, open_source
+from fedproxy.models.text_batches import Batch, batches
+from fedproxy.models.training import Encoded
+from fedproxy.seeds import derive_seed
+
+_MOST_LOSSES = 100
+_TAUGHT, _TRAINED = 0.4, 0.9
+"""Progress when the LLM has been asked, and when the proxy is trained."""
+
+
+def heal(
+    source: Source,
+    keep: Sequence[int],
+    proxy: Path,
+    *,
+    settings: Heal,
+    documents: Sequence[str],
+    tokenizer: Tokenizer,
+    work: Path,
+    seed: int,
+    placement: str = "auto",
+    progress: Callable[[float, str], None],
+) -> dict[str, Any]:
+    """Train a pruned proxy on the LLM's predictions and hidden states, and replace its weights.
+
+    Killed at any moment and called again with the same arguments (and a proxy pruned anew), it goes on where it was
+    and ends in the same bits on the same machine. `discard` removes `work` once the proxy is safe on disk. Weights of
+    the LLM that `source` held in memory are let go.
+
+    Args:
+        source: The LLM.
+        keep: The LLM blocks that the proxy has, rising.
+        proxy: Directory of the pruned proxy's checkpoint; only its weight files are replaced.
+        settings: The [heal] table, with at least one step; its `text` is what `documents` come from.
+        documents: Public text.
+        tokenizer: The LLM's.
+        work: Directory for what is unfinished, on the disk of `proxy`; made if it is missing.
+        seed: Seed of the held-out documents, the order of the others, and the LoRA adapter's beginning.
+        placement: Where the LLM is run; see `open_stream`.
+        progress: Told the fraction done and what is being done.
+
+    Returns:
+        For the record: the settings, losses, perplexity of the LLM and of the proxy before and after on the held-out
+        documents, and the seconds that this process took.
+
+    Raises:
+        ArtifactError: the LLM, the proxy or the text cannot be used, or `work` is damaged.
+        UsageError: a setting is impossible, or `work` holds a healing with other settings or something else.
+        ResourceError: the disk is too small.
+        FedproxyError: the training diverged.
+    """
+    began = time.perf_counter()
+    _check(settings)
+    learned, held_out = split_documents(documents, settings, seed)
+    positions = getattr(source.decoder.config, "max_position_embeddings", None) or settings.max_length
+    longest = min(settings.max_length, positions)
+    asked, unseen = (
+        batches(tokenizer, part, max_length=longest, batch_size=settings.batch_size) for part in (learned, held_out)
+    )
+    known, highest = vocabulary(source.decoder), max(int(batch.input_ids.max()) for batch in [*asked, *unseen])
+    if highest >= known:
+        raise ArtifactError(f"{source.path}: the tokenizer makes token {highest}, the model knows {known} tokens.")
+    _enter(work)
+
+    said = ask_teacher(
+        work,
+        source,
+        keep,
+        asked,
+        unseen,
+        settings,
+        placement=placement,
+        progress=lambda done, text: progress(_TAUGHT * done, text),
+    )
+    _let_go(source.decoder)
+
+    def healed() -> Source:
+        return open_source(proxy, trust_remote_code=source.trust_remote_code)
+
+    def perplexity() -> float:
+        return perplexity_of(open_stream(healed(), placement), unseen)
+
+    def on_step(step: int, loss: Loss) -> None:
+        done = _TAUGHT + (_TRAINED - _TAUGHT) * step / settings.steps
+        progress(done, f"healing, step {step} of {settings.steps}, KL {loss.divergence:.3f}")
+
+    before, identity = perplexity(), model_identity(proxy)
+    student = Student(healed(), settings, seed=derive_seed(seed, "heal"), longest=longest)
+    losses = distil(
+        student,
+        said,
+        _texts(asked),
+        settings,
+        proxy=identity,
+        pad=tokenizer.pad_token_id or 0,
+        seed=seed,
+        work=work,
+        on_step=on_step,
+    )
+    progress(_TRAINED, "writing the healed proxy")
+    student.write(work)
+    del student
+    after = perplexity()
+    if not math.isfinite(after):
+        raise FedproxyError(f"healing: the perplexity of the healed proxy is {after}. Give a lower learning_rate.")
+    progress(1.0, "proxy healed")
+    return {
+        "settings": {**dataclasses.asdict(settings), "learning_rate": settings.highest_rate},
+        "documents": len(learned),
+        "held_out": len(held_out),
+        "losses": thinned(losses),
+        "perplexity": {"llm": said.perplexity, "before": before, "after": after},
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def discard(work: Path) -> None:
+    """Remove what `heal` kept for going on; call it once the proxy is safe on disk."""
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def split_documents(documents: Sequence[str], settings: Heal, seed: int) -> tuple[list[str], list[str]]:
+    """Draw the documents to train on and those held out; none is in both, repeated ones count once.
+
+    Returns:
+        As many documents to train on as the steps can use, and at most a quarter of all, held out.
+
+    Raises:
+        ArtifactError: there are fewer than two different documents.
+    """
+    order = list(dict.fromkeys(documents))
+    random.Random(derive_seed(seed, "heal", "documents")).shuffle(order)
+    if len(order) < 2:
+        raise ArtifactError("healing needs two different public documents at least; give some hundred.")
+    count = max(1, min(settings.held_out, len(order) // 4))
+    return order[count:][: settings.steps * settings.batch_size], order[:count]
+
+
+def _check(settings: Heal) -> None:
+    if settings.steps < 1:
+        raise UsageError(f"healing needs steps ≥ 1, got {settings.steps}.")
+    for field in dataclasses.fields(settings):
+        value, rule = getattr(settings, field.name), field.metadata.get("rule")
+        if value is not None and rule is not None and not (rule(value) and math.isfinite(value)):
+            raise UsageError(f"heal: {field.name} = {value!r}: must be {field.metadata['says']}.")
+    if settings.mode not in HEALING_RATES:
+        raise UsageError(f"heal: unknown mode {settings.mode!r}; there are: {', '.join(HEALING_RATES)}.")
+
+
+def _enter(work: Path) -> None:
+    """Make the directory, and clear it of what a killed process was about to write."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        foreign = []
+        for item in work.iterdir():
+            if item.name == HALF_DONE:
+                shutil.rmtree(item)
+            elif item.name.startswith("."):
+                item.unlink()
+            elif item.name not in {*teacher.FILES, heal_training.FILE}:
+                foreign.append(item.name)
+    except OSError as error:
+        raise os_error(error, work) from error
+    if foreign:
+        raise UsageError(f"{work} holds {', '.join(sorted(foreign)[:3])}, which is not of healing. Move it elsewhere.")
+
+
+def _let_go(model: torch.nn.Module) -> None:
+    """Free the memory of the weights; buffers stay, because they are computed only once."""
+    empty: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                fresh = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+                module._parameters[name] = empty.setdefault(id(parameter), fresh)
+
+
+def _texts(asked: Sequence[Batch]) -> list[Encoded]:
+    """The texts one by one, in the teacher's order."""
+    return [
+        Encoded(ids[mask.bool()].tolist(), 1)
+        for batch in asked
+        for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
+    ]
+
+
+def thinned(losses: Sequence[Loss]) -> list[dict[str, float]]:
+    """At most a hundred points of the curve: means over stretches of equal length, each with its last step."""
+    stretch = math.ceil(len(losses) / _MOST_LOSSES)
+    points = []
+    for start in range(0, len(losses), stretch):
+        part = losses[start : start + stretch]
+        points.append(
+            {
+                "step": start + len(part),
+                "divergence": sum(loss.divergence for loss in part) / len(part),
+                "hidden": sum(loss.hidden for loss in part) / len(part),
+            }
+        )
+    return points

@@ -1,0 +1,116 @@
+"""The proxy as a student: loaded for training, run with its hidden states seen, written back."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedproxy.checkpoint_files import INDEX, weight_files
+from fedproxy.config import Heal
+from fedproxy.models.checkpoints import load_model, save_checkpoint
+from fedproxy.models.families import blocks
+from fedproxy.models.lora import AdaptedModel, adapter_config, adapter_parameters, adapter_state, attach
+from fedproxy.models.merging import merge_adapter
+from fedproxy.models.source import Source
+from fedproxy.models.training import bf16_is_fast
+
+_EAGER_ATTENTION_UP_TO = 256
+_ALPHA_PER_RANK = 2
+HALF_DONE = "healed"
+"""Name of the directory, within the work directory, that weights are written to before they replace the proxy's."""
+
+
+class Student:
+    """A proxy in training. Only weights of its blocks are trained: embeddings and head stay the LLM's.
+
+    The model stays in evaluation state, so that no dropout disturbs the comparison with the teacher.
+
+    Args:
+        proxy: The proxy on disk.
+        settings: The [heal] table.
+        seed: Seed of the LoRA adapter's beginning.
+        longest: Tokens of the longest text.
+    """
+
+    def __init__(self, proxy: Source, settings: Heal, *, seed: int, longest: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._proxy = proxy
+        base: Any = load_model(proxy.path, trust_remote_code=proxy.trust_remote_code)
+        self._dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
+        # On CPU the backward pass of fused attention costs more than the rest of the step; short texts go without it.
+        self._attention = base.config._attn_implementation
+        if self.device.type == "cpu" and self._attention == "sdpa" and longest <= _EAGER_ATTENTION_UP_TO:
+            base.set_attn_implementation("eager")
+        self._blocks = blocks(base)
+        if settings.mode == "full" or self.device.type == "cpu":  # where half precision is slow, but for autocast
+            base.float()
+        self._adapted: AdaptedModel | None = None
+        if settings.mode == "lora":
+            alpha = _ALPHA_PER_RANK * settings.lora_r
+            self._adapted = attach(base, r=settings.lora_r, alpha=alpha, dropout=0.0, seed=seed)
+            self.parameters: dict[str, nn.Parameter] = dict(sorted(adapter_parameters(self._adapted).items()))
+        else:
+            base.requires_grad_(False)
+            trained = [(n, p) for n, p in self._blocks.named_parameters() if p.is_floating_point()]
+            self.parameters = {name: parameter.requires_grad_(True) for name, parameter in trained}  # type: ignore[misc]
+        self._base = base
+        self._model: Any = (self._adapted or base).to(self.device).eval()
+
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Run the proxy.
+
+        Args:
+            input_ids: Token numbers, [texts, tokens].
+            attention_mask: 1 for a token, 0 for padding, [texts, tokens].
+
+        Returns:
+            Logits [real tokens, vocabulary], and the hidden state leaving each block, [real tokens, width]: those of
+            the first text, then those of the second, and so on, without the padding.
+        """
+        ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
+        real = mask.bool()
+        with self._leaving() as hidden, torch.autocast(self.device.type, torch.bfloat16, bf16_is_fast(self.device)):
+            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits[real], [state[real] for state in hidden]
+
+    @contextlib.contextmanager
+    def _leaving(self) -> Iterator[list[torch.Tensor]]:
+        found: list[torch.Tensor] = []
+        handles = [block.register_forward_hook(lambda _m, _a, output: found.append(output)) for block in self._blocks]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def write(self, work: Path) -> None:
+        """Replace the weights of the proxy's checkpoint by what was learned.
+
+        Args:
+            work: Directory on the same disk, for what is half done.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        made = work / HALF_DONE
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        if self._adapted is not None:
+            tensors, config = adapter_state(self._adapted), adapter_config(self._adapted)
+            merge_adapter(self._proxy, tensors, config, made)
+        else:
+            self._base.set_attn_implementation(self._attention)
+            for name, parameter in self._base.named_parameters():
+                parameter.data = parameter.data.to("cpu", self._dtypes[name])
+            save_checkpoint(made, self._base, self._proxy.path)
+        for old in [*weight_files(self._proxy.path), self._proxy.path / INDEX]:
+            old.unlink(missing_ok=True)
+        for new in made.glob("*.safetensors*"):
+            shutil.move(new, self._proxy.path / new.name)
+        shutil.rmtree(made)

@@ -1,0 +1,137 @@
+"""What an adapter does to the weights of a model: W + alpha / r * B A, a few rows at a time."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from fedproxy.models.adapter_checks import is_lora, parameter_name
+from fedproxy.models.lora import scaling
+
+_PIECE = 1 << 19
+"""Values in a piece: 2 MiB in float32."""
+_ROWS = 16
+"""Pieces are of a multiple of so many rows, and the last is no shorter: matrix products of few rows round otherwise."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change by factor * B A.
+
+    Attributes:
+        a: A, [r, inputs].
+        b: B, [outputs, r].
+        factor: alpha / r of the adapter.
+        transposed: The weight is stored as [inputs, outputs], as GPT-2's Conv1D does.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    factor: float
+    transposed: bool = False
+
+    @property
+    def bound(self) -> float:
+        """A value that no entry of the change exceeds in magnitude: a row of B times a column of A at their longest."""
+        rows, columns = self.b.float().norm(dim=1).max(), self.a.float().norm(dim=0).max()
+        return abs(self.factor) * float(rows) * float(columns)
+
+
+Change = LowRank | torch.Tensor
+"""What is done to a weight: B A is added, or it becomes this tensor."""
+
+
+def changes(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, Change]:
+    """Return what an adapter does to a model, by the names of the weights in the model.
+
+    Args:
+        tensors: The adapter's tensors, named as in PEFT's `adapter_model.safetensors`.
+        config: Its PEFT configuration.
+    """
+    found: dict[str, Change] = {}
+    for name, tensor in tensors.items():
+        if not is_lora(name):
+            found[parameter_name(name)] = tensor
+        elif ".lora_A." in name:
+            other = tensors[name.replace(".lora_A.", ".lora_B.")]
+            found[parameter_name(name)] = LowRank(
+                tensor, other, scaling(config), transposed=bool(config.get("fan_in_fan_out"))
+            )
+    return found
+
+
+def changed(weight: torch.Tensor, change: Change) -> torch.Tensor:
+    """Return a changed weight; the same tensor if the change is none.
+
+    Args:
+        weight: W, on any device.
+        change: What to do to it.
+    """
+    if isinstance(change, torch.Tensor):
+        return change.to(weight.device, weight.dtype)
+    return add_task_vector(weight, change.a, change.b, change.factor, change.transposed)
+
+
+def add_task_vector(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, factor: float, transposed: bool = False
+) -> torch.Tensor:
+    """Return W + factor * B A, computed in float32, in the data type of W.
+
+    Args:
+        weight: W, [outputs, inputs]; [inputs, outputs] if `transposed`.
+        a: A, [r, inputs].
+        b: B, [outputs, r].
+        factor: alpha / r of the adapter.
+        transposed: W is stored transposed, as GPT-2's Conv1D does.
+
+    Returns:
+        The new W; the same tensor if B is zero.
+
+    Reference:
+        FedProxy, Eq. 15. The task vector is added; overwriting the block would be the same only as long as the proxy
+        block started as the LLM block.
+    """
+    if not bool(b.any()):
+        return weight
+    result = torch.empty_like(weight)
+    change = LowRank(a.to(weight.device), b.to(weight.device), factor, transposed)
+    for rows, sums in row_sums(tuple(weight.shape), lambda rows: weight[rows], change):
+        result[rows] = sums
+    return result
+
+
+def row_slices(shape: tuple[int, ...]) -> list[slice]:
+    """Cut a matrix into pieces of full rows."""
+    count, width = shape[0], max(1, prod(shape[1:]))
+    step = max(_ROWS, _PIECE // width // _ROWS * _ROWS)
+    starts = list(range(0, count, step))
+    if len(starts) > 1 and count - starts[-1] < _ROWS:
+        starts.pop()
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=False)]
+
+
+def row_sums(
+    shape: tuple[int, ...], read: Callable[[slice], torch.Tensor], change: LowRank
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield W + factor * B A in float32, some rows at a time; they last until the next ones are asked for.
+
+    The product is rounded, then multiplied by the factor, then added to W: the very operations of PEFT's merge.
+
+    Args:
+        shape: The shape of W.
+        read: Gives rows of W.
+        change: B, A and the factor, on the device of W.
+    """
+    a, b = change.a.float(), change.b.float()
+    slices = row_slices(shape)
+    most = max((rows.stop - rows.start for rows in slices), default=0)
+    products, weights = (torch.empty(most, shape[1], device=a.device) for _ in range(2))
+    for rows in slices:
+        product, weight = (buffer[: rows.stop - rows.start] for buffer in (products, weights))
+        if change.transposed:
+            product.copy_((b @ a[:, rows]).T)
+        else:
+            torch.mm(b[rows], a, out=product)
+        yield rows, product.mul_(change.factor).add_(weight.copy_(read(rows)))
