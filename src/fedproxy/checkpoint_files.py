@@ -257,9 +257,8 @@ def write_shards(
         if len(shards) == 1
         else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     )
-    layout = list(DTYPES)
     for file_name, shard in zip(names, shards, strict=True):
-        order = sorted(shard, key=lambda name: (layout.index(shard[name].dtype), name))
+        order = write_order(shard)
         with new_file(directory / file_name) as file:
             file.write(header_bytes({name: (shard[name].dtype, shard[name].shape) for name in order}))
             file.flush()
@@ -274,6 +273,12 @@ def write_shards(
     if len(shards) > 1:
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+
+
+def write_order(shard: Mapping[str, Stored]) -> list[str]:
+    """The order in which `write_shards` writes the tensors of a file: wide data types first, then by name."""
+    layout = list(DTYPES)
+    return sorted(shard, key=lambda name: (layout.index(shard[name].dtype), name))
 
 
 def _write_made(name: str, stored: Stored, made: torch.Tensor | Iterable[torch.Tensor], target: BinaryIO) -> int:

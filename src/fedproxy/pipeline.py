@@ -160,6 +160,7 @@ def _compress(experiment: Experiment, out: Path, on_progress: OnProgress) -> Pro
         batch_size=settings.batch_size,
         seed=experiment.seed,
         placement=settings.placement,
+        heal=experiment.heal,
         trust_remote_code=experiment.llm.trust_remote_code,
         on_progress=lambda fraction, text: on_progress("compress", fraction, text),
     )

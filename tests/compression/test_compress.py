@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.compression import Proxy, compress
+from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, UsageError
 from tests.conftest import FAMILIES, make_model
 
@@ -47,9 +48,20 @@ def test_the_proxy_is_the_llm_with_blocks_skipped(
 def test_what_a_proxy_holds(tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     llm = tiny_checkpoint(dtype=dtype)
     told: list[tuple[float, str]] = []
+    sheets: list[dict[str, Any]] = []
+
+    def on_sheet(sheet: dict[str, Any]) -> None:
+        assert not (tmp_path / "a").exists()
+        sheets.append(sheet)
+
     options = {"remove": 0.34, "samples": 5, "max_length": 16, "seed": 4}
     proxy = compress(
-        llm, tmp_path / "a", calibration=calibration, on_progress=lambda f, t: told.append((f, t)), **options
+        llm,
+        tmp_path / "a",
+        calibration=calibration,
+        on_progress=lambda f, t: told.append((f, t)),
+        on_sheet=on_sheet,
+        **options,
     )
     manifest = Manifest.read(proxy.path)
     assert proxy == Proxy(tmp_path / "a", manifest.layer_map, manifest.scores or [])
@@ -57,13 +69,20 @@ def test_what_a_proxy_holds(tiny_checkpoint: Checkpoint, calibration: Path, tmp_
     assert len(proxy.layer_map) == 4
     weights = load_file(proxy.path / "model.safetensors")
     assert {t.dtype for t in weights.values()} == {dtype}
-    assert manifest.settings == {
+    settings = dict(manifest.settings)
+    sheet = settings.pop("exposure")
+    assert settings == {
         "remove": 0.34,
         "score": "block-influence",
         "samples": 5,
         "max_length": 16,
         "parameters": sum(t.numel() for t in weights.values()),
+        "healed": False,
     }
+    assert sheets == [sheet]
+    assert sheet["bytes"] == sum(t.nbytes for t in weights.values())
+    assert 0 < sheet["share"] < 1
+    assert sheet["perplexity"]["tokens"] > 0
     assert (manifest.seed, len(manifest.calibration_sha256 or "")) == (4, 64)
     whole = load_file(llm / "model.safetensors")
     for name, tensor in weights.items():
@@ -99,6 +118,9 @@ def test_long_documents_fit_into_the_positions_of_the_model(tiny_checkpoint: Che
         ({"samples": 0}, UsageError, "samples"),
         ({"max_length": 0}, UsageError, "max_length"),
         ({"calibration": "absent.txt"}, ArtifactError, "absent.txt"),
+        ({"calibration": None}, UsageError, "needs public text"),
+        ({"calibration": None, "score": "uniform", "heal": Heal(steps=1)}, UsageError, "Healing needs public text"),
+        ({"placement": "disk"}, UsageError, "stream"),
         ({"llm": "/absent"}, ArtifactError, "no checkpoint"),
     ],
 )
@@ -181,3 +203,42 @@ def test_an_llm_that_overflows_is_refused(tiny_checkpoint: Checkpoint, calibrati
 def test_versions_are_written_down(tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path) -> None:
     compress(tiny_checkpoint(), tmp_path / "out", calibration=calibration)
     assert {"torch", "transformers"} <= json.loads((tmp_path / "out" / "fedproxy.json").read_text())["versions"].keys()
+
+
+@pytest.mark.parametrize("score", ["uniform", "random", "magnitude"])
+def test_scores_that_read_no_text_do_without_it(score: str, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    proxy = compress(tiny_checkpoint(), tmp_path / "out", score=score)
+    manifest = Manifest.read(proxy.path)
+    assert len(proxy.layer_map) == 3
+    assert (manifest.calibration_sha256, manifest.settings["samples"]) == (None, 0)
+    assert manifest.settings["exposure"]["perplexity"] is None
+
+
+def test_the_same_proxy_from_memory_and_from_the_files(
+    tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
+) -> None:
+    made = {
+        placement: compress(tiny_checkpoint(), tmp_path / placement, calibration=calibration, placement=placement)
+        for placement in ("memory", "stream")
+    }
+    assert made["memory"].scores == made["stream"].scores
+    for file in made["memory"].path.iterdir():
+        assert file.read_bytes() == (made["stream"].path / file.name).read_bytes()
+
+
+def test_a_healed_proxy_says_so_and_leaves_no_work_behind(
+    tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
+) -> None:
+    heal = Heal(steps=3, batch_size=2, max_length=24, lora_r=4, learning_rate=0.01)
+    plain = compress(tiny_checkpoint(), tmp_path / "plain", calibration=calibration)
+    proxy = compress(tiny_checkpoint(), tmp_path / "out", calibration=calibration, heal=heal)
+    assert proxy.layer_map == plain.layer_map
+    settings = Manifest.read(proxy.path).settings
+    assert settings["healed"]
+    assert settings["exposure"]["healed"]
+    assert set(settings["heal"]["perplexity"]) == {"llm", "before", "after"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "plain"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (plain.path, proxy.path))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(".layers." in name for name in changed)

@@ -36,6 +36,7 @@ def test_the_sheet_counts_what_the_proxy_holds(
     assert groups[:5] == ["embeddings", "block 0", "block 2", "block 5", "final norm"]
     assert set(groups[5:]) <= {"head", "other"}
     assert ("other" in groups) == (family == "opt")
+    assert ("head" in groups) == (not source.decoder.config.tie_word_embeddings)
     rest = ["parts that are no text decoder"] if family in MULTIMODAL else []
     assert [row["group"] for row in sheet["stays"]] == ["block 1", "block 3", "block 4", *rest]
     assert (sheet["healed"], sheet["perplexity"]) == (False, None)

@@ -21,8 +21,8 @@ from fedproxy.evaluation import evaluate, harness_model
 from fedproxy.evaluation.loading import load_for_evaluation
 from fedproxy.models import lora
 from fedproxy.models.checkpoints import save_checkpoint
-from tests.in_memory import keep_blocks
 from fedproxy.models.proxy_tuned_model import ProxyTunedModel
+from tests.in_memory import keep_blocks
 
 TASKS = ["sst2", "arc_easy", "colours", "spelling"]
 KEPT = [1]

@@ -9,6 +9,7 @@ from fedproxy.errors import ArtifactError
 from fedproxy.models import block_stream
 from fedproxy.models.block_stream import BlockStream, Passage, carry
 from fedproxy.models.checkpoints import load_model
+from fedproxy.models.loading import release
 from fedproxy.models.source import open_source
 from tests.conftest import BLOCKS, FAMILIES, MULTIMODAL, make_model
 from tests.in_memory import skipping
@@ -113,3 +114,16 @@ def test_carried_tensors_are_copies_that_can_be_written_to(on_disk: bool, tmp_pa
     assert torch.equal(copies[2], states[2])
     assert copies[1].shape == (0, 3)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_a_model_that_was_let_go_can_be_run_again(family: str, tiny_checkpoint: Checkpoint) -> None:
+    """Weights alone are freed by `release`; a move to the meta device takes the buffers too."""
+    source, (ids, mask) = open_source(tiny_checkpoint(family)), padded()
+    stream = BlockStream(source.decoder, source, resident=True)
+    expected = through(stream, stream.enter(ids, mask))
+    for let_go in (release, lambda model: model.to("meta")):
+        let_go(source.decoder)
+        assert all(weight.is_meta for weight in source.decoder.parameters())
+        stream = BlockStream(source.decoder, source)
+        assert torch.equal(through(stream, stream.enter(ids, mask)), expected)

@@ -75,9 +75,8 @@ def compress(
 
     if heal_mode not in ("lora", "full"):
         raise UsageError(f"--heal-mode {heal_mode!r}: choose lora or full.")
-    if heal_steps:
-        text = "" if heal_text is None else str(heal_text)
-        settings["heal"] = Heal(steps=heal_steps, mode=heal_mode, text=text)  # type: ignore[arg-type]
+    text = "" if heal_text is None else str(heal_text)
+    heal = Heal(steps=heal_steps, mode=heal_mode, text=text)  # type: ignore[arg-type]
     sheets: list[dict[str, Any]] = []
 
     def on_sheet(sheet: dict[str, Any]) -> None:
@@ -85,7 +84,9 @@ def compress(
         show_sheet(console(), sheet)
 
     with stage("compress") as show:
-        proxy = compress_llm(llm, out, **settings, overwrite=overwrite, on_progress=_said(show), on_sheet=on_sheet)
+        proxy = compress_llm(
+            llm, out, **settings, heal=heal, overwrite=overwrite, on_progress=_said(show), on_sheet=on_sheet
+        )
     if json:
         print_json({"path": proxy.path, "layer_map": proxy.layer_map, "scores": proxy.scores, "exposure": sheets[0]})
     else:

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from fedproxy.artifacts import Manifest, new_directory
-from fedproxy.checkpoint_files import model_identity, open_checkpoint
+from fedproxy.checkpoint_files import model_identity
+from fedproxy.compression.exposure import exposure, perplexities
+from fedproxy.compression.heal import discard
+from fedproxy.compression.heal import heal as heal_proxy
 from fedproxy.compression.prune import check_proxy, prune
 from fedproxy.compression.scores import SCORES
 from fedproxy.compression.select import check_remove, removed_count
+from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.block_stream import BlockStream, Passage
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer
@@ -21,6 +24,9 @@ from fedproxy.models.text_batches import batches
 from fedproxy.public_text import draw, read_documents
 
 __all__ = ["SCORES", "Proxy", "compress"]
+
+_MEASURED = 64
+"""Documents that the perplexity of the exposure sheet is measured on, about."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def compress(
     batch_size: int = 8,
     seed: int = 0,
     placement: str = "auto",
+    heal: Heal | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[float, str], None] | None = None,
@@ -120,6 +127,8 @@ def compress(
         batch_size: Documents in one forward pass.
         seed: Seed of the draw.
         placement: Where the LLM is run: "memory", "stream" (one block at a time from its files), or "auto".
+        heal: How the LLM teaches the proxy on public text afterwards; not at all if none or with 0 steps. Killed, and
+            called again with the same arguments, it goes on from `out`.heal beside `out`.
         trust_remote_code: Let the LLM's own Python code run.
         overwrite: Replace `out`.
         on_progress: Told the fraction done and what is being done.
@@ -140,6 +149,8 @@ def compress(
     check_remove(remove)
     check_placement(placement)
     text = read_text(calibration, score, samples, seed)
+    if heal is not None and heal.steps > 0:
+        _documents(heal.text or calibration)
     out = Path(out)
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists. Give another path, or --overwrite to replace it.")
@@ -157,27 +168,50 @@ def compress(
         progress=lambda done: report(0.02 + 0.5 * done, "scoring the blocks"),
     )
     keep = sorted(set(range(source.count)) - set(importance.removals[most]))
-    sheet: dict[str, Any] = {"bytes": 0}
+    healing = heal is not None and heal.steps > 0
+    report(0.52, "measuring what leaves the house")
+    some = passages[:: max(1, len(passages) * batch_size // _MEASURED)]
+    perplexity = perplexities(stream, some, keep) if some else None
+    sheet = exposure(source, keep, perplexity=perplexity, healed=healing)
     if on_sheet is not None:
         on_sheet(sheet)
+    settings: dict[str, Any] = {
+        "remove": remove,
+        "score": score,
+        "samples": 0 if text is None else len(text.documents),
+        "max_length": max_length,
+        "parameters": sheet["parameters"],
+        "healed": healing,
+        "exposure": sheet,
+    }
+    work = out.parent / f"{out.name}.heal"
     with new_directory(out, overwrite=overwrite) as directory:
-        written = 0
+        written, pruned = 0, 0.65 if healing else 0.9
 
         def on_bytes(count: int) -> None:
             nonlocal written
             written += count
-            report(0.6 + 0.3 * written / max(1, sheet["bytes"]), f"writing the proxy of {len(keep)} blocks")
+            report(
+                0.55 + (pruned - 0.55) * written / max(1, sheet["bytes"]), f"writing the proxy of {len(keep)} blocks"
+            )
 
         prune(source, keep, directory, on_bytes=on_bytes)
-        report(0.9, "checking the proxy's blocks against the LLM's")
+        report(pruned, "checking the proxy's blocks against the LLM's")
         check_proxy(source, keep, directory)
-        settings: dict[str, Any] = {
-            "remove": remove,
-            "score": score,
-            "samples": 0 if text is None else len(text.documents),
-            "max_length": max_length,
-            "parameters": sum(prod(stored.shape) for stored in open_checkpoint(directory).tensors.values()),
-        }
+        if heal is not None and healing:
+            del stream, passages, some
+            settings["heal"] = heal_proxy(
+                source,
+                keep,
+                directory,
+                settings=heal,
+                documents=_documents(heal.text or calibration),
+                tokenizer=tokenizer,
+                work=work,
+                seed=seed,
+                placement=placement,
+                progress=lambda done, text: report(0.7 + 0.3 * done, text),
+            )
         Manifest(
             kind="proxy",
             llm_sha256=model_identity(source.path),
@@ -188,5 +222,12 @@ def compress(
             seed=seed,
             calibration_sha256=None if text is None else text.sha256,
         ).write(directory)
+    discard(work)
     report(1.0, "proxy written")
     return Proxy(out, keep, importance.scores)
+
+
+def _documents(file: str | Path | None) -> list[str]:
+    if file is None:
+        raise UsageError("Healing needs public text: give calibration = FILE, or a text of its own.")
+    return read_documents(Path(file))[0]

@@ -116,4 +116,7 @@ def _outside(source: Source) -> dict[str, str]:
             continue
         for name, _ in module.named_parameters(path, recurse=False, remove_duplicate=False):
             found[name] = found[name.removeprefix(prefix)] = group
+    for name, stored in source.outer_tensors().items():
+        if name not in found and head is not None and stored.shape == tuple(head.weight.shape):
+            found[name] = "head"  # GPT-NeoX's files know it by another name than transformers
     return found

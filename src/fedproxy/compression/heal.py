@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedproxy.artifacts import os_error
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.compression import heal_training, teacher
@@ -24,6 +22,7 @@ from fedproxy.config import HEALING_RATES, Heal
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.models.checkpoints import Tokenizer
 from fedproxy.models.families import vocabulary
+from fedproxy.models.loading import release
 from fedproxy.models.placement import open_stream
 from fedproxy.models.source import Source, open_source
 from fedproxy.models.text_batches import Batch, batches
@@ -99,7 +98,7 @@ def heal(
         placement=placement,
         progress=lambda done, text: progress(_TAUGHT * done, text),
     )
-    _let_go(source.decoder)
+    release(source.decoder)
 
     def healed() -> Source:
         return open_source(proxy, trust_remote_code=source.trust_remote_code)
@@ -190,16 +189,6 @@ def _enter(work: Path) -> None:
         raise os_error(error, work) from error
     if foreign:
         raise UsageError(f"{work} holds {', '.join(sorted(foreign)[:3])}, which is not of healing. Move it elsewhere.")
-
-
-def _let_go(model: torch.nn.Module) -> None:
-    """Free the memory of the weights; buffers stay, because they are computed only once."""
-    empty: dict[int, torch.nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and not parameter.is_meta:
-                fresh = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-                module._parameters[name] = empty.setdefault(id(parameter), fresh)
 
 
 def _texts(asked: Sequence[Batch]) -> list[Encoded]:

@@ -16,9 +16,8 @@ from fedproxy.models.families import blocks
 from fedproxy.models.lora import AdaptedModel, adapter_config, adapter_parameters, adapter_state, attach
 from fedproxy.models.merging import merge_adapter
 from fedproxy.models.source import Source
-from fedproxy.models.training import bf16_is_fast
+from fedproxy.models.training import bf16_is_fast, suit_attention
 
-_EAGER_ATTENTION_UP_TO = 256
 _ALPHA_PER_RANK = 2
 HALF_DONE = "healed"
 """Name of the directory, within the work directory, that weights are written to before they replace the proxy's."""
@@ -41,10 +40,7 @@ class Student:
         self._proxy = proxy
         base: Any = load_model(proxy.path, trust_remote_code=proxy.trust_remote_code)
         self._dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
-        # On CPU the backward pass of fused attention costs more than the rest of the step; short texts go without it.
-        self._attention = base.config._attn_implementation
-        if self.device.type == "cpu" and self._attention == "sdpa" and longest <= _EAGER_ATTENTION_UP_TO:
-            base.set_attn_implementation("eager")
+        self._attention = suit_attention(base, longest, self.device)
         self._blocks = blocks(base)
         if settings.mode == "full" or self.device.type == "cpu":  # where half precision is slow, but for autocast
             base.float()

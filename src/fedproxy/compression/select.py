@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.errors import UsageError
 
 
 def removed_count(blocks: int, remove: float) -> int:
@@ -39,9 +39,6 @@ def lowest(scores: Sequence[float], most: int) -> list[list[int]]:
     Returns:
         For each n rising block numbers, 0-based.
 
-    Raises:
-        ArtifactError: a score is NaN.
-
     Example:
         >>> lowest([0.3, 0.1, 0.2, 0.1], 2)
         [[], [3], [1, 3]]
@@ -49,11 +46,5 @@ def lowest(scores: Sequence[float], most: int) -> list[list[int]]:
     Reference:
         FedProxy, section on compression, below Eq. 4.
     """
-    nan = [block for block, score in enumerate(scores) if math.isnan(score)]
-    if nan:
-        raise ArtifactError(
-            f"the score of block {nan[0]} is NaN: the LLM's hidden states overflow on the public text. "
-            "Convert the checkpoint to bfloat16 or float32."
-        )
     ranked = sorted(range(len(scores)), key=lambda block: (scores[block], -block))
     return [sorted(ranked[:count]) for count in range(most + 1)]

@@ -34,10 +34,13 @@ def rekey_adapter(
     Raises:
         ArtifactError: a tensor is not of a block in the map.
     """
-    return {
-        _rekeyed(name, layer_map, path): tensor.float() * scale if name.endswith(".lora_B.weight") else tensor
-        for name, tensor in tensors.items()
-    }
+    return {_rekeyed(name, layer_map, path): _scaled(name, tensor, scale) for name, tensor in tensors.items()}
+
+
+def _scaled(name: str, tensor: torch.Tensor, scale: float) -> torch.Tensor:
+    if not name.endswith(".lora_B.weight"):
+        return tensor
+    return tensor.float() if scale == 1 else tensor.float() * scale
 
 
 def _rekeyed(name: str, layer_map: Sequence[int], path: str) -> str:
@@ -121,7 +124,7 @@ class TaskVector:
 
     def _tensor(self, name: str, tensor: torch.Tensor, scale: float) -> torch.Tensor:
         if is_lora(name):
-            return tensor.float() * scale if name.endswith(".lora_B.weight") else tensor
+            return _scaled(name, tensor, scale)
         before, own = self.before.get(name), self.llm.get(name)
         if scale == 1 and before == own:
             return tensor

@@ -132,6 +132,7 @@ def load_skeleton(path: str | Path, *, trust_remote_code: bool = False) -> PreTr
     lost = Loader(skeleton, torch.device("meta")).load(empty)
     if lost:
         raise ArtifactError(f"{path} lacks {len(lost)} weights of its architecture, or has other shapes: {lost[:3]}.")
+    skeleton.tie_weights()
     return skeleton
 
 

@@ -64,6 +64,7 @@ class Loader:
             for name, buffer in module._buffers.items():
                 if buffer is not None and buffer.is_meta:
                     module._buffers[name] = torch.empty_like(buffer, device=self._device)
+                    module._is_hf_initialized = False  # type: ignore[assignment]
         with torch.no_grad():
             model.initialize_weights()  # type: ignore[no-untyped-call]
         missing = {
@@ -85,3 +86,13 @@ class Loader:
         finally:
             for module, parameters in () if keep else empty:
                 module._parameters.update(parameters)
+
+
+def release(model: PreTrainedModel) -> None:
+    """Free the memory of a model's weights; they can be loaded again. Buffers stay."""
+    empty: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                fresh = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+                module._parameters[name] = empty.setdefault(id(parameter), fresh)

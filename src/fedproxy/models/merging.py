@@ -4,9 +4,16 @@ No weight is in memory as a whole: a piece of some rows is read, changed while i
 written, so that merging is about as fast as copying the files.
 """
 
+import collections
+import contextlib
+import functools
+import itertools
 import math
+import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +21,16 @@ from typing import Any
 import torch
 
 from fedproxy.artifacts import read_json, write_json
-from fedproxy.checkpoint_files import CONFIG, Compute, Stored, write_shards
+from fedproxy.checkpoint_files import CONFIG, Stored, write_order, write_shards
 from fedproxy.errors import ArtifactError
 from fedproxy.models.adapter_checks import check_fits
-from fedproxy.models.checkpoints import Model, copy_tokenizer
+from fedproxy.models.checkpoints import copy_tokenizer
 from fedproxy.models.source import Source
-from fedproxy.models.task_vector import Change, LowRank, changes, row_slices, row_sums
+from fedproxy.models.task_vector import Change, LowRank, changed_rows, changes, row_slices
+
+_WORKERS = 4
+_AHEAD = 32
+"""Pieces, of a megabyte in bfloat16, that may wait to be written."""
 
 
 def merge_adapter(
@@ -51,28 +62,33 @@ def merge_adapter(
     check_fits(source.decoder, tensors, config)
     directory = Path(directory)
     todo = changes(tensors, config)
-    names, files = stored_names(source), source.files.tensors
+    names = stored_names(source)
     shards = [dict(shard) for shard in source.files.shards]
     untied = _untie(source, todo, names, shards)
-    computed: dict[str, Compute] = {}
+    work: dict[str, tuple[str, Change]] = {}
     for parameter, change in todo.items():
         if isinstance(change, LowRank) and not bool(change.b.any()):
             continue
-        place = names.get(parameter)
-        if place is None:
+        if parameter not in names:
             raise ArtifactError(
                 f"{source.path} does not hold {parameter!r} as a tensor of its own, so that nothing can be merged into "
                 "it. Fuse to an adapter, or train the adapter without it."
             )
-        computed[place] = _compute(parameter, change)
-    for place in computed:
-        stored = files.get(place) or next(shard[place] for shard in shards if place in shard)
+        work[names[parameter]] = (parameter, change)
+    order = [(place, shard[place]) for shard in shards for place in write_order(shard) if place in work]
+    for place, stored in order:
         if not stored.torch_dtype.is_floating_point or stored.torch_dtype.itemsize < 2:
             raise ArtifactError(
                 f"{stored.file} holds {place!r} as {stored.dtype}, which has too few bits to add a task vector to. "
                 "Use the LLM in bfloat16, float16 or float32, or fuse to an adapter."
             )
-    write_shards(directory, shards, computed=computed, on_bytes=on_bytes)
+    tasks = (task for place, stored in order for task in _tasks(stored, *work[place]))
+    with contextlib.closing(_ahead(tasks)) as pieces:
+
+        def take(stored: Stored) -> Iterator[torch.Tensor]:
+            return itertools.islice(pieces, len(row_slices(stored.shape)))
+
+        write_shards(directory, shards, computed=dict.fromkeys(work, take), on_bytes=on_bytes)
     _write_config(source.path / CONFIG, directory / CONFIG, untied)
     copy_tokenizer(source.path, directory)
 
@@ -97,10 +113,26 @@ def stored_names(source: Source) -> dict[str, str]:
 
 def stored_weights(source: Source) -> dict[str, Stored]:
     """Return where the bytes of each weight of the text decoder lie; those of a tied head where the embedding lies."""
-    names, weights = stored_names(source), dict(source.decoder.named_parameters(remove_duplicate=False))
-    places = {id(weights[name]): source.files.tensors[place] for name, place in names.items()}
-    own = {name: source.files.tensors[place] for name, place in names.items()}
-    return {name: places[id(weight)] for name, weight in weights.items() if id(weight) in places} | own
+    found = {name: source.files.tensors[place] for name, place in stored_names(source).items()}
+    ends = tied_ends(source) or {}
+    held = [found[name] for name in ends if name in found]
+    return dict.fromkeys(ends, held[0]) | found if held else found
+
+
+def tied_ends(source: Source) -> dict[str, str] | None:
+    """Names of embedding and head in the text decoder, with those in the whole model, if they are one weight."""
+
+    def names(model: Any) -> list[str]:
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        return [
+            f"{next(name for name, m in model.named_modules() if m is end)}.weight" for end in ends if end is not None
+        ]
+
+    whole = names(source.whole)
+    pairs: Mapping[str, str] = source.whole.all_tied_weights_keys
+    if len(whole) < 2 or (pairs.get(whole[1]) != whole[0] and pairs.get(whole[0]) != whole[1]):
+        return None
+    return dict(zip(names(source.decoder), whole, strict=True))
 
 
 def parent(path: str) -> str:
@@ -117,16 +149,8 @@ def _untie(source: Source, todo: dict[str, Change], names: dict[str, str], shard
         names: Under which name the files hold each weight; a new place is added.
         shards: What to write; a new place is added.
     """
-    whole: Any = source.whole
-    embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
-    if embedding is None or head is None or embedding.weight is not head.weight:
-        return False
-    decoder: Any = source.decoder
-    ends = [
-        f"{_module_name(decoder, module)}.weight"
-        for module in (decoder.get_input_embeddings(), decoder.get_output_embeddings())
-    ]
-    if not todo.keys() & set(ends):
+    ends = tied_ends(source)
+    if ends is None or not todo.keys() & ends.keys():
         return False
     held = next(names[name] for name in ends if name in names)
     stored = source.files.tensors[held]
@@ -134,47 +158,65 @@ def _untie(source: Source, todo: dict[str, Change], names: dict[str, str], shard
         value.to(stored.torch_dtype) if isinstance(value := todo.get(name), torch.Tensor) else stored.read()
         for name in ends
     ]
-    places = {name: _module_name(whole, module) for name, module in zip(ends, (embedding, head), strict=True)}
-    missing = [name for name in places if name not in names]
+    missing = [name for name in ends if name not in names]
     if torch.equal(*new):
         for name in missing:
             todo.pop(name, None)
         return False
     shard = next(shard for shard in shards if held in shard)
     for name in missing:
-        names[name] = f"{places[name]}.weight"
-        shard[names[name]] = stored
+        names[name] = ends[name]
+        shard[ends[name]] = stored
     return True
 
 
-def _module_name(model: Model, wanted: object) -> str:
-    return next(str(name) for name, module in model.named_modules() if module is wanted)
+class _Scratch(threading.local):
+    """Memory that each thread works in again and again."""
+
+    memory = torch.empty(2, 0)
+
+    def of(self, values: int) -> torch.Tensor:
+        if self.memory.shape[1] < values:
+            self.memory = torch.empty(2, values)
+        return self.memory
 
 
-def _compute(parameter: str, change: Change) -> Compute:
-    """The pieces of a changed tensor, checked."""
+_scratch = _Scratch()
 
-    def pieces(stored: Stored) -> Iterator[torch.Tensor]:
+
+def _tasks(stored: Stored, parameter: str, change: Change) -> Iterator[Callable[[], torch.Tensor]]:
+    """The pieces of a changed tensor in order, each as a function that makes it."""
+    safe = isinstance(change, LowRank) and change.bound < _half_step(stored.torch_dtype)
+
+    def piece(rows: slice) -> torch.Tensor:
         if isinstance(change, LowRank):
-            values: Iterable[tuple[slice, torch.Tensor]] = row_sums(
-                stored.shape, lambda rows: _rows(stored, rows), change
-            )
+            weight = _rows(stored, rows)
+            made = changed_rows(weight, change, rows, _scratch.of(weight.numel())).to(stored.torch_dtype, copy=True)
         else:
-            values = ((rows, change[rows].float()) for rows in row_slices(stored.shape))
-        safe = isinstance(change, LowRank) and change.bound < _half_step(stored.torch_dtype)
-        narrow: torch.Tensor | None = None
-        for _, wide in values:
-            if narrow is None:
-                narrow = torch.empty(wide.shape, dtype=stored.torch_dtype)
-            piece = narrow.resize_(wide.shape).copy_(wide)
-            if not safe and not bool(torch.isfinite(piece).all()):
-                raise ArtifactError(
-                    f"{parameter!r} overflows {stored.torch_dtype} when the task vector is added. "
-                    "Choose a smaller scale."
-                )
-            yield piece
+            made = change[rows].to(stored.torch_dtype)
+        if not safe and not bool(torch.isfinite(made).all()):
+            raise ArtifactError(
+                f"{parameter!r} overflows {stored.torch_dtype} when the task vector is added. Choose a smaller scale."
+            )
+        return made
 
-    return pieces
+    return (functools.partial(piece, rows) for rows in row_slices(stored.shape))
+
+
+def _ahead(tasks: Iterator[Callable[[], torch.Tensor]]) -> Generator[torch.Tensor, None, None]:
+    """Yield what the tasks return, in order; some are worked on while what came before them is written.
+
+    Each runs on one thread: threads within a piece this small would mostly wait for each other.
+    """
+    pool = ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        waiting = collections.deque(pool.submit(task) for task in itertools.islice(tasks, _AHEAD))
+        while waiting:
+            made = waiting.popleft().result()
+            waiting.extend(pool.submit(task) for task in itertools.islice(tasks, 1))
+            yield made
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _half_step(dtype: torch.dtype) -> float:

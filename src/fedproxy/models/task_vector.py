@@ -1,6 +1,6 @@
 """What an adapter does to the weights of a model: W + alpha / r * B A, a few rows at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -97,41 +97,43 @@ def add_task_vector(
         return weight
     result = torch.empty_like(weight)
     change = LowRank(a.to(weight.device), b.to(weight.device), factor, transposed)
-    for rows, sums in row_sums(tuple(weight.shape), lambda rows: weight[rows], change):
-        result[rows] = sums
+    for rows in row_slices(tuple(weight.shape)):
+        result[rows] = changed_rows(weight[rows], change, rows)
     return result
 
 
+def changed_rows(
+    weight: torch.Tensor, change: LowRank, rows: slice, scratch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return some rows of W + factor * B A, in float32.
+
+    The product is rounded, then multiplied by the factor, then added to W: the very operations of PEFT's merge.
+
+    Args:
+        weight: Those rows of W.
+        change: B, A and the factor, on the device of W.
+        rows: Which rows they are.
+        scratch: Memory to work in, float32 [2, at least as many values]; the result lies in it.
+    """
+    if scratch is None:
+        scratch = torch.empty(2, weight.numel(), device=weight.device)
+    product, wide = (memory[: weight.numel()].view(weight.shape) for memory in scratch)
+    a, b = change.a.float(), change.b.float()
+    if change.transposed:
+        product.copy_((b @ a[:, rows]).T)
+    else:
+        torch.mm(b[rows], a, out=product)
+    return torch.add(product.mul_(change.factor), wide.copy_(weight), out=product)
+
+
 def row_slices(shape: tuple[int, ...]) -> list[slice]:
-    """Cut a matrix into pieces of full rows."""
+    """Cut a matrix into pieces of full rows that stay in the processor's cache while they are worked on.
+
+    A product of such rows has the bits of the rows of the whole product.
+    """
     count, width = shape[0], max(1, prod(shape[1:]))
     step = max(_ROWS, _PIECE // width // _ROWS * _ROWS)
     starts = list(range(0, count, step))
     if len(starts) > 1 and count - starts[-1] < _ROWS:
         starts.pop()
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=False)]
-
-
-def row_sums(
-    shape: tuple[int, ...], read: Callable[[slice], torch.Tensor], change: LowRank
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield W + factor * B A in float32, some rows at a time; they last until the next ones are asked for.
-
-    The product is rounded, then multiplied by the factor, then added to W: the very operations of PEFT's merge.
-
-    Args:
-        shape: The shape of W.
-        read: Gives rows of W.
-        change: B, A and the factor, on the device of W.
-    """
-    a, b = change.a.float(), change.b.float()
-    slices = row_slices(shape)
-    most = max((rows.stop - rows.start for rows in slices), default=0)
-    products, weights = (torch.empty(most, shape[1], device=a.device) for _ in range(2))
-    for rows in slices:
-        product, weight = (buffer[: rows.stop - rows.start] for buffer in (products, weights))
-        if change.transposed:
-            product.copy_((b @ a[:, rows]).T)
-        else:
-            torch.mm(b[rows], a, out=product)
-        yield rows, product.mul_(change.factor).add_(weight.copy_(read(rows)))

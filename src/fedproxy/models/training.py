@@ -146,6 +146,25 @@ def bf16_is_fast(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def suit_attention(model: Any, longest: int, device: torch.device) -> str:
+    """Choose the attention to train with: on a CPU, short sequences go without the fused one.
+
+    There its backward pass costs more than the rest of the step.
+
+    Args:
+        model: The base model, changed.
+        longest: Tokens of the longest sequence.
+        device: Where it is trained.
+
+    Returns:
+        What the model had, for `set_attn_implementation` afterwards.
+    """
+    before: str = model.config._attn_implementation
+    if device.type == "cpu" and before == "sdpa" and longest <= EAGER_ATTENTION_UP_TO:
+        model.set_attn_implementation("eager")
+    return before
+
+
 def optimizer_steps(examples: int, settings: Train) -> int:
     """How many optimizer steps `settings` ask for on so many examples."""
     a_epoch = math.ceil(examples / (settings.batch_size * settings.gradient_accumulation_steps))
@@ -191,11 +210,7 @@ def train(
     base: Any = model.get_base_model()
     if settings.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
-    # On CPU the backward pass of fused attention costs more than the rest of the step; short sequences go without it.
-    attention = base.config._attn_implementation
-    longest = max(len(e.ids) for e in examples)
-    if device.type == "cpu" and attention == "sdpa" and longest <= EAGER_ATTENTION_UP_TO:
-        base.set_attn_implementation("eager")
+    attention = suit_attention(base, max(len(e.ids) for e in examples), device)
     optimizer = torch.optim.AdamW(
         list(parameters.values()),
         lr=settings.learning_rate,

@@ -12,7 +12,7 @@ from fedproxy.models.training import EAGER_ATTENTION_UP_TO
 _FLOAT, _HALF = 4, 2
 _HEAP_UP_TO = 32 << 20
 """glibc takes smaller tensors from its heap, where gaps between them stay; larger ones go back to the system."""
-_HEAP_WASTE = {False: 2, True: 4}
+_HEAP_WASTE = {False: 2, True: 5}
 """Measured: resident memory relative to the tensors that live in such a heap, without and with checkpointing."""
 _ADAM = 4
 """Copies of the adapter: itself, its gradient, and two moments."""
@@ -113,7 +113,7 @@ def training_memory(decoder: DecoderNumbers, train: Train, device: Literal["cpu"
     On a CPU everything is float32; on a GPU activations are bfloat16, inputs of norms and of the loss float32. Shorter
     rows, and prompts that do not count in the loss, take less. With gradient checkpointing every block's input is kept,
     and one block's activations or the logits. On a CPU, activations of a small model (hidden states of a batch under
-    32 MiB) count twice, with checkpointing four times, for the gaps in the C library's heap. Not counted are the
+    32 MiB) count twice, with checkpointing five times, for the gaps in the C library's heap. Not counted are the
     program and its libraries (some 0.5 GB), and the inside of a mixture of experts, whose experts get no adapter.
 
     Args:
