@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## the whole job on the bundled LLM and data
 	$(BIN)/fedproxy demo --out runs/demo --overwrite
 
-test: setup  ## all tests; the fast ones alone: .venv/bin/pytest -m "not slow"
-	$(BIN)/python -m pytest
+test: setup  ## all tests, on all cores; the fast ones alone: .venv/bin/pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -19,6 +19,7 @@ from fedproxy.errors import ArtifactError
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_transposed
 
+_LARGEST_ALPHA = 1e9
 _UNSUPPORTED = (
     "use_dora",
     "use_qalora",
@@ -76,8 +77,8 @@ def check_config(config: Any, path: Path) -> None:
     if type(config.get("r")) is not int or config["r"] < 1:
         raise ArtifactError(f"{path}: r must be a positive integer, got {config.get('r')!r}.")
     alpha = config.get("lora_alpha")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise ArtifactError(f"{path}: lora_alpha must be a finite number, got {alpha!r}.")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= _LARGEST_ALPHA:
+        raise ArtifactError(f"{path}: lora_alpha must be a number of at most {_LARGEST_ALPHA:g}, got {str(alpha)[:40]}.")
     extra = [name for name in _UNSUPPORTED if config.get(name)]
     extra += [name for name, plain in _PLAIN.items() if config.get(name, plain[0]) not in plain]
     if extra:

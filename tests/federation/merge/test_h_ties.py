@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_oracle import agree, cases, flat, h_ties, random_updates
 
 from fedproxy.federation.merge import merge
 from fedproxy.federation.merge.h_ties import HTiesOptions
 from fedproxy.federation.merge.h_ties import h_ties as combine
+from tests.federation.merge.merge_oracle import agree, cases, flat, h_ties, random_updates
 
 HALVES = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from merge_oracle import agree, cases, flat, mean
 
 from fedproxy.errors import UsageError
 from fedproxy.federation.merge import merge
+from tests.federation.merge.merge_oracle import agree, cases, flat, mean
 
 
 def test_mean_by_hand():

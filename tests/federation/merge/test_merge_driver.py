@@ -3,12 +3,12 @@ import os
 
 import pytest
 import torch
-from merge_oracle import random_updates
 from safetensors.torch import load_file, save_file
 
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.analyse import conflict
 from fedproxy.federation.merge import merge, merge_files
+from tests.federation.merge.merge_oracle import random_updates
 
 
 @pytest.fixture

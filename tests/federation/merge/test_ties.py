@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from merge_oracle import agree, cases, flat, ties
 
 from fedproxy.federation.merge import merge
+from tests.federation.merge.merge_oracle import agree, cases, flat, ties
 
 
 def test_ties_by_hand():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_oracle import flat, trim
 
 from fedproxy.federation.merge.top_k import kept_count, magnitude_bits, thresholds, trimmed
+from tests.federation.merge.merge_oracle import flat, trim
 
 
 def selected(vectors, keep, elements=1 << 18):
