@@ -2,7 +2,7 @@ import errno
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -111,6 +111,7 @@ def test_one_shard_copied_is_the_same_file_as_safetensors_writes(tmp_path):
     assert sum(told) == open_checkpoint(folder).bytes
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_choice_of_tensors_under_any_names_over_any_shards(tmp_path_factory, data):
     """Names and places change, values do not; computed tensors are replaced; the index names what is where."""

@@ -50,6 +50,7 @@ __all__ = [
 
 OnProgress = Callable[[str, float, str], None]
 """Told the stage, the fraction of it that is done, and what is being done."""
+OnSheet = Callable[[dict[str, Any]], None]
 
 ENGINES = ("inline",)
 
@@ -147,7 +148,7 @@ def _attach(model: Any, experiment: Experiment) -> Any:
     )
 
 
-def _compress(experiment: Experiment, out: Path, on_progress: OnProgress) -> Proxy:
+def _compress(experiment: Experiment, out: Path, on_progress: OnProgress, on_sheet: OnSheet | None) -> Proxy:
     settings = experiment.compress
     return compress(
         experiment.llm.path,
@@ -163,6 +164,7 @@ def _compress(experiment: Experiment, out: Path, on_progress: OnProgress) -> Pro
         heal=experiment.heal,
         trust_remote_code=experiment.llm.trust_remote_code,
         on_progress=lambda fraction, text: on_progress("compress", fraction, text),
+        on_sheet=on_sheet,
     )
 
 
@@ -174,6 +176,7 @@ def federate(
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
+    on_sheet: OnSheet | None = None,
 ) -> Run:
     """Compress the LLM and tune the proxy with the clients' data; every round is stored before the next begins.
 
@@ -184,6 +187,7 @@ def federate(
         resume: Go on with a run begun earlier; it ends in the same bits as one that was never interrupted.
         overwrite: Replace an earlier run.
         on_progress: Told stage, fraction and text.
+        on_sheet: Told the exposure sheet before the proxy is written.
 
     Raises:
         ConfigError, UsageError: the experiment or a path cannot be used.
@@ -196,17 +200,21 @@ def federate(
     experiment = read_experiment(experiment)
     rows = client_rows(experiment)
     directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
-    _federate(experiment, directory, rows, on_progress or _silent)
+    _federate(experiment, directory, rows, on_progress or _silent, on_sheet)
     return Run(directory.path, directory.path / "adapter", RoundStore(directory.path / "rounds").records())
 
 
 def _federate(
-    experiment: Experiment, directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
+    experiment: Experiment,
+    directory: RunDirectory,
+    rows: dict[str, list[dict[str, Any]]],
+    on_progress: OnProgress,
+    on_sheet: OnSheet | None,
 ) -> None:
     proxy, target = directory.path / "proxy", directory.path / "adapter"
     if not proxy.is_dir():
         with directory.stage("compress"):
-            _compress(experiment, proxy, on_progress)
+            _compress(experiment, proxy, on_progress, on_sheet)
     on_progress("compress", 1.0, "proxy written")
     if not target.is_dir():
         with directory.stage("federate"):
@@ -326,6 +334,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
+    on_sheet: OnSheet | None = None,
 ) -> dict[str, Any]:
     """The whole job: compress, federate, fuse, tune centrally if asked for, evaluate; returns what results.json holds.
 
@@ -335,6 +344,7 @@ def run(
         resume: Go on with a run begun earlier.
         overwrite: Replace an earlier run.
         on_progress: Told stage, fraction and text.
+        on_sheet: Told the exposure sheet before the proxy is written.
 
     Raises:
         As `federate` and `evaluate`.
@@ -345,7 +355,7 @@ def run(
     _check_tasks(experiment)
     directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
     path = directory.path
-    _federate(experiment, directory, rows, progress)
+    _federate(experiment, directory, rows, progress, on_sheet)
     if not (path / "fused").is_dir():
         with directory.stage("fuse"):
             fuse(

@@ -1,10 +1,15 @@
 """A disk that is really full: a small tmpfs, where the machine allows mounting one."""
 
+import shutil
 import subprocess
 
 import pytest
 
+from fedproxy import checkpoint_files
 from fedproxy.cli import main
+from tests.fusion.test_fuse import make_adapter
+
+HEAL = ["--heal-steps", "2", "--batch-size", "2", "--max-length", "24"]
 
 
 @pytest.fixture
@@ -17,9 +22,25 @@ def small_disk(tmp_path):
     subprocess.run(["umount", place], check=True)
 
 
-def test_compress_ends_with_code_5_and_leaves_nothing(small_disk, tiny_checkpoint, calibration, capsys):
+@pytest.mark.parametrize("announced", [True, False], ids=["told before", "found out while writing"])
+@pytest.mark.parametrize("job", ["compress", "heal", "fuse checkpoint", "fuse adapter"])
+def test_a_full_disk_ends_with_code_5_and_leaves_nothing(
+    job, announced, small_disk, tiny_checkpoint, calibration, tmp_path, monkeypatch, capsys
+):
+    llm = tiny_checkpoint()
+    if not announced:
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(checkpoint_files.shutil, "disk_usage", lambda path: usage)
+    out = str(small_disk / "out")
+    if job.startswith("fuse"):
+        make_adapter(llm, tmp_path / "adapter", layers=None)
+        (small_disk / "ballast").write_bytes(b"x" * 50_000)
+        command = ["fuse", str(llm), str(tmp_path / "adapter"), out, "--as", job.split()[1]]
+    else:
+        command = ["compress", str(llm), out, "--calibration", str(calibration), *(HEAL if job == "heal" else [])]
     with pytest.raises(SystemExit) as end:
-        main(["compress", str(tiny_checkpoint()), str(small_disk / "proxy"), "--calibration", str(calibration)])
-    assert end.value.code == 5
-    assert "space" in capsys.readouterr().err
-    assert not list(small_disk.iterdir())
+        main(command)
+    said = capsys.readouterr().err
+    assert end.value.code == 5, said
+    assert "space" in said
+    assert {path.name for path in small_disk.iterdir()} <= {"ballast"}

@@ -1,6 +1,7 @@
 """The command line: a file per command; each parses, calls the pipeline and prints."""
 
 import errno
+import logging
 import signal
 import sys
 import typing
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fedproxy.cli.output import Lines
 from fedproxy.errors import FedproxyError
 
 INTERRUPTED = 130
@@ -64,6 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
     if debug:
         arguments.remove("--debug")
     signal.signal(signal.SIGTERM, _terminate)
+    logger = logging.getLogger("fedproxy")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(Lines())
     try:
         code = _command()(arguments, prog_name="fedproxy", standalone_mode=False)
         if code == INTERRUPTED:  # typer catches the interrupt and says nothing

@@ -1,17 +1,15 @@
 """fedproxy compress."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fedproxy.cli.output import Json, Overwrite, TrustRemoteCode, console, print_json, stage
-from fedproxy.cli.sheets import show_plan, show_sheet
+from fedproxy.cli.sheets import print_sheet, show_plan
 
 EXAMPLE = "fedproxy compress ./llm ./proxy --remove 0.5 --calibration public.txt"
-_PLACEMENT = "running the LLM "
 
 
 def compress(
@@ -81,12 +79,10 @@ def compress(
 
     def on_sheet(sheet: dict[str, Any]) -> None:
         sheets.append(sheet)
-        show_sheet(console(), sheet)
+        print_sheet(sheet)
 
     with stage("compress") as show:
-        proxy = compress_llm(
-            llm, out, **settings, heal=heal, overwrite=overwrite, on_progress=_said(show), on_sheet=on_sheet
-        )
+        proxy = compress_llm(llm, out, **settings, heal=heal, overwrite=overwrite, on_progress=show, on_sheet=on_sheet)
     if json:
         print_json({"path": proxy.path, "layer_map": proxy.layer_map, "scores": proxy.scores, "exposure": sheets[0]})
     else:
@@ -99,19 +95,8 @@ def _plan(llm: str, settings: dict[str, Any], *, json: bool) -> None:
     from fedproxy.compression.plan import plan
 
     with stage("plan") as show:
-        found = plan(llm, **settings, on_progress=_said(show))
+        found = plan(llm, **settings, on_progress=show)
     if json:
         print_json(dataclasses.asdict(found))
     else:
         show_plan(console(), found)
-
-
-def _said(show: Callable[[float, str], None]) -> Callable[[float, str], None]:
-    """Progress that also leaves a line where the LLM is run."""
-
-    def told(fraction: float, text: str) -> None:
-        if text.startswith(_PLACEMENT):
-            console().print(f"{text[0].upper()}{text[1:]}.")
-        show(fraction, text)
-
-    return told

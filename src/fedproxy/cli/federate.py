@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json, progress
+from fedproxy.cli.sheets import print_sheet
 
 EXAMPLE = "fedproxy federate experiment.toml --out runs/first"
 
@@ -22,7 +23,15 @@ def federate(
     from fedproxy.pipeline import federate as federate_experiment
 
     with progress() as show:
-        run = federate_experiment(experiment, out, engine=engine, resume=resume, overwrite=overwrite, on_progress=show)
+        run = federate_experiment(
+            experiment,
+            out,
+            engine=engine,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=show,
+            on_sheet=print_sheet,
+        )
     if json:
         print_json({"path": run.path, "adapter": run.adapter, "rounds": run.rounds})
     else:

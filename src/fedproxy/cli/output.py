@@ -1,7 +1,9 @@
 """What commands share: progress on stderr, one JSON object on stdout, and the options most of them have."""
 
 import contextlib
+import functools
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +19,18 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let 
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
 
 
+@functools.cache
 def console() -> Console:
-    """Where messages for people go: stderr."""
+    """Where messages for people go: stderr. It is one object, so that lines appear above a progress bar, not in it."""
     return Console(stderr=True, highlight=False)
+
+
+class Lines(logging.Handler):
+    """Shows what is logged as lines for people."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        console().print(self.format(record), markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

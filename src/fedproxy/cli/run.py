@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json, progress
+from fedproxy.cli.sheets import print_sheet
 
 EXAMPLE = "fedproxy run experiment.toml --out runs/first"
 
@@ -27,7 +28,9 @@ def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json:
     from fedproxy.errors import MissingExtraError
 
     with progress() as show:
-        results = pipeline.run(experiment, out, resume=resume, overwrite=overwrite, on_progress=show)
+        results = pipeline.run(
+            experiment, out, resume=resume, overwrite=overwrite, on_progress=show, on_sheet=print_sheet
+        )
     try:
         page: Path | None = pipeline.report(out)
     except MissingExtraError as error:

@@ -7,6 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedproxy.cli.output import console
+
 if TYPE_CHECKING:
     from fedproxy.compression.plan import Plan
 
@@ -21,6 +23,11 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def print_sheet(sheet: dict[str, Any]) -> None:
+    """Print an exposure sheet on stderr."""
+    show_sheet(console(), sheet)
 
 
 def show_sheet(target: Console, sheet: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ def compress(
     report(0.0, "looking at the LLM")
     source = open_source(llm, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
-    stream = open_stream(source, placement, lambda text: report(0.02, text))
+    stream = open_stream(source, placement)
     passages = enter(stream, tokenizer, text, max_length=max_length, batch_size=batch_size)
     most = removed_count(source.count, remove)
     importance = SCORES[score].score(

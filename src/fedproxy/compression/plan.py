@@ -115,7 +115,7 @@ def plan(
     source = open_source(llm, trust_remote_code=trust_remote_code)
     counts = {share: removed_count(source.count, share) for share in shares}
     tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
-    stream = open_stream(source, placement, lambda text: report(0.02, text))
+    stream = open_stream(source, placement)
     needed = text if SCORES[score].reads_text else None
     passages = enter(stream, tokenizer, needed, max_length=max_length, batch_size=batch_size)
 

@@ -193,7 +193,7 @@ def _run(
     progress: Progress,
 ) -> float:
     """Write what the LLM says about `texts` to `file`, and return its perplexity on `held_out`."""
-    stream = open_stream(source, placement, lambda text: progress(0.0, text))
+    stream = open_stream(source, placement)
     passages = [stream.enter(batch.input_ids, batch.attention_mask) for batch in [*texts, *held_out]]
     starts = list(accumulate((int(batch.attention_mask.sum()) for batch in texts), initial=0))
     tokens, width, dtype = starts[-1], passages[0].hidden.shape[-1], passages[0].hidden.dtype

@@ -190,7 +190,7 @@ def _curve(
 ) -> list[tuple[float, float]]:
     tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
     text = batches(tokenizer, documents, max_length=max_length, batch_size=_BATCH)
-    stream = open_stream(source, "auto", lambda said: on_progress(0.0, said))
+    stream = open_stream(source)
     return scale_curve(
         stream,
         vector,

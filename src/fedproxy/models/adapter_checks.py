@@ -78,7 +78,9 @@ def check_config(config: Any, path: Path) -> None:
         raise ArtifactError(f"{path}: r must be a positive integer, got {config.get('r')!r}.")
     alpha = config.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= _LARGEST_ALPHA:
-        raise ArtifactError(f"{path}: lora_alpha must be a number of at most {_LARGEST_ALPHA:g}, got {str(alpha)[:40]}.")
+        raise ArtifactError(
+            f"{path}: lora_alpha must be a number of at most {_LARGEST_ALPHA:g}, got {str(alpha)[:40]}."
+        )
     extra = [name for name in _UNSUPPORTED if config.get(name)]
     extra += [name for name, plain in _PLAIN.items() if config.get(name, plain[0]) not in plain]
     if extra:

@@ -40,7 +40,7 @@ _SIDE_FILES = (
     "chat_template*",
 )
 _MOST_BLOCKS = 10_000
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py"]
 
 
 def resolve(path: str | Path) -> Path:

@@ -217,6 +217,7 @@ def _ahead(tasks: Iterator[Callable[[], torch.Tensor]]) -> Generator[torch.Tenso
             yield made
     finally:
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(torch.get_num_threads())  # what the workers set holds for threads begun later, too
 
 
 def _half_step(dtype: torch.dtype) -> float:

@@ -1,6 +1,6 @@
 """Where an LLM is run: in memory, on several GPUs, or block by block from its files; chosen by what is free."""
 
-from collections.abc import Callable
+import logging
 
 import torch
 
@@ -15,14 +15,16 @@ _ROOM = 1.25
 """What running a model takes, relative to its weights."""
 
 
-def open_stream(source: Source, placement: str = "auto", say: Callable[[str], None] = lambda text: None) -> BlockStream:
-    """Make an LLM ready to be run block by block.
+_log = logging.getLogger(__name__)
+
+
+def open_stream(source: Source, placement: str = "auto") -> BlockStream:
+    """Make an LLM ready to be run block by block; what was chosen, and why, is logged.
 
     Args:
         source: The LLM.
         placement: "memory" (on the GPUs if there are any), "stream" (one block at a time from the files), or "auto":
             memory if there is room for it.
-        say: Told what was chosen, and why.
 
     Raises:
         UsageError: there is no such placement.
@@ -36,9 +38,9 @@ def open_stream(source: Source, placement: str = "auto", say: Callable[[str], No
     where = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else "memory"
     room = f"{needed / 1e9:.3g} GB needed, {free / 1e9:.3g} GB free in {where}"
     if placement == "stream" or (placement == "auto" and needed > free):
-        say(f"running the LLM one block at a time from its files ({room})")
+        _log.info("%s is run one block at a time from its files (%s).", source.path, room)
         return BlockStream(source.decoder, source, largest)
-    say(f"running the LLM in {where} ({room})")
+    _log.info("%s is run in %s (%s).", source.path, where, room)
     if gpus and needed > max(gpus) and not source.multimodal:
         return BlockStream(load_model(source.path, device_map="auto", trust_remote_code=source.trust_remote_code))
     return BlockStream(source.decoder, source, largest, resident=True)
