@@ -29,6 +29,7 @@ bench: setup  ## measure, and write benchmarks/results/*.json
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/merge_memory.py
 	$(BIN)/python benchmarks/training_loop.py
+	$(BIN)/python benchmarks/large_model.py --work runs/large  # 40 GB of disk
 	$(BIN)/python benchmarks/demo_quality.py
 
 docs: setup  ## render docs/benchmarks.md from benchmarks/results

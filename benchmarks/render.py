@@ -74,6 +74,56 @@ def training() -> str:
     return "\n".join(lines)
 
 
+def large_model() -> str:
+    """Compress and fuse of a large checkpoint: throughput against cp, and memory."""
+    result = load("large_model")
+
+    def ratio(part: str) -> str:
+        found = result[part]["throughput_relative_to_cp"]
+        return f"{found['median']:.2f} ({found['min']:.2f}–{found['max']:.2f})"
+
+    def memory_of(part: str) -> str:
+        return f"{result[part]['peak_rss'] / 1e6:,.0f} MB"
+
+    limits = {name: f"{row['sign']} {row['limit']:g}" for name, row in result["limits"].items()}
+    mark = {name: "" if row["within_limit"] else " **missed**" for name, row in result["limits"].items()}
+    rows = [
+        ("prune 50 %", "throughput relative to `cp`", ratio("prune"), "prune.throughput_relative_to_cp"),
+        ("prune 50 %", "peak memory", memory_of("prune"), "prune.peak_rss"),
+        (
+            "compress, no score that reads text: prune, and the proof block by block",
+            "peak memory",
+            memory_of("compress"),
+            "compress.peak_rss",
+        ),
+        (
+            f"score {result['score']['documents']} × {result['score']['tokens_each']} tokens out of core",
+            "peak memory",
+            memory_of("score"),
+            "score.peak_rss",
+        ),
+        ("fuse to a checkpoint", "throughput relative to `cp`", ratio("fuse"), "fuse.throughput_relative_to_cp"),
+        ("fuse to a checkpoint", "peak memory", memory_of("fuse"), "fuse.peak_rss"),
+        ("re-key the adapter", "seconds", f"{result['rekey']['seconds']:.2f}", "rekey.seconds"),
+    ]
+    lines = ["| | | measured | limit |", "|---|---|---|---|"]
+    for what, figure, value, limit in rows:
+        bound = limits[limit]
+        if "rss" in limit:
+            sign, number = bound.split()
+            bound = f"{sign} {float(number) / 1e9:g} GB"
+        lines.append(f"| {what} | {figure} | {value}{mark[limit]} | {bound} |")
+    compress, score, command = result["compress"], result["score"], result["rekey"]["command_seconds"]
+    lines += [
+        "",
+        f"Shape of {result['like']}, {result['bytes'] / 1e9:.1f} GB of bfloat16; medians (and ranges) of {result['repeats']} turns in which ours and `cp` "
+        f"alternate, both until their files are synced; page cache: {result['page_cache']}. Scoring took {score['seconds']:.0f} s; the whole of "
+        f"`compress` without a text ran at {compress['throughput_relative_to_cp']['median']:.2f} of `cp`; the whole re-keying command took "
+        f"{min(command):.1f}–{max(command):.1f} s, imports included.",
+    ]
+    return "\n".join(lines)
+
+
 def hardware(name: str) -> str:
     found = load(name)["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
@@ -94,6 +144,10 @@ Rendered by `make docs` from `benchmarks/results/*.json`, which `make bench` wri
 Two updates of ten million float32 parameters, file to file.
 
 {memory()}
+
+## Compress and fuse at 7B (`benchmarks/large_model.py`)
+
+{large_model()}
 
 ## Local training (`benchmarks/training_loop.py`)
 

@@ -1,14 +1,12 @@
 """Hugging Face checkpoints as files: where each tensor's bytes lie, who the model is, new shards from old bytes."""
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +23,6 @@ INDEX = "model.safetensors.index.json"
 _SAMPLE = 64
 _INDEX_BYTES = 16 << 20
 _COPY_BYTES = 1 << 26
-_SYNC_BYTES = 1 << 28
 _SPARE_BYTES = 1 << 20
 _NO_RANGES = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """How file systems say that they cannot copy ranges."""
@@ -242,7 +239,7 @@ def write_shards(
     transformers' `save_pretrained`. A computed tensor has the dtype and shape of the one it replaces.
 
     Args:
-        directory: Existing directory; of what fails, a part may be left there.
+        directory: Directory of `artifacts.new_directory`, which syncs what is written here and removes what fails.
         shards: For each file to write, name → where the bytes lie; empty ones are left out.
         computed: Name → function that makes the new tensor from where the old one lies, as a whole or in pieces that
             are written as they come; called when it is its turn.
@@ -260,45 +257,22 @@ def write_shards(
         if len(shards) == 1
         else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     )
-    with _syncing() as sync:
-        for file_name, shard in zip(names, shards, strict=True):
-            order, unsynced = write_order(shard), 0
-            with open(directory / file_name, "wb") as file:
-                file.write(header_bytes({name: (shard[name].dtype, shard[name].shape) for name in order}))
-                file.flush()
-                for run in _runs(order, shard, computed or {}):
-                    if isinstance(run, str):
-                        written = _write_made(run, shard[run], (computed or {})[run](shard[run]), file)
-                    else:
-                        _copy_bytes(run, file)
-                        written = run.end - run.begin
-                    unsynced += written
-                    if unsynced > _SYNC_BYTES:
-                        sync(file)
-                        unsynced = 0
-                    if on_bytes is not None:
-                        on_bytes(written)
-                sync(file)
+    for file_name, shard in zip(names, shards, strict=True):
+        order = write_order(shard)
+        with open(directory / file_name, "wb") as file:
+            file.write(header_bytes({name: (shard[name].dtype, shard[name].shape) for name in order}))
+            file.flush()
+            for run in _runs(order, shard, computed or {}):
+                if isinstance(run, str):
+                    written = _write_made(run, shard[run], (computed or {})[run](shard[run]), file)
+                else:
+                    _copy_bytes(run, file)
+                    written = run.end - run.begin
+                if on_bytes is not None:
+                    on_bytes(written)
     if len(shards) > 1:
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
-
-
-@contextlib.contextmanager
-def _syncing() -> Iterator[Callable[[BinaryIO], None]]:
-    """Give a function that has a file synced on the side, so that the disk writes while more is computed or copied."""
-
-    def done(handle: int) -> None:
-        try:
-            os.fdatasync(handle)
-        finally:
-            os.close(handle)
-
-    with ThreadPoolExecutor(1) as side:
-        waiting: list[Future[None]] = []
-        yield lambda file: waiting.append(side.submit(done, os.dup(file.fileno())))
-        for future in waiting:
-            future.result()
 
 
 def write_order(shard: Mapping[str, Stored]) -> list[str]:
@@ -350,7 +324,6 @@ def _copy_bytes(source: Stored, target: BinaryIO) -> None:
             if count == 0:
                 raise ArtifactError(f"{source.file} ends early: it was changed while it was copied.")
             position += count
-            os.posix_fadvise(file.fileno(), position, 2 * _COPY_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def _copy_range(source: int, target: int, count: int, position: int) -> int:

@@ -14,7 +14,9 @@ from fedproxy.checkpoint_files import model_identity
 from fedproxy.compression import Proxy, compress
 from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.models.checkpoints import load_model
 from tests.conftest import FAMILIES, make_model
+from tests.models.test_source import with_own_code
 
 Checkpoint = Callable[..., Path]
 IDS = torch.arange(30).reshape(2, 15)
@@ -180,6 +182,22 @@ def test_blocks_that_depend_on_their_position_are_refused(
     with pytest.raises(ArtifactError, match="depends on its position"):
         compress(llm, tmp_path / "out", calibration=calibration)
     assert list(tmp_path.iterdir()) == [llm]
+
+
+def test_a_proxy_of_an_llm_with_its_own_code_brings_the_code(
+    tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    llm = with_own_code(tiny_checkpoint(), tmp_path / "llm")
+    with pytest.raises(ArtifactError, match="trust_remote_code"):
+        compress(llm, tmp_path / "out", calibration=calibration)
+    proxy = compress(llm, tmp_path / "out", calibration=calibration, trust_remote_code=True)
+    assert (proxy.path / "own.py").is_file()
+    plain = compress(tiny_checkpoint(), tmp_path / "plain", calibration=calibration)
+    assert proxy.layer_map == plain.layer_map
+    with torch.no_grad():
+        found = load_model(proxy.path, trust_remote_code=True)(IDS).logits
+        assert torch.equal(found, AutoModelForCausalLM.from_pretrained(plain.path)(IDS).logits)
 
 
 def test_a_tokenizer_of_another_model_is_refused(

@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -5,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedproxy.errors import ArtifactError
+from fedproxy.errors import ArtifactError, ResourceError
 from fedproxy.models import block_stream
 from fedproxy.models.block_stream import BlockStream, Passage, carry
 from fedproxy.models.checkpoints import load_model
@@ -103,6 +104,17 @@ def test_hidden_states_go_to_a_file_where_memory_is_short(
         copies = stream.carried(states)
         assert all(torch.equal(copy, state) and copy is not state for copy, state in zip(copies, states, strict=True))
         assert (folders[-1] is not None) == spilled
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_an_error_and_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(block_stream.os, "posix_fallocate", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        carry([torch.zeros(3)], tmp_path)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

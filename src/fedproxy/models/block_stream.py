@@ -7,6 +7,7 @@ memory of one block, and gives the bits that an ordinary forward pass gives.
 
 import contextlib
 import mmap
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedproxy.artifacts import os_error
 from fedproxy.checkpoint_files import Stored
 from fedproxy.errors import ArtifactError
 from fedproxy.memory import available_memory
@@ -231,12 +233,18 @@ def carry(tensors: Sequence[torch.Tensor], folder: Path | None) -> list[torch.Te
     Args:
         tensors: What to copy.
         folder: Where to keep the file; none for memory.
+
+    Raises:
+        ResourceError: the disk of `folder` is too small.
     """
     size = sum(tensor.nbytes for tensor in tensors)
     if folder is None or size == 0:
         return [tensor.clone() for tensor in tensors]
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise os_error(error, folder) from error
         pages = torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=torch.uint8)
     copies, position = [], 0
     for tensor in tensors:

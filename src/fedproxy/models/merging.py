@@ -30,7 +30,7 @@ from fedproxy.models.task_vector import Change, LowRank, changed_rows, changes, 
 
 _WORKERS = 4
 _AHEAD = 32
-"""Pieces, of a megabyte in bfloat16, that may wait to be written."""
+"""Pieces, of two megabytes in bfloat16, that may wait to be written."""
 
 
 def merge_adapter(

@@ -10,8 +10,8 @@ import torch
 from fedproxy.models.adapter_checks import is_lora, parameter_name
 from fedproxy.models.lora import scaling
 
-_PIECE = 1 << 19
-"""Values in a piece: 2 MiB in float32."""
+_PIECE = 1 << 20
+"""Values in a piece: 4 MiB in float32, the fastest of the sizes tried."""
 _ROWS = 16
 """Pieces are of a multiple of so many rows, and the last is no shorter: matrix products of few rows round otherwise."""
 
