@@ -6,8 +6,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 _SAMPLE = 64
 _INDEX_BYTES = 16 << 20
 _COPY_BYTES = 1 << 26
+_BUFFER_BYTES = 1 << 23
 _SPARE_BYTES = 1 << 20
 _NO_RANGES = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """How file systems say that they cannot copy ranges."""
@@ -257,22 +259,47 @@ def write_shards(
         if len(shards) == 1
         else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     )
-    for file_name, shard in zip(names, shards, strict=True):
-        order = write_order(shard)
-        with open(directory / file_name, "wb") as file:
-            file.write(header_bytes({name: (shard[name].dtype, shard[name].shape) for name in order}))
-            file.flush()
-            for run in _runs(order, shard, computed or {}):
-                if isinstance(run, str):
-                    written = _write_made(run, shard[run], (computed or {})[run](shard[run]), file)
-                else:
-                    _copy_bytes(run, file)
-                    written = run.end - run.begin
+    copier = ThreadPoolExecutor(1)
+    try:
+        for file_name, shard in zip(names, shards, strict=True):
+            for written in _write_shard(directory / file_name, shard, computed or {}, copier):
                 if on_bytes is not None:
                     on_bytes(written)
+    finally:
+        copier.shutdown(cancel_futures=True)
     if len(shards) > 1:
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+
+
+def _write_shard(
+    path: Path, shard: Mapping[str, Stored], computed: Mapping[str, Compute], copier: Executor
+) -> Iterator[int]:
+    """Write one file: `copier` copies what is copied while the computed tensors are made; yields the bytes written."""
+    order = write_order(shard)
+    header = header_bytes({name: (shard[name].dtype, shard[name].shape) for name in order})
+    position, copies = len(header), []
+    with open(path, "wb") as file:
+        file.write(header)
+        file.flush()
+        try:
+            for run in _runs(order, shard, computed):
+                if isinstance(run, Stored):
+                    for begin in range(run.begin, run.end, _COPY_BYTES):
+                        piece = replace(run, begin=begin, end=min(begin + _COPY_BYTES, run.end))
+                        copies.append(copier.submit(_copy_bytes, piece, file.fileno(), position + begin - run.begin))
+                    position += run.end - run.begin
+                else:
+                    file.seek(position)
+                    written = _write_made(run, shard[run], computed[run](shard[run]), file)
+                    position += written
+                    yield written
+            for copy in copies:
+                yield copy.result()
+        finally:
+            for copy in copies:
+                copy.cancel()
+            wait(copies)  # nobody may write once the file is closed
 
 
 def write_order(shard: Mapping[str, Stored]) -> list[str]:
@@ -308,27 +335,27 @@ def _runs(order: Sequence[str], shard: Mapping[str, Stored], computed: Mapping[s
     return runs
 
 
-def _copy_bytes(source: Stored, target: BinaryIO) -> None:
-    """Copy a stretch of a file within the kernel, to the end of `target`."""
-    copy = _copy_range
+def _copy_bytes(source: Stored, target: int, position: int) -> int:
+    """Copy a stretch of a file into the file `target`, within the kernel where it can; returns its bytes."""
+    begin, copy = source.begin, _copy_range
     with open(source.file, "rb", buffering=0) as file:
-        position = source.begin
-        while position < source.end:
+        while begin < source.end:
             try:
-                count = copy(file.fileno(), target.fileno(), min(_COPY_BYTES, source.end - position), position)
+                count = copy(file.fileno(), target, source.end - begin, begin, position)
             except OSError as error:
-                if copy is _send or error.errno not in _NO_RANGES:
+                if copy is _copy_through or error.errno not in _NO_RANGES:
                     raise
-                copy = _send
+                copy = _copy_through
                 continue
             if count == 0:
                 raise ArtifactError(f"{source.file} ends early: it was changed while it was copied.")
-            position += count
+            begin, position = begin + count, position + count
+    return source.end - source.begin
 
 
-def _copy_range(source: int, target: int, count: int, position: int) -> int:
-    return os.copy_file_range(source, target, count, position)
+def _copy_range(source: int, target: int, count: int, begin: int, position: int) -> int:
+    return os.copy_file_range(source, target, count, begin, position)
 
 
-def _send(source: int, target: int, count: int, position: int) -> int:
-    return os.sendfile(target, source, position, count)
+def _copy_through(source: int, target: int, count: int, begin: int, position: int) -> int:
+    return os.pwrite(target, os.pread(source, min(count, _BUFFER_BYTES), begin), position)
