@@ -328,6 +328,7 @@ def main() -> None:
 
     result["limits"] = verdicts(result)
     result["environment"] = {**environment(), "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
+    del result["environment"]["command"]  # it names a folder of this machine
     result["commit"] = commit()
     write_json(args.out, result)
     print(json.dumps(result["limits"], indent=2))
