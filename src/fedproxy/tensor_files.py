@@ -36,7 +36,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """Data types by their name in safetensors headers, in the order in which safetensors lays tensors out in a file."""
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def write_tensors(
         metadata: String metadata for the header.
         overwrite: Replace an existing file.
     """
-    header = header_bytes({name: (_NAMES[layout[name][0]], layout[name][1]) for name in sorted(layout)}, metadata)
+    header = header_bytes({name: (DTYPE_NAMES[layout[name][0]], layout[name][1]) for name in sorted(layout)}, metadata)
     total = sum(dtype.itemsize * prod(shape) for dtype, shape in layout.values())
     with new_file(path, overwrite=overwrite) as file:
         file.write(header)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fedproxy.cli.output import Json, Overwrite, console, print_json, stage
+from fedproxy.cli.output import Json, Overwrite, TrustRemoteCode, console, print_json, stage
 from fedproxy.errors import UsageError
 
 EXAMPLE = "fedproxy fuse ./llm runs/first/adapter ./tuned --as checkpoint"
@@ -28,9 +28,7 @@ def fuse(
     proxy: Annotated[
         Path | None, typer.Option(help="The proxy; needed for biases and saved modules trained on a healed one.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the LLM's own Python code run.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:

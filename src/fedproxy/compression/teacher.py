@@ -21,10 +21,9 @@ from fedproxy.models.families import vocabulary
 from fedproxy.models.placement import open_stream
 from fedproxy.models.source import Source
 from fedproxy.models.text_batches import Batch
-from fedproxy.tensor_files import DTYPES, header_bytes, read_header, tensor_bytes
+from fedproxy.tensor_files import DTYPE_NAMES, header_bytes, read_header, tensor_bytes
 
 FILES = ("teacher.safetensors", "teacher.json")
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Progress = Callable[[float, str], None]
 
 
@@ -240,7 +239,7 @@ def _rows_of(
     file: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 ) -> Iterator[Callable[[str, int, torch.Tensor], None]]:
     """Give a function that writes rows of the tensors of a new safetensors file: (tensor, first row, rows)."""
-    header = header_bytes({name: (_NAMES[dtype], shape) for name, (dtype, shape) in layout.items()})
+    header = header_bytes({name: (DTYPE_NAMES[dtype], shape) for name, (dtype, shape) in layout.items()})
     sizes = {name: dtype.itemsize * prod(shape[1:]) for name, (dtype, shape) in layout.items()}
     places = dict(
         zip(
