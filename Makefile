@@ -16,8 +16,9 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## the whole job on the bundled LLM and data
 	$(BIN)/fedproxy demo --out runs/demo --overwrite
 
-test: setup  ## all tests, on all cores; the fast ones alone: .venv/bin/pytest -n auto -m "not slow"
-	$(BIN)/python -m pytest -n auto
+test: setup  ## the fast tests on all cores, then the slow ones, which use all cores themselves
+	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff format --check .

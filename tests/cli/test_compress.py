@@ -71,7 +71,7 @@ def test_dry_run_shows_and_writes_nothing(
     assert all(("░" in line) == line.endswith("removed") and ("█" in line) == line.endswith("kept") for line in bars)
     assert "0.4 ◀" in err
     assert "Nothing was written" in err
-    assert "Running the LLM in memory" in err
+    assert "is run in memory (" in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,11 +90,11 @@ def test_the_sheet_is_shown_before_anything_is_written(
 ) -> None:
     there: list[bool] = []
 
-    def show(target: Console, sheet: dict[str, Any]) -> None:
+    def show(sheet: dict[str, Any]) -> None:
         there.append(any(tmp_path.iterdir()))
-        sheets.show_sheet(target, sheet)
+        sheets.print_sheet(sheet)
 
-    monkeypatch.setattr("fedproxy.cli.compress.show_sheet", show)
+    monkeypatch.setattr("fedproxy.cli.compress.print_sheet", show)
     code, out, err = cli("compress", tiny_checkpoint(), tmp_path / "out", "--calibration", calibration, "--json")
     assert (code, there) == (0, [False])
     found = json.loads(out)
