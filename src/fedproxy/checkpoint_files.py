@@ -303,7 +303,7 @@ def _write_shard(
 
 
 def write_order(shard: Mapping[str, Stored]) -> list[str]:
-    """The order in which `write_shards` writes the tensors of a file: wide data types first, then by name."""
+    """The order in which `write_shards` writes the tensors of a file: by dtype, then by name."""
     layout = list(DTYPES)
     return sorted(shard, key=lambda name: (layout.index(shard[name].dtype), name))
 

@@ -281,6 +281,12 @@ def test_tensors_of_another_architecture_are_refused(tiny_checkpoint: Checkpoint
         refused(ArtifactError, message, llm, tmp_path / str(number), tmp_path / "out")
 
 
+def test_a_sum_that_overflows_leaves_nothing_behind(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint(dtype=torch.float16)
+    _, adapter = make_adapter(llm, tmp_path / "adapter", size=1e6)
+    refused(ArtifactError, "overflows", llm, adapter, tmp_path / "out", form="checkpoint")
+
+
 def test_a_wrong_fan_in_fan_out_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     _, adapter = make_adapter(tiny_checkpoint("gpt2"), tmp_path / "adapter", fan_in_fan_out=False)
     assert json.loads((adapter / "adapter_config.json").read_text())["fan_in_fan_out"] is False

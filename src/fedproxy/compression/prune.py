@@ -14,6 +14,7 @@ from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.block_stream import BlockStream
 from fedproxy.models.checkpoints import copy_tokenizer
 from fedproxy.models.families import per_block_lists
+from fedproxy.models.loading import release
 from fedproxy.models.source import Source, open_source
 
 _PROBE_TOKENS = 4
@@ -103,7 +104,7 @@ def check_proxy(source: Source, keep: Sequence[int], directory: Path) -> None:
     for number, block in proxy.walk(read_ahead=False):
         _lend(block, whole.blocks[keep[number]])
         expected, found = whole.run(keep[number], before), proxy.run(number, after)
-        _lend(None, whole.blocks[keep[number]])
+        release(whole.blocks[keep[number]])
         tolerance = 8 * torch.finfo(found.dtype).eps * float(expected.abs().max())
         if not torch.allclose(found.float(), expected.float(), rtol=0, atol=tolerance, equal_nan=True):
             raise ArtifactError(
@@ -114,15 +115,8 @@ def check_proxy(source: Source, keep: Sequence[int], directory: Path) -> None:
         before.hidden = after.hidden = expected
 
 
-def _lend(lender: nn.Module | None, borrower: nn.Module) -> None:
-    """Let `borrower` compute with the weights of `lender`, or take them from it again."""
-    own = dict(borrower.named_modules())
-    if lender is None:
-        for module in own.values():
-            for name, weight in module._parameters.items():
-                if weight is not None:
-                    module._parameters[name] = nn.Parameter(weight.to("meta"), requires_grad=False)
-        return
+def _lend(lender: nn.Module, borrower: nn.Module) -> None:
+    """Let `borrower` compute with the weights of `lender`."""
     lent = dict(lender.named_modules())
-    for path, module in own.items():
+    for path, module in borrower.named_modules():
         module._parameters.update(lent[path]._parameters)

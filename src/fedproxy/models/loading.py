@@ -88,8 +88,8 @@ class Loader:
                 module._parameters.update(parameters)
 
 
-def release(model: PreTrainedModel) -> None:
-    """Free the memory of a model's weights; they can be loaded again. Buffers stay."""
+def release(model: nn.Module) -> None:
+    """Free the memory of a model's or block's weights; they can be loaded again. Buffers stay."""
     empty: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
