@@ -109,3 +109,46 @@ def test_durations():
     assert [seconds("90s"), seconds("30m"), seconds("1.5 h")] == [90, 1800, 5400]
     with pytest.raises(ValueError, match="no duration"):
         seconds("soon")
+
+
+def federate(folder, **table):
+    raw = {**good(), "federate": table}
+    return parse_experiment(raw, source="e", folder=folder, choices=CHOICES)
+
+
+def test_a_quorum_is_a_share_or_a_number_of_replies(folder):
+    for given in (0.75, 1.0, 1):
+        experiment = federate(folder, quorum=given)
+        assert (experiment.federate.quorum, type(experiment.federate.quorum)) == (given, type(given))
+        again = tomllib.loads(to_toml(experiment.as_dict()))["federate"]["quorum"]
+        assert (again, type(again)) == (given, type(given))
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"quorum": 0}, "quorum = 0: must be a share"),
+        ({"quorum": 1.5}, "quorum = 1.5: must be a share"),
+        ({"quorum": float("nan")}, "quorum = nan: must be a finite number"),
+        ({"quorum": True}, "quorum = True: must be whole number or number"),
+        ({"quorum": 2}, "quorum = 2: there are 1 clients"),
+        ({"participation": 0.0}, "participation = 0.0: must be above 0"),
+        ({"deadline": "soon"}, 'deadline = \'soon\': must be a duration such as "30m", or "" for none'),
+        ({"patience": ""}, "patience = '': must be a duration"),
+        ({"retries": -1}, "retries = -1: must be 0 or more"),
+        ({"max_norm": 0.0}, "max_norm = 0.0: must be greater than 0"),
+        ({"max_norm_ratio": 1.0}, "max_norm_ratio = 1.0: must be greater than 1"),
+        ({"strikes": 0}, "strikes = 0: must be greater than 0"),
+        ({"keep_rounds": -1}, "keep_rounds = -1: must be 0 or more"),
+    ],
+)
+def test_impossible_rounds(folder, table, says):
+    with pytest.raises(ConfigError) as caught:
+        federate(folder, **table)
+    assert any(says in problem for problem in caught.value.problems)
+
+
+def test_a_count_is_held_against_the_clients_of_a_partition(folder):
+    raw = {**good(), "partition": {"data": "bank.jsonl", "clients": 4}, "federate": {"quorum": 5}}
+    del raw["client"]
+    assert any("quorum = 5: there are 4 clients" in problem for problem in problems(raw, folder))

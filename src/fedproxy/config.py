@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from fedproxy.errors import ArtifactError, ConfigError
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
+CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNIT_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -146,17 +147,53 @@ class Train:
     lora_targets: str | list[str] = "all-linear"
 
 
+def _duration(default: str, optional: bool = False) -> Any:
+    says = 'a duration such as "30m"' + ', or "" for none' * optional
+    return limited(default, lambda v: DURATION.fullmatch(v) is not None or (optional and not v), says)
+
+
+def _quorum(value: float) -> bool:
+    return value >= 1 if isinstance(value, int) else 0 < value <= 1
+
+
 @dataclass(frozen=True)
 class Federate:
-    """[federate]: rounds, merge rule (Eq. 5-7, 10-14) and client regulariser (Eq. 8-9)."""
+    """[federate]: rounds, merge rule (Eq. 5-7, 10-14), client regulariser (Eq. 8-9), and what a round may lack.
+
+    Attributes:
+        rounds: Number of rounds.
+        merge: Name of the merge rule.
+        merge_options: Its options.
+        regulariser: Name of the clients' regulariser.
+        regulariser_strength: Its strength; its own default if none.
+        participation: Share of the clients that a round asks, chosen by the seed; at least a quorum.
+        quorum: Valid replies that a round needs: as 0.75 or 1.0 a share of the clients that a full round asks, as 3 or
+            1 a number of replies.
+        deadline: Time that the clients of a round have; "" for as long as it takes.
+        retries: How often a round without a quorum is repeated before the run ends.
+        patience: How long the first round waits for all its clients, and any round for a quorum of them.
+        max_norm: Largest Euclidean norm of an update; none if any is taken.
+        max_norm_ratio: Largest norm of an update, in medians of the round's norms (from three replies on).
+        strikes: Invalid replies over the run after which a client is not asked again.
+        keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all.
+    """
 
     rounds: int = _positive(10)
     merge: str = "h-ties"
     merge_options: dict[str, Any] = field(default_factory=dict)
     regulariser: str = "pcr"
     regulariser_strength: float | None = _not_negative(None)
-    quorum: float = limited(0.75, lambda v: 0 < v <= 1, "above 0 and at most 1")
-    deadline: str = limited("", lambda v: not v or DURATION.fullmatch(v) is not None, 'a duration such as "30m"')
+    participation: float = limited(1.0, lambda v: 0 < v <= 1, "above 0 and at most 1")
+    quorum: int | float = limited(
+        0.75, _quorum, "a share above 0.0 and up to 1.0 of the clients asked, or a whole number of replies from 1 on"
+    )
+    deadline: str = _duration("", optional=True)
+    retries: int = _not_negative(2)
+    patience: str = _duration("10m")
+    max_norm: float | None = _positive(None)
+    max_norm_ratio: float = limited(10.0, lambda v: v > 1, "greater than 1")
+    strikes: int = _positive(3)
+    keep_rounds: int = _not_negative(0)
 
 
 @dataclass(frozen=True)
@@ -264,8 +301,15 @@ def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
     return f' Did you mean "{close[0]}"?' if close else ""
 
 
-def _table(kind: type, values: Any, where: str, problems: list[str]) -> Any:
-    """Build one dataclass from one table, adding to `problems` whatever is wrong with it."""
+def read_table(kind: type, values: Any, where: str, problems: list[str]) -> Any:
+    """Build one dataclass from one table, adding to `problems` whatever is wrong with it; what is wrong is left out.
+
+    Args:
+        kind: The dataclass, whose every field has a default.
+        values: The table.
+        where: Its name, for the problems.
+        problems: One sentence is added for each.
+    """
     if not isinstance(values, dict):
         problems.append(f"[{where}] must be a table.")
         return kind()
@@ -304,24 +348,24 @@ _TOP = {"name": str, "seed": int}
 _MODELS = ("llm", "proxy", "proxy_tuned", "fused", "proxy_tuning")
 
 
-def _clients(raw: dict[str, Any], problems: list[str]) -> tuple[tuple[Client, ...], Partition | None]:
+def _clients(raw: dict[str, Any], problems: list[str], remote: bool) -> tuple[tuple[Client, ...], Partition | None]:
     tables = raw.get("client", [])
     if not isinstance(tables, list):
         problems.append("[[client]] must be written with double brackets, one table per client.")
         tables = []
-    clients = tuple(_table(Client, t, f"client {i}", problems) for i, t in enumerate(tables, 1))
-    partition = _table(Partition, raw["partition"], "partition", problems) if "partition" in raw else None
+    clients = tuple(read_table(Client, t, f"client {i}", problems) for i, t in enumerate(tables, 1))
+    partition = read_table(Partition, raw["partition"], "partition", problems) if "partition" in raw else None
     if clients and partition:
         problems.append("[[client]] and [partition] exclude each other; keep one.")
-    if not clients and not partition:
+    if not clients and not partition and not remote:
         problems.append("There are no clients: add [[client]] tables or a [partition].")
     for number, client in enumerate(clients, 1):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", client.name):
+        if not CLIENT_NAME.fullmatch(client.name):
             problems.append(
                 f"[client {number}] name = {client.name!r}: must be 1 to 64 letters, digits, '.', '_' or '-', "
                 "beginning with a letter or digit."
             )
-        if bool(client.data) == bool(client.task):
+        if bool(client.data) == bool(client.task) and not remote:
             problems.append(f"[client {number}] needs either data = FILE or task = NAME.")
     names = [client.name for client in clients]
     for name in sorted({n for n in names if names.count(n) > 1}):
@@ -332,7 +376,12 @@ def _clients(raw: dict[str, Any], problems: list[str]) -> tuple[tuple[Client, ..
 
 
 def parse_experiment(
-    raw: dict[str, Any], *, source: str, folder: Path, choices: Mapping[str, typing.Collection[str]] | None = None
+    raw: dict[str, Any],
+    *,
+    source: str,
+    folder: Path,
+    choices: Mapping[str, typing.Collection[str]] | None = None,
+    remote: bool = False,
 ) -> Experiment:
     """Build an experiment from parsed TOML.
 
@@ -341,6 +390,7 @@ def parse_experiment(
         source: What to call it in errors.
         folder: The folder that relative paths count from.
         choices: Names that are registered for `score`, `merge` and `regulariser`.
+        remote: The clients are elsewhere: their data need not be here, and their names need not be known.
 
     Raises:
         ConfigError: anything is wrong; all problems are in it.
@@ -356,8 +406,8 @@ def parse_experiment(
             good, top[key] = _fits(raw[key], kind)
             if not good or (key == "seed" and raw[key] < 0):
                 problems.append(f"{key} = {raw[key]!r}: must be a {_type_name(kind)}{', 0 or more' * (key == 'seed')}.")
-    tables = {key: _table(kind, raw.get(key, {}), key, problems) for key, kind in _TABLES.items()}
-    clients, partition = _clients(raw, problems)
+    tables = {key: read_table(kind, raw.get(key, {}), key, problems) for key, kind in _TABLES.items()}
+    clients, partition = _clients(raw, problems, remote)
 
     def resolve(path: str) -> str:
         return str((folder / Path(path).expanduser()).resolve()) if path else ""
@@ -383,6 +433,12 @@ def parse_experiment(
     fuse = tables["fuse"] = dataclasses.replace(tables["fuse"], public=resolve(tables["fuse"].public))
     if (fuse.scale == "auto") != bool(fuse.public):
         problems.append('[fuse] scale = "auto" and public = FILE need each other.')
+    quorum, count = tables["federate"].quorum, partition.clients if partition is not None else len(clients)
+    if isinstance(quorum, int) and 0 < count < quorum:
+        problems.append(
+            f"[federate] quorum = {quorum}: there are {count} clients. Write a number of replies, or a share with a "
+            "decimal point."
+        )
     for table, key in (("compress", "score"), ("federate", "merge"), ("federate", "regulariser")):
         value, names = getattr(tables[table], key), (choices or {}).get(key)
         if names is not None and value not in names:
@@ -390,7 +446,7 @@ def parse_experiment(
                 f'[{table}] {key} = "{value}" is not known; choose from {", ".join(sorted(names))}.'
                 + did_you_mean(value, names)
             )
-    paths = {f"[client {i}] data": c.data for i, c in enumerate(clients, 1)}
+    paths = {} if remote else {f"[client {i}] data": c.data for i, c in enumerate(clients, 1)}
     paths |= {"[compress] calibration": tables["compress"].calibration, "[evaluate] data": tables["evaluate"].data}
     paths |= {"[heal] text": tables["heal"].text}
     paths |= {"[fuse] public": fuse.public}
@@ -403,8 +459,10 @@ def parse_experiment(
     return Experiment(client=clients, partition=partition, **top, **tables)
 
 
-def load_experiment(path: Path, *, choices: Mapping[str, typing.Collection[str]] | None = None) -> Experiment:
-    """Read and check an experiment file.
+def load_experiment(
+    path: Path, *, choices: Mapping[str, typing.Collection[str]] | None = None, remote: bool = False
+) -> Experiment:
+    """Read and check an experiment file; the arguments are those of `parse_experiment`.
 
     Raises:
         ArtifactError: the file cannot be read.
@@ -417,7 +475,7 @@ def load_experiment(path: Path, *, choices: Mapping[str, typing.Collection[str]]
         raise ArtifactError(f"{path}: {error.strerror or error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"It is not valid TOML: {error}."]) from error
-    return parse_experiment(raw, source=str(path), folder=path.resolve().parent, choices=choices)
+    return parse_experiment(raw, source=str(path), folder=path.resolve().parent, choices=choices, remote=remote)
 
 
 def to_toml(values: dict[str, Any]) -> str:

@@ -5,32 +5,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from fedproxy.artifacts import Manifest, new_directory, read_json, write_json
 from fedproxy.checkpoint_files import model_identity, weight_files
 from fedproxy.compression import SCORES, Proxy, compress
 from fedproxy.config import Experiment, load_experiment
-from fedproxy.data import partition, read_rows
 from fedproxy.errors import UsageError
-from fedproxy.evaluation import evaluate, load_for_evaluation, training_rows
-from fedproxy.federation.client import answer
-from fedproxy.federation.coordinator import Closed, Coordinator, Order, Reply
-from fedproxy.federation.engines import inline
-from fedproxy.federation.merge import RULES, build_options, merge, merge_files, merge_rule
+from fedproxy.evaluation import evaluate, load_for_evaluation
+from fedproxy.federation.merge import RULES, configured, merge, merge_files
 from fedproxy.federation.regularise import PENALTIES
 from fedproxy.federation.store import RoundStore
 from fedproxy.fusion import fuse
-from fedproxy.models.checkpoints import load_model, load_tokenizer, resolve
-from fedproxy.models.lora import adapter_state, attach, write_adapter
-from fedproxy.models.training import Encoded, encode, optimizer_steps, train
+from fedproxy.models.checkpoints import load_tokenizer, resolve
+from fedproxy.models.lora import adapter_state, write_adapter
+from fedproxy.models.training import optimizer_steps, train
 from fedproxy.reporting import gap_closed, report, results_table, totals_table
 from fedproxy.run_directory import RunDirectory, environment
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import read_header
+from fedproxy.tuning import (
+    OnProgress,
+    adapter_manifest,
+    begin,
+    client_rows,
+    encode_clients,
+    load_proxy,
+    tune_inline,
+)
+
+if TYPE_CHECKING:
+    from fedproxy.deployment import Listen
 
 __all__ = [
     "Proxy",
@@ -48,11 +55,9 @@ __all__ = [
     "totals_table",
 ]
 
-OnProgress = Callable[[str, float, str], None]
-"""Told the stage, the fraction of it that is done, and what is being done."""
 OnSheet = Callable[[dict[str, Any]], None]
 
-ENGINES = ("inline",)
+ENGINES = ("inline", "simulation", "deployment")
 
 
 def experiment_choices() -> dict[str, Sequence[str]]:
@@ -60,15 +65,15 @@ def experiment_choices() -> dict[str, Sequence[str]]:
     return {"score": list(SCORES), "merge": list(RULES), "regulariser": list(PENALTIES)}
 
 
-def read_experiment(experiment: Experiment | str | Path) -> Experiment:
-    """Load and check an experiment file; an `Experiment` is passed through.
+def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False) -> Experiment:
+    """Load and check an experiment file; an `Experiment` is passed through. With `remote` the data lie elsewhere.
 
     Raises:
         ConfigError: anything in it is wrong; all problems are in the error.
     """
     if not isinstance(experiment, Experiment):
-        experiment = load_experiment(Path(experiment), choices=experiment_choices())
-    build_options(merge_rule(experiment.federate.merge), experiment.federate.merge_options)
+        experiment = load_experiment(Path(experiment), choices=experiment_choices(), remote=remote)
+    configured(experiment.federate.merge, experiment.federate.merge_options)
     return experiment
 
 
@@ -97,57 +102,6 @@ def _silent(stage: str, fraction: float, text: str) -> None:
     pass
 
 
-def client_rows(experiment: Experiment) -> dict[str, list[dict[str, Any]]]:
-    """The training rows of every client, by name.
-
-    Raises:
-        ArtifactError: a data file or task cannot be read.
-        UsageError: a task is unknown, or the partition is impossible.
-    """
-    if experiment.partition is not None:
-        cut = experiment.partition
-        parts = partition(read_rows(Path(cut.data)), cut.clients, cut.scheme, cut.alpha, experiment.seed)
-        width = len(str(cut.clients))
-        return {f"client-{number:0{width}d}": part for number, part in enumerate(parts, 1)}
-    found = {}
-    for client in experiment.client:
-        if client.task:
-            evaluation = experiment.evaluate
-            found[client.name] = training_rows(
-                client.task,
-                data=evaluation.data or None,
-                include=evaluation.include or None,
-                limit=client.rows,
-                seed=experiment.seed,
-            )
-        else:
-            rows = read_rows(Path(client.data))
-            if client.rows is not None and client.rows < len(rows):
-                seed = derive_seed(experiment.seed, "rows", client.name)
-                order = np.random.default_rng(seed).permutation(len(rows))[: client.rows]
-                rows = [rows[i] for i in order]
-            found[client.name] = rows
-    return found
-
-
-def _load_for_training(path: Path, experiment: Experiment) -> Any:
-    """Load a model to attach an adapter to: in its own dtype on a GPU, in float32 on a CPU, where that is faster."""
-    narrow = experiment.train.precision != "fp32" and torch.cuda.is_available()
-    return load_model(path, dtype=None if narrow else torch.float32, trust_remote_code=experiment.llm.trust_remote_code)
-
-
-def _attach(model: Any, experiment: Experiment) -> Any:
-    settings = experiment.train
-    return attach(
-        model,
-        r=settings.lora_r,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        targets=settings.lora_targets,
-        seed=derive_seed(experiment.seed, "adapter"),
-    )
-
-
 def _compress(experiment: Experiment, out: Path, on_progress: OnProgress, on_sheet: OnSheet | None) -> Proxy:
     settings = experiment.compress
     return compress(
@@ -173,21 +127,28 @@ def federate(
     out: str | Path,
     *,
     engine: str = "inline",
+    listen: "Listen | None" = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
     on_sheet: OnSheet | None = None,
+    on_ready: Callable[[str], None] | None = None,
+    on_poll: Callable[[], None] | None = None,
 ) -> Run:
     """Compress the LLM and tune the proxy with the clients' data; every round is stored before the next begins.
 
     Args:
         experiment: An experiment file, or one loaded.
         out: The run directory.
-        engine: "inline": all clients in this process.
+        engine: "inline": all clients in this process. "simulation": in processes of Flower's simulation.
+            "deployment": clients join over the network.
+        listen: Where clients join, for the engine deployment.
         resume: Go on with a run begun earlier; it ends in the same bits as one that was never interrupted.
         overwrite: Replace an earlier run.
         on_progress: Told stage, fraction and text.
         on_sheet: Told the exposure sheet before the proxy is written.
+        on_ready: Told the address that clients can join, by the engine deployment.
+        on_poll: Called several times a second by the engines simulation and deployment.
 
     Raises:
         ConfigError, UsageError: the experiment or a path cannot be used.
@@ -197,11 +158,56 @@ def federate(
     """
     if engine not in ENGINES:
         raise UsageError(f'There is no engine "{engine}"; choose from {", ".join(ENGINES)}.')
-    experiment = read_experiment(experiment)
-    rows = client_rows(experiment)
-    directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
-    _federate(experiment, directory, rows, on_progress or _silent, on_sheet)
+    if (engine == "deployment") != (listen is not None):
+        raise UsageError("The engine deployment, and only it, needs an address to listen at: use `fedproxy serve`.")
+    experiment = read_experiment(experiment, remote=listen is not None)
+    progress, poll = on_progress or _silent, on_poll or (lambda: None)
+    how: Any = {"resume": resume, "overwrite": overwrite, "on_progress": progress, "on_sheet": on_sheet}
+    if listen is not None:
+        from fedproxy.deployment import serve
+
+        listen.check(experiment)
+        directory = prepare(experiment, out, **how)
+        if not (directory.path / "adapter").is_dir():
+            with directory.stage("federate"):
+                serve(experiment, directory, listen, on_ready or (lambda address: None), poll)
+    elif engine == "simulation":
+        from fedproxy.simulation import simulate
+
+        client_rows(experiment)
+        directory = prepare(experiment, out, **how)
+        if not (directory.path / "adapter").is_dir():
+            with directory.stage("federate"):
+                simulate(experiment, directory, poll)
+    else:
+        rows = client_rows(experiment)
+        directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
+        _federate(experiment, directory, rows, progress, on_sheet)
     return Run(directory.path, directory.path / "adapter", RoundStore(directory.path / "rounds").records())
+
+
+def prepare(
+    experiment: Experiment | str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+    on_sheet: OnSheet | None = None,
+) -> RunDirectory:
+    """Begin a run: the proxy and the fresh adapter; arguments and errors are those of `federate`."""
+    experiment = read_experiment(experiment)
+    directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
+    _proxy(experiment, directory, on_progress or _silent, on_sheet)
+    begin(experiment, directory)
+    return directory
+
+
+def _proxy(experiment: Experiment, directory: RunDirectory, on_progress: OnProgress, on_sheet: OnSheet | None) -> None:
+    if not (directory.path / "proxy").is_dir():
+        with directory.stage("compress"):
+            _compress(experiment, directory.path / "proxy", on_progress, on_sheet)
+    on_progress("compress", 1.0, "proxy written")
 
 
 def _federate(
@@ -211,94 +217,11 @@ def _federate(
     on_progress: OnProgress,
     on_sheet: OnSheet | None,
 ) -> None:
-    proxy, target = directory.path / "proxy", directory.path / "adapter"
-    if not proxy.is_dir():
-        with directory.stage("compress"):
-            _compress(experiment, proxy, on_progress, on_sheet)
-    on_progress("compress", 1.0, "proxy written")
-    if not target.is_dir():
+    _proxy(experiment, directory, on_progress, on_sheet)
+    if not (directory.path / "adapter").is_dir():
         with directory.stage("federate"):
-            _rounds(experiment, directory, rows, on_progress)
+            tune_inline(experiment, directory, rows, on_progress)
     on_progress("federate", 1.0, "adapter written")
-
-
-def _rounds(
-    experiment: Experiment, directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
-) -> None:
-    proxy, settings = directory.path / "proxy", experiment.federate
-    tokenizer = load_tokenizer(proxy, trust_remote_code=experiment.llm.trust_remote_code)
-    examples = encode_clients(rows, tokenizer, experiment)
-    model = _attach(_load_for_training(proxy, experiment), experiment)
-    store = RoundStore(directory.path / "rounds")
-    last = store.latest()
-    coordinator = Coordinator(
-        list(examples),
-        last.adapter if last else adapter_state(model),
-        settings,
-        conflict=last.conflict if last else None,
-        completed=last.round if last else 0,
-    )
-    place = {name: index for index, name in enumerate(coordinator.clients)}
-
-    def reply(order: Order, name: str) -> Reply:
-        done = order.round - 1 + place[name] / len(place)
-
-        def on_step(step: int, steps: int, loss: float) -> None:
-            on_progress(
-                "federate",
-                (done + step / steps / len(place)) / settings.rounds,
-                f"round {order.round}/{settings.rounds} · {name} · step {step}/{steps} · loss {loss:.3f}",
-            )
-
-        return answer(
-            order,
-            name,
-            model,
-            examples[name],
-            train_settings=experiment.train,
-            federate_settings=settings,
-            pad=tokenizer.pad_token_id,
-            seed=experiment.seed,
-            on_step=on_step,
-        )
-
-    def on_closed(closed: Closed, seconds: float) -> None:
-        store.save(closed, seconds=seconds)
-        directory.event("round_closed", round=closed.round, seconds=seconds)
-
-    inline.drive(coordinator, reply, on_closed)
-    source = Manifest.read(proxy)
-    with new_directory(directory.path / "adapter") as folder:
-        write_adapter(
-            folder, model, coordinator.adapter, _adapter_manifest(source, "proxy-adapter", source.layer_map, experiment)
-        )
-
-
-def encode_clients(
-    rows: dict[str, list[dict[str, Any]]], tokenizer: Any, experiment: Experiment
-) -> dict[str, list[Encoded]]:
-    """Encode every client's rows as [train] says."""
-    settings = experiment.train
-    return {
-        name: encode(part, tokenizer, max_length=settings.max_length, completion_only=settings.completion_only_loss)
-        for name, part in rows.items()
-    }
-
-
-def _adapter_manifest(source: Manifest, kind: str, layer_map: list[int], experiment: Experiment) -> Manifest:
-    record = experiment.as_dict()
-    return Manifest(
-        kind=kind,
-        llm_sha256=source.llm_sha256,
-        llm_blocks=source.llm_blocks,
-        layer_map=layer_map,
-        settings={
-            "train": record["train"],
-            "federate": record["federate"],
-            "healed": bool(source.settings.get("healed")) and kind == "proxy-adapter",
-        },
-        seed=experiment.seed,
-    )
 
 
 def _centralized(
@@ -309,7 +232,7 @@ def _centralized(
     tokenizer = load_tokenizer(llm, trust_remote_code=experiment.llm.trust_remote_code)
     examples = encode_clients(rows, tokenizer, experiment)
     steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
-    model = _attach(_load_for_training(llm, experiment), experiment)
+    model = load_proxy(experiment, llm)
     train(
         model,
         [example for name in sorted(examples) for example in examples[name]],
@@ -323,7 +246,7 @@ def _centralized(
     )
     source = Manifest.read(directory.path / "proxy")
     with new_directory(directory.path / "centralized") as folder:
-        manifest = _adapter_manifest(source, "llm-adapter", list(range(source.llm_blocks)), experiment)
+        manifest = adapter_manifest(source, "llm-adapter", list(range(source.llm_blocks)), experiment)
         write_adapter(folder, model, adapter_state(model), manifest)
 
 

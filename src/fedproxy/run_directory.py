@@ -1,6 +1,7 @@
 """A run's directory: whether it may be written, which stages took how long, and what happened when."""
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -14,9 +15,9 @@ from typing import Any
 
 import torch
 
-from fedproxy.artifacts import new_file, os_error, versions, write_json
+from fedproxy.artifacts import new_file, os_error, read_json, versions, write_json
 from fedproxy.config import Experiment, to_toml
-from fedproxy.errors import UsageError
+from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError
 
 
 def environment() -> dict[str, Any]:
@@ -96,3 +97,58 @@ class RunDirectory:
                     if event.get("event") == "stage_ended":
                         total[event["stage"]] = total.get(event["stage"], 0.0) + event["seconds"]
         return total
+
+    @contextlib.contextmanager
+    def driven(self, patience: float = 30.0) -> Iterator[None]:
+        """Let one process at a time drive the rounds; the one before may take a moment to end.
+
+        Raises:
+            UsageError: another process still drives them after `patience` seconds.
+        """
+        until = time.monotonic() + patience
+        with open(self.path / ".lock", "w") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise UsageError(f"{self.path}: another process drives this run. End it first.") from None
+                    time.sleep(0.2)
+            yield
+
+
+_OUTCOME = ".outcome.json"
+
+
+def write_outcome(run: Path, code: int, text: str) -> None:
+    """Note how the process that drove the rounds ended, for the one that started it.
+
+    Args:
+        run: The run directory.
+        code: Its exit code.
+        text: Its error; empty if there was none.
+    """
+    write_json(run / _OUTCOME, {"code": code, "text": text})
+
+
+def forget_outcome(run: Path) -> None:
+    """Remove what an earlier process noted."""
+    (run / _OUTCOME).unlink(missing_ok=True)
+
+
+def raise_outcome(run: Path) -> bool:
+    """Whether the process that drives the rounds has ended well.
+
+    Raises:
+        FedproxyError: it ended with this error.
+    """
+    if not (run / _OUTCOME).is_file():
+        return False
+    outcome = read_json(run / _OUTCOME)
+    if outcome["code"] == 0:
+        return True
+    kinds: dict[int, type[FedproxyError]] = {
+        kind.exit_code: kind for kind in (UsageError, ArtifactError, FederationError, ResourceError)
+    }
+    raise kinds.get(outcome["code"], FedproxyError)(outcome["text"])

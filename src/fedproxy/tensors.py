@@ -146,9 +146,18 @@ class MappedTensors(Mapping[str, torch.Tensor]):
             raise ArtifactError(f"{path}: {error}.") from error
         self._bytes = torch.frombuffer(self._pages, dtype=torch.uint8)
 
+    @property
+    def aligned(self) -> bool:
+        """Whether every tensor lies at its natural alignment, so that `[name]` is the mapped memory itself."""
+        return all(begin % _FLOATS[dtype].itemsize == 0 for dtype, _, begin, _ in self._entries.values())
+
+    def release(self) -> None:
+        """Give all pages back; a tensor that is still held reads them again."""
+        self._pages.madvise(mmap.MADV_DONTNEED)
+
     def __getitem__(self, name: str) -> torch.Tensor:
         dtype, shape, begin, end = self._entries[name]
-        self._pages.madvise(mmap.MADV_DONTNEED)
+        self.release()
         piece = self._bytes[begin:end]
         if begin % _FLOATS[dtype].itemsize:  # a file may pack tensors off their natural alignment
             piece = piece.clone()

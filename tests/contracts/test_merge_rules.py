@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.merge import RULES, build_options, merge
 from fedproxy.federation.merge.top_k import kept_count
 
@@ -20,6 +21,17 @@ def made(clients, seed=0, dtype=torch.float32):
         {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES.items()}
         for _ in range(clients)
     ]
+
+
+def certain(rule):
+    """Options with which the rule leaves nothing to chance."""
+    return {"drop": 0.0} if RULES[rule].thin else {}
+
+
+def rescaled(rule):
+    """How many times its value an entry may count because others were dropped at random."""
+    options = build_options(RULES[rule], {})
+    return 1 / (1 - options.drop) if RULES[rule].thin else 1.0
 
 
 def times(update, factor):
@@ -40,10 +52,12 @@ def test_names_shapes_and_dtypes_come_back(rule, dtype):
 
 
 def test_permuting_clients_changes_nothing(rule):
-    updates, rows = made(4), [5, 1, 7, 2]
-    merged, analysis = merge(updates, rule, rows=rows)
+    updates, rows, names = made(4), [5, 1, 7, 2], ["bank", "shop", "farm", "dock"]
+    merged, analysis = merge(updates, rule, rows=rows, names=names)
     for order in itertools.islice(itertools.permutations(range(4)), 1, None, 5):
-        other, moved = merge([updates[k] for k in order], rule, rows=[rows[k] for k in order])
+        other, moved = merge(
+            [updates[k] for k in order], rule, rows=[rows[k] for k in order], names=[names[k] for k in order]
+        )
         assert torch.allclose(flat(other), flat(merged), rtol=1e-6, atol=0)
         assert moved.weights == pytest.approx([analysis.weights[k] for k in order])
         assert moved.conflict_histogram == analysis.conflict_histogram
@@ -52,8 +66,8 @@ def test_permuting_clients_changes_nothing(rule):
 @pytest.mark.parametrize("clients", [1, 2, 3, 7])
 def test_identical_updates_merge_to_what_the_rule_keeps_of_one(rule, clients):
     update = made(1)[0]
-    merged, analysis = merge([update] * clients, rule)
-    options = build_options(RULES[rule], {})
+    merged, analysis = merge([update] * clients, rule, **certain(rule))
+    options = build_options(RULES[rule], certain(rule))
     kept = kept_count(RULES[rule].keep(analysis, options)[0], analysis.parameters)
     largest = flat(update).abs().sort(descending=True, stable=True).indices[:kept]
     expected = torch.zeros(analysis.parameters, dtype=torch.float64)
@@ -88,6 +102,7 @@ def test_the_result_lies_between_the_updates_and_zero(rule):
     updates = made(5, seed=3)
     merged, _ = merge(updates, rule)
     stack = torch.stack([flat(update) for update in updates] + [torch.zeros(analysis_length(updates))])
+    stack *= rescaled(rule)
     slack = 1e-6 * stack.abs().max()
     assert (flat(merged) <= stack.max(dim=0).values + slack).all()
     assert (flat(merged) >= stack.min(dim=0).values - slack).all()
@@ -102,7 +117,7 @@ def test_the_chunk_size_does_not_change_the_result(rule, elements):
     updates = made(3, seed=4)
     merged, analysis = merge(updates, rule)
     other, again = merge(updates, rule, chunk_elements=elements)
-    assert torch.allclose(flat(other), flat(merged), rtol=1e-6, atol=0)
+    assert torch.equal(flat(other), flat(merged))
     assert again.zero_fraction == analysis.zero_fraction
     assert again.conflict_histogram == analysis.conflict_histogram
 
@@ -121,3 +136,67 @@ def test_the_row_and_its_name_agree_and_its_defaults_are_valid(rule):
 def test_zero_fraction_counts_the_zeros_of_the_result(rule):
     merged, analysis = merge(made(3, seed=6), rule)
     assert analysis.zero_fraction == (flat(merged) == 0).double().mean().item()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused_and_its_owner_named(rule, bad):
+    updates = made(3)
+    updates[1]["b"][4] = bad
+    with pytest.raises(ArtifactError, match="shop: b holds a NaN or Inf"):
+        merge(updates, rule, names=["bank", "shop", "farm"])
+
+
+def test_one_client_alone_is_taken_as_it_is(rule):
+    update = made(1, seed=7)[0]
+    keep_all = {"density": 1.0} if rule == "ties" else certain(rule)
+    merged, _ = merge([update], rule, rows=[3], **keep_all)
+    assert torch.equal(flat(merged), flat(update))
+
+
+def test_how_an_update_is_cut_into_tensors_does_not_matter(rule):
+    updates, names = made(3, seed=8), ["bank", "shop", "farm"]
+    merged, _ = merge(updates, rule, names=names)
+    whole, _ = merge([{"all": flat(update).float()} for update in updates], rule, names=names)
+    assert torch.equal(flat(whole), flat(merged))
+
+
+@pytest.mark.parametrize("limit", [3.0, 1e-3, 1e-30, "median"])
+def test_clipping_is_merging_the_clipped_updates(rule, limit):
+    updates = [times(update, factor) for update, factor in zip(made(4, seed=9), (1.0, 5.0, 0.3, 40.0), strict=True)]
+    norms = [flat(update).norm().item() for update in updates]
+    bound = sum(sorted(norms)[1:3]) / 2 if limit == "median" else limit
+    by_hand = [
+        {name: tensor.double() * min(1.0, bound / norm) for name, tensor in update.items()}
+        for update, norm in zip(updates, norms, strict=True)
+    ]
+    wide = [{name: tensor.double() for name, tensor in update.items()} for update in updates]
+    merged, _ = merge(wide, rule, clip_norm=limit)
+    assert torch.allclose(flat(merged), flat(merge(by_hand, rule)[0]), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("limit", [2.0, 1e-30, "median"])
+def test_clipping_leaves_the_analysis_alone(rule, limit):
+    updates = made(4, seed=10)
+    _, plain = merge(updates, rule, rows=[1, 2, 3, 4])
+    _, analysis = merge(updates, rule, rows=[1, 2, 3, 4], clip_norm=limit)
+    assert {**analysis.as_dict(), "zero_fraction": None} == {**plain.as_dict(), "zero_fraction": None}
+
+
+def test_a_limit_that_nobody_reaches_changes_no_bit(rule):
+    updates = made(4, seed=11)
+    merged, analysis = merge(updates, rule, clip_norm=1e6)
+    plain, expected = merge(updates, rule)
+    assert torch.equal(flat(merged), flat(plain))
+    assert analysis == expected
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan, math.inf, "mean", True])
+def test_a_wrong_limit_is_explained(rule, limit):
+    with pytest.raises(UsageError, match=f"{rule}: clip_norm is"):
+        merge(made(2), rule, clip_norm=limit)
+
+
+def test_another_seed_matters_only_to_rules_that_draw(rule):
+    updates = made(3, seed=12)
+    same = torch.equal(flat(merge(updates, rule, seed=1)[0]), flat(merge(updates, rule, seed=2)[0]))
+    assert same == (RULES[rule].thin is None)

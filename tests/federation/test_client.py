@@ -3,7 +3,7 @@ import torch
 
 from fedproxy.config import Federate
 from fedproxy.federation.client import STRENGTH, regularisation
-from fedproxy.federation.coordinator import Order
+from fedproxy.federation.messages import Order
 from fedproxy.federation.regularise import PENALTIES
 
 CPU = torch.device("cpu")

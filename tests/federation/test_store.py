@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from fedproxy.errors import ArtifactError
-from fedproxy.federation.coordinator import Closed
+from fedproxy.errors import ArtifactError, ResourceError
+from fedproxy.federation import store as store_module
+from fedproxy.federation.messages import Closed
 from fedproxy.federation.store import RoundStore
 
 
@@ -52,3 +53,47 @@ def test_a_renamed_round_is_noticed(tmp_path):
     (tmp_path / "0002").rename(tmp_path / "0001")
     with pytest.raises(ArtifactError, match="is of round 2, not 1"):
         store.latest()
+
+
+def test_old_rounds_lose_their_tensors_and_keep_their_records(tmp_path):
+    store = RoundStore(tmp_path, keep=2)
+    for number in range(1, 5):
+        store.save(closed(number), seconds=1)
+    assert [sorted(p.name for p in (tmp_path / f"{n:04d}").iterdir()) for n in (1, 2)] == [["round.json"]] * 2
+    assert all((tmp_path / f"{n:04d}" / "adapter.safetensors").exists() for n in (3, 4))
+    assert (store.count(), store.latest().round, len(store.latest().records)) == (4, 4, 4)
+
+
+def test_what_a_kill_left_of_old_rounds_goes_with_the_next(tmp_path):
+    for number in range(1, 4):
+        RoundStore(tmp_path).save(closed(number), seconds=1)
+    (tmp_path / "0002" / "adapter.safetensors").unlink()  # killed between the two
+    RoundStore(tmp_path, keep=1).save(closed(4), seconds=1)
+    assert [p.name for p in sorted(tmp_path.rglob("*.safetensors"))] == ["adapter.safetensors", "conflict.safetensors"]
+    assert RoundStore(tmp_path).latest().adapter["w"].tolist() == [4.0, 4.0, 4.0]
+
+
+def test_old_rounds_are_removed_only_when_the_new_one_is_there(tmp_path, monkeypatch):
+    store = RoundStore(tmp_path, keep=1)
+    store.save(closed(1), seconds=1)
+
+    def full(path, tensors):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module, "save_tensors", full)
+    with pytest.raises(ResourceError):
+        store.save(closed(2), seconds=1)
+    assert store.latest().round == 1
+
+
+def test_the_spool_is_empty_at_first_and_never_a_round(tmp_path):
+    store = RoundStore(tmp_path)
+    (store.spool() / "1").write_bytes(b"reply")
+    assert list(store.spool().iterdir()) == []
+    assert (store.count(), store.latest()) == (0, None)
+    spool = store.spool()
+    store.save(closed(1), seconds=1)
+    assert not spool.exists()
+    store.spool()
+    assert store.latest().round == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["0001"]

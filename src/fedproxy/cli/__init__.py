@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -19,7 +20,20 @@ INTERRUPTED = 130
 
 
 def _command() -> click.Command:
-    from fedproxy.cli import compress, demo, doctor, evaluate, federate, fuse, merge, report, run
+    from fedproxy.cli import (
+        compress,
+        demo,
+        doctor,
+        evaluate,
+        federate,
+        fuse,
+        join,
+        keys,
+        merge,
+        report,
+        run,
+        serve,
+    )
 
     app = typer.Typer(
         name="fedproxy",
@@ -31,17 +45,23 @@ def _command() -> click.Command:
         epilog="Every command takes --debug, which shows the traceback of an error. Exit codes: 0 done, 1 our bug, "
         "2 usage or config, 3 bad input artifact, 4 federation failed, 5 disk or memory.",
     )
-    for module in (demo, run, compress, federate, merge, fuse, evaluate, report, doctor):
+    for module in (demo, run, compress, federate, serve, join, merge, fuse, evaluate, report, doctor):
         name = module.__name__.rpartition(".")[2]
         app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
+    app.add_typer(keys.app, name="keys")
     group = typer.main.get_command(app)
-    for command in group.commands.values():  # type: ignore[attr-defined]
-        hints = typing.get_type_hints(command.callback.__wrapped__, include_extras=True)
+    for command in _leaves(group):
+        hints = typing.get_type_hints(command.callback.__wrapped__, include_extras=True)  # type: ignore[union-attr]
         for parameter in command.params:
             # typer 0.20 loses the help of arguments with click 8.4 and later, which reset it.
             if parameter.param_type_name == "argument":
                 parameter.help = hints[parameter.name].__metadata__[0].help
     return group
+
+
+def _leaves(command: click.Command) -> Iterator[click.Command]:
+    for below in getattr(command, "commands", {}).values():
+        yield from _leaves(below) if hasattr(below, "commands") else [below]
 
 
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:

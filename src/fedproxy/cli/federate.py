@@ -7,6 +7,7 @@ import typer
 
 from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json, progress
 from fedproxy.cli.sheets import print_sheet
+from fedproxy.errors import UsageError
 
 EXAMPLE = "fedproxy federate experiment.toml --out runs/first"
 
@@ -14,7 +15,9 @@ EXAMPLE = "fedproxy federate experiment.toml --out runs/first"
 def federate(
     experiment: Annotated[Path, typer.Argument(help="The experiment file (TOML).")],
     out: Out,
-    engine: Annotated[str, typer.Option(help="inline: all clients in this process.")] = "inline",
+    engine: Annotated[
+        str, typer.Option(help="inline: all clients in this process. simulation: Flower on this machine.")
+    ] = "inline",
     resume: Resume = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -22,6 +25,8 @@ def federate(
     """Compress the LLM and tune its proxy with the clients' data, round by round."""
     from fedproxy.pipeline import federate as federate_experiment
 
+    if engine == "deployment":
+        raise UsageError(f"Clients elsewhere need an address and keys: fedproxy serve {experiment} --out {out} --help")
     with progress() as show:
         run = federate_experiment(
             experiment,

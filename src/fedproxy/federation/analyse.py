@@ -15,6 +15,14 @@ from fedproxy.tensors import CHUNK_ELEMENTS, Span, Tensors, check_finite, check_
 EQUAL = 1e-9
 """Heterogeneities closer than this are one value: what remains between them is rounding of the dot products."""
 
+LANES, BLOCK, SEGMENT = 8, 512, 1 << 16
+"""The order in which a dot product is summed, so that neither chunks, nor threads, nor who computes it change a bit.
+
+The long vector is cut into segments of `SEGMENT` coordinates, these into blocks of `BLOCK`. In a block lane l of
+`LANES` sums the products at l, l + LANES, ... in this order; a segment sums its blocks lane by lane in order, then its
+lanes in pairs; the segments are summed in order.
+"""
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -93,9 +101,18 @@ def check_updates(updates: Sequence[Tensors], names: Sequence[str] | None) -> li
 
 
 def measure(
-    updates: Sequence[Tensors], names: Sequence[str] | None = None, chunk_elements: int = CHUNK_ELEMENTS
+    updates: Sequence[Tensors],
+    names: Sequence[str] | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    levels: Tensors | None = None,
 ) -> Statistics:
     """Check the updates and collect what the analysis needs, in one walk.
+
+    Args:
+        updates: One mapping a client.
+        names: The clients' names.
+        chunk_elements: Values held at once (at least one block of each client's).
+        levels: Tensors that receive the disagreement of every coordinate (see `empty_levels`), if wanted.
 
     Raises:
         UsageError: there is no update, or another number of names than of updates.
@@ -105,16 +122,55 @@ def measure(
     count = len(updates)
     gram = torch.zeros(count, count, dtype=torch.float64)
     histogram = torch.zeros(count + 1, dtype=torch.int64)
-    for _, values in stacked(updates, chunk_elements):
-        wide = values.double()
-        products = wide @ wide.T
-        if not products.isfinite().all():
-            for name, update in zip(names, updates, strict=True):
-                check_finite(update, name)
-            raise ArtifactError(f"{', '.join(names)}: an update's squared norm exceeds float64. Leave it out.")
-        gram += products.cpu()
-        histogram += torch.bincount(_disagreement(values), minlength=count + 1).cpu()
-    return Statistics(names, parameter_count(updates[0]), (gram + gram.T) / 2, histogram.tolist())
+    blocks = max(1, chunk_elements // count // BLOCK)
+    lanes, done = torch.zeros(count, count, LANES, dtype=torch.float64), 0
+    for spans, values in stacked(updates, blocks * BLOCK * count):
+        for products in _block_products(values.double()).cpu().unbind(dim=2):
+            lanes += products
+            done += 1
+            if done % (SEGMENT // BLOCK) == 0:
+                gram += _summed_in_pairs(lanes)
+                lanes.zero_()
+        disagreement = _disagreement(values)
+        histogram += torch.bincount(disagreement, minlength=count + 1).cpu()
+        if levels is not None:
+            for span, part in zip(spans, disagreement.split_with_sizes([s.stop - s.start for s in spans]), strict=True):
+                span.of(levels).copy_(part)
+    gram += _summed_in_pairs(lanes)
+    check_gram(gram, updates, names)
+    return Statistics(names, parameter_count(updates[0]), gram, histogram.tolist())
+
+
+def _block_products(wide: torch.Tensor) -> torch.Tensor:
+    """The lanes of the dot products of each block, see `BLOCK`: [K, n], float64 → [K, K, blocks, LANES]."""
+    count, width = wide.shape
+    padded = torch.nn.functional.pad(wide, (0, -width % BLOCK))
+    steps = padded.view(count, -1, BLOCK // LANES, LANES).permute(2, 0, 1, 3).contiguous()
+    total = torch.zeros(count, *steps.shape[1:], dtype=wide.dtype, device=wide.device)
+    product = torch.empty_like(total)
+    for step in steps:
+        total += torch.mul(step[:, None], step[None], out=product)
+    return total
+
+
+def _summed_in_pairs(lanes: torch.Tensor) -> torch.Tensor:
+    """Sum over the last dimension, of length `LANES`, by halves: [..., LANES] → [...]."""
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
+
+
+def check_gram(gram: torch.Tensor, updates: Sequence[Tensors], names: Sequence[str]) -> None:
+    """Check that the updates are finite, by their dot products [K, K].
+
+    Raises:
+        ArtifactError: one holds NaN or Inf, or its squared norm exceeds float64.
+    """
+    if not gram.isfinite().all():
+        for name, update in zip(names, updates, strict=True):
+            check_finite(update, name)
+        raise ArtifactError(f"{', '.join(names)}: an update's squared norm exceeds float64. Leave it out.")
 
 
 def _disagreement(values: torch.Tensor) -> torch.Tensor:
@@ -123,6 +179,17 @@ def _disagreement(values: torch.Tensor) -> torch.Tensor:
     if count == 1:
         return torch.zeros(values.shape[1], dtype=torch.int64, device=values.device)
     return count - values.sign().sum(dim=0).abs().long()
+
+
+def empty_levels(updates: Sequence[Tensors]) -> dict[str, torch.Tensor]:
+    """Tensors for the disagreement K - |sum of signs| of every coordinate: uint8, or int16 for more than 255 clients."""
+    dtype = torch.uint8 if len(updates) < 256 else torch.int16
+    return {name: torch.empty(t.shape, dtype=dtype, device=t.device) for name, t in updates[0].items()}
+
+
+def conflict_of(levels: Tensors, clients: int) -> dict[str, torch.Tensor]:
+    """Conflict, Eq. 7, from the disagreement of K clients: C = levels / K, float32."""
+    return {name: tensor.float() / clients for name, tensor in levels.items()}
 
 
 def similarity(gram: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from fedproxy.config import Federate, Train
-from fedproxy.federation.coordinator import Order, Reply
+from fedproxy.federation.messages import Order, Reply
 from fedproxy.federation.regularise import penalty
 from fedproxy.models.lora import AdaptedModel, adapter_state, set_adapter_state
 from fedproxy.models.training import Encoded, Penalty, train

@@ -1,186 +1,274 @@
-"""The server's mind without hands: what a round sends, which replies count, and what they make together.
+"""The server's mind without hands: whom a round asks, which replies count, and what they make together.
 
-It opens no socket, reads no file and imports no engine; engines drive it:
+It opens no socket, reads no file and imports no engine; `rounds.drive` moves it:
 
-    order = coordinator.begin()          # what every client gets
-    coordinator.receive(reply)           # one at a time; a reply that cannot be used is quarantined with its reason
-    closed = coordinator.close()         # the merged adapter, or FederationError without a quorum
+    order = coordinator.begin(available)     # what every client of `coordinator.asked` gets
+    coordinator.receive(sender, answer)      # one at a time; what cannot be used is recorded with its reason
+    closed = coordinator.close()             # the merged adapter, or QuorumError
 
 Replies are merged in the order of the clients' names, so the result does not depend on who was first.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError
-from fedproxy.federation.analyse import conflict
-from fedproxy.federation.merge import merge
-from fedproxy.tensors import Tensors, check_finite, check_layout
+from fedproxy.federation.analyse import conflict_of
+from fedproxy.federation.merge import merge_round
+from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, level_dtype, size_in_bytes
+from fedproxy.federation.reply_checks import checked_norm, outliers, strikes
+from fedproxy.seeds import derive_seed
+from fedproxy.tensors import Tensors, parameter_count
+
+__all__ = ["Closed", "Coordinator", "Order", "QuorumError", "Refusal", "Reply"]
+
+REASON_CHARACTERS = 500
+"""Of a fault's reason at most so much is recorded: a client may have a say in it."""
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a client gets for a round: the global adapter φ_t, and the conflict of the round before (none at first)."""
-
-    round: int
-    adapter: Tensors
-    conflict: Tensors | None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a client returns: its update τ_k = φ_k − φ_t, and what the training was.
+class QuorumError(FederationError):
+    """A round with too few valid replies; the round stays undone.
 
     Attributes:
-        client: Its name.
-        round: The round it answers.
-        update: τ_k by tensor name, the layout of the order's adapter.
-        rows: Training rows.
-        tokens: Tokens trained on.
-        steps: Optimizer steps.
-        loss: Mean training loss, nats per token.
-        seconds: Time the training took.
+        repeatable: Whether asking again can change anything: a client did not answer in time, failed, or was not
+            asked. Replies that were all there and invalid would come again, since training is deterministic.
     """
 
-    client: str
-    round: int
-    update: Tensors
-    rows: int
-    tokens: int
-    steps: int
-    loss: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Closed:
-    """A complete round: φ_{t+1}, the conflict its updates showed, and the record for `round.json`."""
-
-    round: int
-    adapter: dict[str, torch.Tensor]
-    conflict: dict[str, torch.Tensor]
-    record: dict[str, Any]
+    def __init__(self, message: str, *, repeatable: bool) -> None:
+        super().__init__(message)
+        self.repeatable = repeatable
 
 
 @dataclass
 class _Open:
     order: Order
+    asked: tuple[str, ...]
+    needed: int
+    everyone: bool
     replies: dict[str, Reply] = field(default_factory=dict)
-    quarantined: list[dict[str, str]] = field(default_factory=list)
+    norms: dict[str, float] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)
+    faults: list[dict[str, str]] = field(default_factory=list)
 
+    def fault(self, client: str, kind: Kind, reason: str) -> str:
+        plain = "".join(c if c.isprintable() else " " for c in reason)[:REASON_CHARACTERS]
+        self.faults.append({"client": client, "kind": kind, "reason": plain})
+        return plain
 
-def size_in_bytes(tensors: Tensors | None) -> int:
-    """Bytes of all tensors together."""
-    return sum(t.numel() * t.element_size() for t in (tensors or {}).values())
+    def record(self) -> dict[str, Any]:
+        """Who was asked and what did not count, in an order that does not depend on who was first."""
+        faults = sorted(self.faults, key=lambda fault: (fault["client"], fault["kind"], fault["reason"]))
+        return {
+            "asked": list(self.asked),
+            "dropouts": [name for name in self.asked if name not in self.answered],
+            "refused": [fault for fault in faults if fault["kind"] in ("declined", "failed")],
+            "quarantined": [fault for fault in faults if fault["kind"] in ("invalid", "late")],
+        }
 
 
 class Coordinator:
     """The rounds of one federation as a state machine; `adapter` is φ after the last complete round.
 
     Args:
-        clients: Names of the clients.
+        clients: Names of the clients, the roster.
         adapter: φ of the next round: the fresh adapter, or that of the last complete round.
         settings: The [federate] table.
+        seed: The experiment's seed; whom a round asks, and what a merge rule draws, depend on it and the round.
         conflict: Conflict of the last complete round; none before the first.
-        completed: Number of complete rounds.
+        records: The records of the complete rounds, in order.
     """
 
     def __init__(
         self,
-        clients: Sequence[str],
+        clients: Collection[str],
         adapter: Tensors,
         settings: Federate,
         *,
+        seed: int = 0,
         conflict: Tensors | None = None,
-        completed: int = 0,
+        records: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.clients = tuple(sorted(clients))
-        self.completed = completed
-        self.adapter, self._conflict, self._settings = adapter, conflict, settings
+        self.adapter, self.settings = adapter, settings
+        self.completed = len(records)
+        self.strikes = strikes(records)
+        self._seed, self._conflict = seed, conflict
+        self._voters = int(records[-1]["analysis"]["clients"]) if records else 0
+        self._attempts: list[dict[str, Any]] = []
         self._open: _Open | None = None
 
     @property
     def done(self) -> bool:
         """Whether all rounds are complete."""
-        return self.completed >= self._settings.rounds
+        return self.completed >= self.settings.rounds
+
+    @property
+    def eligible(self) -> frozenset[str]:
+        """The clients that may be asked: those with fewer strikes than the limit."""
+        return frozenset(name for name in self.clients if self.strikes[name] < self.settings.strikes)
+
+    @property
+    def target(self) -> int:
+        """Clients that a full round asks: a share of those that may be asked, and no fewer than a quorum."""
+        return max(_share(self.settings.participation, len(self.eligible)), self.needed)
 
     @property
     def needed(self) -> int:
-        """Valid replies that a round needs."""
-        return math.ceil(self._settings.quorum * len(self.clients))
+        """Valid replies that the next round needs. A share counts what a full round asks, not only who is there."""
+        if isinstance(self.settings.quorum, int):
+            return self.settings.quorum
+        return _share(self.settings.quorum, _share(self.settings.participation, len(self.eligible)))
 
-    def begin(self) -> Order:
-        """Open the next round."""
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The clients that the open round asks, sorted."""
+        return self._current().asked
+
+    def _current(self) -> _Open:
+        if self._open is None:
+            raise RuntimeError("no round is open")
+        return self._open
+
+    def admit(self, client: str) -> None:
+        """Add a client to the roster; it can be asked from the next round on."""
+        self.clients = tuple(sorted({*self.clients, client}))
+
+    def begin(self, available: Collection[str]) -> Order:
+        """Open the next round, or the last one again if it had no quorum.
+
+        Which of the available clients are asked depends on seed, round and attempt alone: they are ranked by a hash,
+        so that another client's coming or going does not shuffle the rest.
+
+        Args:
+            available: Names of those who can take part now.
+
+        Raises:
+            FederationError: they are fewer than the round needs.
+        """
         if self._open is not None or self.done:
             raise RuntimeError("begin: a round is open, or all are complete")
-        self._open = _Open(Order(self.completed + 1, self.adapter, self._conflict))
-        return self._open.order
+        number, attempt = self.completed + 1, len(self._attempts)
+        present = self.eligible.intersection(available)
+        if len(present) < self.needed:
+            raise FederationError(self.too_few(present))
+        ranked = sorted(present, key=lambda name: derive_seed(self._seed, "participation", number, attempt, name))
+        asked = tuple(sorted(ranked[: self.target]))
+        order = Order(number, self.adapter, self._conflict, self._voters)
+        self._open = _Open(order, asked, self.needed, everyone=len(asked) == len(self.eligible))
+        return order
 
-    def receive(self, reply: Reply) -> str | None:
-        """Take a client's reply.
+    def too_few(self, present: Collection[str]) -> str:
+        """The sentence that says who is there and how many the next round needs."""
+        struck = sorted(set(self.clients) - self.eligible)
+        return (
+            f"Round {self.completed + 1} needs {self.needed} clients (quorum {self.settings.quorum}), "
+            f"there are {len(present)}: {', '.join(sorted(present)) or 'none'}. "
+            f"Missing: {', '.join(sorted(self.eligible.difference(present))) or 'none'}."
+            + f" No longer asked after {self.settings.strikes} invalid replies: {', '.join(struck)}." * bool(struck)
+            + " Start the missing clients and go on with --resume, or lower [federate] quorum."
+        )
+
+    def receive(self, sender: str, answer: Reply | Refusal) -> str | None:
+        """Take a client's answer. The first to a round counts; what comes late or twice is recorded and left out.
+
+        Args:
+            sender: The client that sent it, as the transport knows it; the strikes are its own, whatever name the
+                answer claims.
+            answer: What it sent.
 
         Returns:
-            None if it counts, else the reason why it is quarantined.
+            None if it is a reply that counts, else the reason why not.
         """
-        if self._open is None:
-            raise RuntimeError("receive: no round is open")
-        reason = self._fault(reply, self._open)
-        if reason is None:
-            self._open.replies[reply.client] = reply
-        else:
-            self._open.quarantined.append({"client": reply.client, "reason": reason})
-        return reason
-
-    def _fault(self, reply: Reply, state: _Open) -> str | None:
-        if reply.client not in self.clients:
-            return f"{reply.client} takes no part in this federation"
-        if reply.round != state.order.round:
-            return f"it answers round {reply.round}, this is round {state.order.round}"
-        if reply.client in state.replies:
-            return "it replied already"
-        deadline = self._settings.deadline
-        if deadline and reply.seconds > seconds(deadline):
-            return f"it took {reply.seconds:.0f} s, the deadline is {deadline}"
-        if reply.rows < 1 or reply.steps < 1 or not math.isfinite(reply.loss):
-            return f"rows {reply.rows}, steps {reply.steps}, loss {reply.loss}: nothing was trained"
+        state = self._current()
+        if sender not in self.clients:
+            return state.fault(sender, "invalid", f"{sender} takes no part in this federation")
+        if late := self._late(sender, answer, state):
+            return state.fault(sender, "late", late)
+        state.answered.add(sender)
+        if isinstance(answer, Refusal):
+            return self._fault(state, sender, answer.kind, answer.reason)
+        if answer.client != sender:
+            return self._fault(state, sender, "invalid", f"it came under the name {answer.client!r}")
+        if answer.round != state.order.round:
+            return self._fault(state, sender, "invalid", _other_round(answer.round, state.order.round))
+        if answer.rows < 1 or answer.steps < 1 or not math.isfinite(answer.loss):
+            trained = f"rows {answer.rows}, steps {answer.steps}, loss {answer.loss}: nothing was trained"
+            return self._fault(state, sender, "invalid", trained)
         try:
-            check_layout(state.order.adapter, reply.update, reply.client)
-            check_finite(reply.update, reply.client)
+            norm = checked_norm(answer.update, state.order.adapter, sender)
         except ArtifactError as error:
-            return str(error)
+            return self._fault(state, sender, "invalid", str(error))
+        limit = self.settings.max_norm
+        if limit is not None and norm > limit:
+            return self._fault(state, sender, "invalid", f"its norm {norm:.4g} exceeds max_norm {limit:g}")
+        state.replies[sender], state.norms[sender] = answer, norm
+        return None
+
+    def _fault(self, state: _Open, client: str, kind: Kind, reason: str) -> str:
+        if kind == "invalid":
+            self.strikes[client] += 1
+        return state.fault(client, kind, reason)
+
+    def _late(self, sender: str, answer: Reply | Refusal, state: _Open) -> str | None:
+        """Why nothing is awaited from the sender any more, if so."""
+        if answer.round < state.order.round:
+            return _other_round(answer.round, state.order.round)
+        if sender in state.answered:
+            return "it replied already"
+        if sender not in state.asked:
+            return "it was not asked in this round"
+        deadline = self.settings.deadline
+        if deadline and isinstance(answer, Reply) and answer.seconds > seconds(deadline):
+            return f"it took {answer.seconds:.0f} s, the deadline is {deadline}"
         return None
 
     def close(self) -> Closed:
-        """Merge what was received and end the round.
+        """Leave out updates of outlying norm, merge the rest and end the round.
 
         Raises:
-            FederationError: fewer valid replies than the quorum; the round stays undone.
+            QuorumError: fewer valid replies than needed.
         """
-        if self._open is None:
-            raise RuntimeError("close: no round is open")
-        state, self._open = self._open, None
+        state, self._open = self._current(), None
+        for name, reason in outliers(state.norms, self.settings.max_norm_ratio).items():
+            del state.replies[name]
+            self._fault(state, name, "invalid", reason)
+        if len(state.replies) < state.needed:
+            raise self._miss(state)
         replies = [state.replies[name] for name in sorted(state.replies)]
-        if len(replies) < self.needed:
-            reasons = "".join(f"\n  - {q['client']}: {q['reason']}" for q in state.quarantined)
-            raise FederationError(
-                f"Round {state.order.round} has {len(replies)} valid replies of {len(self.clients)}; the quorum "
-                f"{self._settings.quorum} needs {self.needed}.{reasons}"
-            )
         updates, names = [reply.update for reply in replies], [reply.client for reply in replies]
-        rows = [reply.rows for reply in replies]
-        merged, analysis = merge(updates, self._settings.merge, rows=rows, names=names, **self._settings.merge_options)
+        merged, levels, analysis = merge_round(
+            updates,
+            self.settings.merge,
+            rows=[reply.rows for reply in replies],
+            names=names,
+            seed=derive_seed(self._seed, "merge", state.order.round),
+            **self.settings.merge_options,
+        )
         adapter = {name: tensor + merged[name] for name, tensor in self.adapter.items()}
-        closed = Closed(state.order.round, adapter, conflict(updates), self._record(state, replies, analysis.as_dict()))
-        self.adapter, self._conflict, self.completed = adapter, closed.conflict, closed.round
+        record = self._record(state, replies, analysis.as_dict())
+        closed = Closed(state.order.round, adapter, conflict_of(levels, len(updates)), record)
+        self.adapter, self._conflict, self._voters = adapter, closed.conflict, len(replies)
+        self.completed, self._attempts = closed.round, []
         return closed
 
+    def _miss(self, state: _Open) -> QuorumError:
+        record = state.record()
+        self._attempts.append(record)
+        faults = [f"{fault['client']}: {fault['reason']}" for fault in record["refused"] + record["quarantined"]]
+        faults += [f"{name}: no reply in time" for name in record["dropouts"]]
+        failed = any(fault["kind"] == "failed" for fault in record["refused"])
+        return QuorumError(
+            f"Round {state.order.round} has {len(state.replies)} valid replies of {len(state.asked)}; the quorum "
+            f"{self.settings.quorum} needs {state.needed}." + "".join(f"\n  - {fault}" for fault in faults),
+            repeatable=bool(record["dropouts"]) or failed or not state.everyone,
+        )
+
     def _record(self, state: _Open, replies: list[Reply], analysis: Mapping[str, Any]) -> dict[str, Any]:
-        down = size_in_bytes(state.order.adapter) + size_in_bytes(state.order.conflict)
+        conflict_bytes = parameter_count(state.order.conflict or {}) * level_dtype(state.order.voters).itemsize
+        down = size_in_bytes(state.order.adapter) + conflict_bytes
         return {
             "round": state.order.round,
             "clients": {
@@ -195,6 +283,17 @@ class Coordinator:
                 }
                 for reply in replies
             },
-            "quarantined": state.quarantined,
+            **state.record(),
+            "attempts": self._attempts,
+            "norms": {name: state.norms[name] for name in sorted(state.norms)},
             "analysis": dict(analysis),
         }
+
+
+def _share(share: float, count: int) -> int:
+    """The share of `count`, rounded up, at least 1; a product that is whole but for float rounding counts as whole."""
+    return max(1, math.ceil(share * count - 1e-9))
+
+
+def _other_round(given: int, current: int) -> str:
+    return f"it answers round {given}, this is round {current}"

@@ -7,32 +7,59 @@ from typing import Any
 
 import torch
 
-from fedproxy.artifacts import new_directory, read_json, write_json
+from fedproxy.artifacts import new_directory, os_error, read_json, write_json
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.coordinator import Closed
+from fedproxy.federation.messages import Closed
 from fedproxy.tensor_files import load_tensors, save_tensors
+
+_TENSORS = ("adapter.safetensors", "conflict.safetensors")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The last complete round as read back."""
+    """The last complete round as read back, and the records of all complete rounds."""
 
     round: int
     adapter: dict[str, torch.Tensor]
     conflict: dict[str, torch.Tensor]
+    records: list[dict[str, Any]]
 
 
 class RoundStore:
-    """The folder RUN/rounds: 0001/, 0002/, ..., each with adapter.safetensors, conflict.safetensors and round.json."""
+    """The folder RUN/rounds: 0001/, 0002/, ..., each with adapter.safetensors, conflict.safetensors and round.json.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    Args:
+        folder: The folder.
+        keep: Rounds whose tensors are kept, 0 for all; every round keeps its round.json.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 0) -> None:
+        self.folder, self._keep = Path(folder), keep
 
     def _of(self, number: int) -> Path:
         return self.folder / f"{number:04d}"
 
+    def spool(self) -> Path:
+        """An empty folder for the open round's replies; what lay in it before is gone.
+
+        Raises:
+            UsageError, ResourceError: it cannot be made.
+        """
+        folder = self.folder / ".open"
+        try:
+            self._clear_spool()
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise os_error(error, folder) from error
+        return folder
+
+    def _clear_spool(self) -> None:
+        shutil.rmtree(self.folder / ".open", ignore_errors=True)
+
     def save(self, closed: Closed, *, seconds: float) -> None:
         """Write a complete round; it is there, synced, when this returns.
+
+        Only then are the tensors of rounds that need not be kept removed, and the open round's replies.
 
         Raises:
             ResourceError: the disk is full; the rounds before are untouched.
@@ -41,6 +68,11 @@ class RoundStore:
             save_tensors(folder / "adapter.safetensors", closed.adapter)
             save_tensors(folder / "conflict.safetensors", closed.conflict)
             write_json(folder / "round.json", {**closed.record, "seconds": seconds})
+        self._clear_spool()
+        if self._keep:
+            for number in range(1, closed.round - self._keep + 1):
+                for name in _TENSORS:
+                    (self._of(number) / name).unlink(missing_ok=True)
 
     def count(self) -> int:
         """Number of complete rounds, counted from the first without a gap."""
@@ -50,24 +82,33 @@ class RoundStore:
         return number
 
     def records(self) -> list[dict[str, Any]]:
-        """The `round.json` of every complete round."""
-        return [read_json(self._of(number) / "round.json") for number in range(1, self.count() + 1)]
+        """The `round.json` of every complete round.
+
+        Raises:
+            ArtifactError: a record is damaged, or that of another round.
+        """
+        found = []
+        for number in range(1, self.count() + 1):
+            path = self._of(number) / "round.json"
+            record = read_json(path)
+            if not isinstance(record, dict) or record.get("round") != number:
+                given = record.get("round") if isinstance(record, dict) else None
+                raise ArtifactError(f"{path} is of round {given}, not {number}.")
+            found.append(record)
+        return found
 
     def latest(self) -> Stored | None:
-        """Read the last complete round; none if there is none. Leftovers of a killed write are removed.
+        """Read the last complete round; none if there is none. Leftovers of a killed process are removed.
 
         Raises:
             ArtifactError: the round is damaged.
         """
+        self._clear_spool()
         for leftover in self.folder.glob(".*.tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        number = self.count()
-        if number == 0:
+        records = self.records()
+        if not records:
             return None
-        folder = self._of(number)
-        record = read_json(folder / "round.json")
-        if record.get("round") != number:
-            raise ArtifactError(f"{folder}/round.json is of round {record.get('round')}, not {number}.")
-        return Stored(
-            number, load_tensors(folder / "adapter.safetensors"), load_tensors(folder / "conflict.safetensors")
-        )
+        folder = self._of(len(records))
+        adapter, conflict = (load_tensors(folder / name) for name in _TENSORS)
+        return Stored(len(records), adapter, conflict, records)

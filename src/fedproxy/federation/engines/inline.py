@@ -1,30 +1,40 @@
 """The inline engine: all clients one after the other in this process, on one proxy whose adapter is swapped."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
-from fedproxy.federation.coordinator import Closed, Coordinator, Order, Reply
+from fedproxy.errors import ArtifactError, FedproxyError, ResourceError, UsageError
+from fedproxy.federation.messages import Order, Refusal, Reply
 
 
-def drive(
-    coordinator: Coordinator,
-    answer: Callable[[Order, str], Reply],
-    on_closed: Callable[[Closed, float], None],
-) -> None:
-    """Run the rounds that are left.
+class InlineExchange:
+    """An `Exchange` whose clients are a function; all are there at any time.
+
+    A reply's own `seconds` are held against the deadline. A training that fails costs the round that client's reply;
+    what is wrong with this process or its inputs ends the run.
 
     Args:
-        coordinator: The federation.
         answer: Trains as the named client and returns its reply.
-        on_closed: Called with each complete round and the seconds it took; it stores the round before the next begins.
-
-    Raises:
-        FederationError: a round has no quorum.
+        names: The clients' names.
     """
-    while not coordinator.done:
-        started = time.perf_counter()
-        order = coordinator.begin()
-        for name in coordinator.clients:
-            coordinator.receive(answer(order, name))
-        closed = coordinator.close()
-        on_closed(closed, time.perf_counter() - started)
+
+    def __init__(self, answer: Callable[[Order, str], Reply], names: Sequence[str]) -> None:
+        self._answer, self._names = answer, tuple(names)
+
+    def available(self) -> Sequence[str]:
+        """All clients."""
+        return self._names
+
+    def ask(
+        self, order: Order, clients: Sequence[str], deadline: float | None
+    ) -> Iterator[tuple[str, Reply | Refusal]]:
+        """Train as each of `clients` in turn."""
+        for name in clients:
+            yield name, self._try(order, name)
+
+    def _try(self, order: Order, name: str) -> Reply | Refusal:
+        try:
+            return self._answer(order, name)
+        except (UsageError, ArtifactError, ResourceError):
+            raise
+        except FedproxyError as error:
+            return Refusal(name, order.round, str(error))

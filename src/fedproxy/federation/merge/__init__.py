@@ -1,26 +1,30 @@
 """Merging the clients' updates into one. To add a rule: a file here that ends in a `Rule`, and its row in `RULES`."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedproxy.errors import UsageError
-from fedproxy.federation.analyse import Analysis, conflict_pieces
+from fedproxy.federation.analyse import Analysis, check_updates, conflict_pieces, empty_levels
 from fedproxy.federation.choice import choose
+from fedproxy.federation.merge.clipping import CLIP_NORM, clipped
+from fedproxy.federation.merge.dare import DARE, DARE_TIES
 from fedproxy.federation.merge.driver import drive
 from fedproxy.federation.merge.h_ties import H_TIES
 from fedproxy.federation.merge.mean import MEAN
+from fedproxy.federation.merge.median import MEDIAN
 from fedproxy.federation.merge.rule import Rule, build_options
 from fedproxy.federation.merge.ties import TIES
+from fedproxy.federation.merge.trimmed_mean import TRIMMED_MEAN
 from fedproxy.tensor_files import read_header, write_tensors
 from fedproxy.tensors import CHUNK_ELEMENTS, MappedTensors, Tensors
 
-__all__ = ["RULES", "Rule", "build_options", "merge", "merge_files", "merge_rule"]
+__all__ = ["RULES", "Rule", "build_options", "configured", "merge", "merge_files", "merge_round", "merge_rule"]
 
-RULES: dict[str, Rule[Any]] = {rule.name: rule for rule in (MEAN, TIES, H_TIES)}
+RULES: dict[str, Rule[Any]] = {rule.name: rule for rule in (MEAN, TIES, H_TIES, MEDIAN, TRIMMED_MEAN, DARE, DARE_TIES)}
 
 
 def merge_rule(name: str) -> Rule[Any]:
@@ -32,12 +36,32 @@ def merge_rule(name: str) -> Rule[Any]:
     return choose("merge rule", name, RULES)
 
 
+def configured(name: str, given: Mapping[str, object]) -> tuple[Rule[Any], Any]:
+    """The merge rule called `name` and its options, as an experiment gives them.
+
+    Args:
+        name: A key of `RULES`.
+        given: Options of the rule, and `clip_norm`, which wraps any rule (see `clipping.clipped`); none, it does not.
+
+    Raises:
+        UsageError: there is no such rule, an option is unknown, or its value of the wrong type or out of range.
+    """
+    row = merge_rule(name)
+    known = {field.name: field for field in dataclasses.fields(row.options)} | {CLIP_NORM: None}
+    for option in given:
+        choose(f"option of the merge rule {name}", option, known)
+    options = build_options(row, {option: value for option, value in given.items() if option != CLIP_NORM})
+    limit = given.get(CLIP_NORM)
+    return (row if limit is None else clipped(row, limit)), options
+
+
 def merge(
     updates: Sequence[Tensors],
     rule: str = "h-ties",
     *,
     rows: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
+    seed: int = 0,
     chunk_elements: int = CHUNK_ELEMENTS,
     **options: object,
 ) -> tuple[dict[str, torch.Tensor], Analysis]:
@@ -46,10 +70,11 @@ def merge(
     Args:
         updates: For each client, its trained minus the global parameters; the same names, shapes and dtypes.
         rule: Name of the merge rule, a key of `RULES`.
-        rows: The clients' numbers of training rows; `mean` weighs by them, other rules do not look.
-        names: The clients' names, for the analysis and for errors.
+        rows: The clients' numbers of training rows; `mean` and `dare` weigh by them, other rules do not look.
+        names: The clients' names, for the analysis, for errors, and for rules that draw at random.
+        seed: For rules that draw at random; another one each round.
         chunk_elements: Values held at once; it bounds the memory and does not change the result.
-        **options: Options of the rule.
+        **options: Options of the rule, and `clip_norm` (see `configured`).
 
     Returns:
         The merged update, with the names, shapes and dtypes of the given ones, and the analysis.
@@ -63,9 +88,56 @@ def merge(
         >>> merged["w"].tolist()
         [2.0, 4.0]
     """
-    row = merge_rule(rule)
+    return _merged(updates, rule, None, rows=rows, names=names, seed=seed, chunk_elements=chunk_elements, **options)
+
+
+def merge_round(
+    updates: Sequence[Tensors],
+    rule: str = "h-ties",
+    *,
+    rows: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+    **options: object,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Analysis]:
+    """Merge the clients' updates, and say how far they disagree at each coordinate, without a walk more for it.
+
+    Args:
+        updates: As of `merge`.
+        rule: Name of the merge rule.
+        rows: The clients' numbers of training rows.
+        names: The clients' names.
+        seed: For rules that draw at random.
+        **options: Options of the rule.
+
+    Returns:
+        The merged update; K - |sum of signs| of every coordinate as integers (`analyse.conflict_of` makes the conflict
+        of Eq. 7 from it); the analysis.
+
+    Raises:
+        UsageError: as of `merge`.
+        ArtifactError: as of `merge`.
+    """
+    check_updates(updates, names)
+    levels = empty_levels(updates)
+    merged, analysis = _merged(updates, rule, levels, rows=rows, names=names, seed=seed, **options)
+    return merged, levels, analysis
+
+
+def _merged(
+    updates: Sequence[Tensors],
+    rule: str,
+    levels: Tensors | None,
+    *,
+    rows: Sequence[int] | None,
+    names: Sequence[str] | None,
+    seed: int,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    **options: object,
+) -> tuple[dict[str, torch.Tensor], Analysis]:
+    row, chosen = configured(rule, options)
     analysis, pieces = drive(
-        updates, row, build_options(row, options), rows=rows, names=names, chunk_elements=chunk_elements
+        updates, row, chosen, rows=rows, names=names, seed=seed, chunk_elements=chunk_elements, levels=levels
     )
     merged = {name: torch.empty(t.shape, dtype=t.dtype, device=t.device) for name, t in updates[0].items()}
     zeros = 0
@@ -84,6 +156,7 @@ def merge_files(
     overwrite: bool = False,
     rows: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
+    seed: int = 0,
     **options: object,
 ) -> Analysis:
     """Merge updates that lie in safetensors files, streaming from file to file.
@@ -96,7 +169,8 @@ def merge_files(
         overwrite: Replace existing files.
         rows: The clients' numbers of training rows.
         names: The clients' names; the file names without them.
-        **options: Options of the rule.
+        seed: For rules that draw at random; another one each round.
+        **options: Options of the rule, and `clip_norm` (see `configured`).
 
     Returns:
         The analysis.
@@ -106,8 +180,7 @@ def merge_files(
         ArtifactError: as of `merge`; or a file is missing or damaged.
         ResourceError: the disk is full.
     """
-    row = merge_rule(rule)
-    chosen = build_options(row, options)
+    row, chosen = configured(rule, options)
     outputs = [Path(path) for path in (out, conflict_out) if path is not None]
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise UsageError(f"{out}: the merged update and the conflict cannot go to the same file.")
@@ -115,9 +188,8 @@ def merge_files(
         if path.exists() and not overwrite:
             raise UsageError(f"{path} exists. Give another path, or --overwrite to replace it.")
     updates = [MappedTensors(path, read_header(path).entries) for path in paths]
-    analysis, pieces = drive(
-        updates, row, chosen, rows=rows, names=[str(path) for path in paths] if names is None else names
-    )
+    given = [str(path) for path in paths] if names is None else names
+    analysis, pieces = drive(updates, row, chosen, rows=rows, names=given, seed=seed)
     zeros = 0
 
     def counted() -> Iterator[torch.Tensor]:

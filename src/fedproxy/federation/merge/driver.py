@@ -5,8 +5,9 @@ from typing import TypeVar
 
 import torch
 
-from fedproxy.federation.analyse import Analysis, measure
-from fedproxy.federation.merge.rule import Rule
+from fedproxy.federation.analyse import Analysis, check_updates, measure
+from fedproxy.federation.merge.kernels import combines, kernels_for
+from fedproxy.federation.merge.rule import Place, Rule
 from fedproxy.federation.merge.top_k import kept_count, thresholds, trimmed
 from fedproxy.tensors import CHUNK_ELEMENTS, Span, Tensors
 
@@ -20,7 +21,9 @@ def drive(
     *,
     rows: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
+    seed: int = 0,
     chunk_elements: int = CHUNK_ELEMENTS,
+    levels: Tensors | None = None,
 ) -> tuple[Analysis, Iterator[tuple[Span, torch.Tensor]]]:
     """Analyse the updates and prepare their merge.
 
@@ -30,7 +33,9 @@ def drive(
         options: Its options.
         rows: The clients' numbers of training rows, for rules that weigh by them.
         names: The clients' names.
+        seed: For rules that draw at random.
         chunk_elements: Values held at once.
+        levels: Tensors that receive K - |sum of signs| of every coordinate (see `analyse.empty_levels`), if wanted.
 
     Returns:
         The analysis, and the merged vector span by span in order, in the dtype of each tensor.
@@ -39,17 +44,34 @@ def drive(
         UsageError: there is no update, or names or rows do not fit.
         ArtifactError: an update differs from the first in names, shapes or dtypes, or holds NaN or Inf.
     """
-    statistics = measure(updates, names, chunk_elements)
+    names = check_updates(updates, names)
+    kernels = kernels_for(updates)
+    statistics = kernels.measure(names, levels) if kernels else measure(updates, names, chunk_elements, levels)
     analysis = rule.describe(statistics, options)
-    weights = torch.tensor(rule.weights(analysis, rows, options), dtype=torch.float64)
+    shares = rule.weights(analysis, rows, options)
+    scales = rule.scale(statistics) if rule.scale else [1.0] * analysis.clients
     keep = [kept_count(share, analysis.parameters) for share in rule.keep(analysis, options)]
-    limits = thresholds(updates, keep, chunk_elements)
+    if kernels:
+        selection = kernels.select(keep)
+        if combines(rule.combine) and rule.thin is None:
+            return analysis, kernels.combined(rule.combine, selection, shares, scales, options)
+        limits = selection.thresholds
+    else:
+        limits = thresholds(updates, keep, chunk_elements)
+    weights = torch.tensor(shares, dtype=torch.float64)
+    factors = torch.tensor(scales, dtype=torch.float64)[:, None]
 
     def pieces() -> Iterator[tuple[Span, torch.Tensor]]:
+        start = 0
         for spans, values in trimmed(updates, limits, chunk_elements):
-            merged = rule.combine(values.double(), weights.to(values.device), options)
+            wide = values.double()
+            if rule.thin is not None:
+                wide = rule.thin(wide, Place(start, analysis.names, seed), options)
+            start += wide.shape[1]
+            merged = rule.combine(wide * factors.to(wide.device), weights.to(wide.device), options)
             parts = merged.split_with_sizes([span.stop - span.start for span in spans])
             for span, part in zip(spans, parts, strict=True):
-                yield span, part.to(updates[0][span.name].dtype)
+                dtype = updates[0][span.name].dtype
+                yield span, part if dtype == torch.float64 else part.float().to(dtype)
 
     return analysis, pieces()

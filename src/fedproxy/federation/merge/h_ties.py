@@ -36,6 +36,7 @@ def h_ties(values: torch.Tensor, weights: torch.Tensor, options: HTiesOptions) -
 
     With p and n the masses Σ |w_k τ_k| of the positive and the negative entries: + if p ≥ ρ·n and p > 0, else
     - if n ≥ ρ·p and n > 0, else dropped (zero). merged = Σ w_k τ_k / Σ w_k over the clients of the elected sign.
+    Sums run in the order of the clients.
 
     Args:
         values: Trimmed updates [K, n], float64.
@@ -47,18 +48,22 @@ def h_ties(values: torch.Tensor, weights: torch.Tensor, options: HTiesOptions) -
 
     Reference: FedProxy (arXiv 2604.19015), Eq. 11-14. We compare masses up to a relative 1e-12.
     """
-    column = weights[:, None]
-    positive, negative = values > 0, values < 0
-    p = (values * positive * column).sum(dim=0)
-    n = -(values * negative * column).sum(dim=0)
-    rho = options.rho * (1.0 - ROUNDING)
+    p, n, p_weights, n_weights = (torch.zeros_like(values[0]) for _ in range(4))
+    for weight, row in zip(weights, values, strict=True):
+        mass, positive, negative = weight * row, row > 0, row < 0
+        p += torch.where(positive, mass, 0.0)
+        n -= torch.where(negative, mass, 0.0)
+        p_weights += torch.where(positive, weight, 0.0)
+        n_weights += torch.where(negative, weight, 0.0)
+    rho = elected_from(options)
     up = (p >= rho * n) & (p > 0)
     down = ~up & (n >= rho * p) & (n > 0)
-    return torch.where(
-        up,
-        p / (positive * column).sum(dim=0),
-        torch.where(down, -n / (negative * column).sum(dim=0), 0.0),
-    )
+    return torch.where(up, p / p_weights, torch.where(down, -n / n_weights, 0.0))
+
+
+def elected_from(options: HTiesOptions) -> float:
+    """How many times the other sign's mass elects a sign: rho, less what rounding may take."""
+    return options.rho * (1.0 - ROUNDING)
 
 
 H_TIES = Rule(

@@ -40,7 +40,7 @@ def row_weights(analysis: Analysis, rows: Sequence[int] | None, options: MeanOpt
 
 
 def mean(values: torch.Tensor, weights: torch.Tensor, options: MeanOptions) -> torch.Tensor:
-    """Weighted mean: merged_p = Σ_k w_k τ_k,p.
+    """Weighted mean: merged_p = Σ_k w_k τ_k,p, summed in the order of the clients.
 
     Args:
         values: [K, n], float64.
@@ -53,7 +53,10 @@ def mean(values: torch.Tensor, weights: torch.Tensor, options: MeanOptions) -> t
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", 2017,
     Alg. 1.
     """
-    return weights @ values
+    total = torch.zeros_like(values[0])
+    for weight, row in zip(weights, values, strict=True):
+        total += weight * row
+    return total
 
 
 MEAN = Rule(

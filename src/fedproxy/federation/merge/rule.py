@@ -1,17 +1,34 @@
 """What a merge rule is: a frozen row of pure functions and a dataclass of options."""
 
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
-from fedproxy.errors import UsageError
 from fedproxy.federation.analyse import Analysis, Statistics, describe
-from fedproxy.federation.choice import choose
+from fedproxy.federation.options import build
+from fedproxy.federation.options import require_range as require_range
 
 Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chunk of the long vector lies, and whose updates are in it.
+
+    A rule that draws at random draws from this alone, so its draws depend neither on the chunks nor on the order of
+    the clients.
+
+    Attributes:
+        start: Index of the chunk's first coordinate in the long vector.
+        names: The clients' names, [K].
+        seed: Seed of the merge.
+    """
+
+    start: int
+    names: Sequence[str]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,10 @@ class Rule(Generic[Options]):
         combine: Trimmed values of some coordinates [K, n] and the weights [K], both float64, → merged values [n]. It
             sees one chunk at a time, so it must treat each coordinate by itself.
         describe: The analysis from the collected statistics; a rule whose options set Eq. 10 gives its own.
+        thin: Trimmed values of a chunk [K, n], float64, and its place → values [K, n] with some dropped at random;
+            none if the rule leaves nothing to chance.
+        scale: Positive factor of each client's values, [K], from the collected statistics; `combine` alone sees the
+            scaled values, the analysis and `keep` do not. None if all are one.
     """
 
     name: str
@@ -34,6 +55,8 @@ class Rule(Generic[Options]):
     weights: Callable[[Analysis, Sequence[int] | None, Options], Sequence[float]]
     combine: Callable[[torch.Tensor, torch.Tensor, Options], torch.Tensor]
     describe: Callable[[Statistics, Options], Analysis] = lambda statistics, options: describe(statistics)
+    thin: Callable[[torch.Tensor, Place, Options], torch.Tensor] | None = None
+    scale: Callable[[Statistics], Sequence[float]] | None = None
 
 
 def equal_weights(analysis: Analysis) -> list[float]:
@@ -42,32 +65,9 @@ def equal_weights(analysis: Analysis) -> list[float]:
 
 
 def build_options(rule: Rule[Options], given: Mapping[str, object]) -> Options:
-    """The rule's options with the given ones in place of the defaults.
+    """The rule's own options with the given ones in place of the defaults.
 
     Raises:
         UsageError: an option is unknown, or its value of the wrong type or out of range.
     """
-    kinds = typing.get_type_hints(rule.options)
-    return rule.options(**{name: _checked(rule.name, name, value, kinds) for name, value in given.items()})
-
-
-def _checked(rule: str, name: str, value: object, kinds: Mapping[str, Any]) -> object:
-    kind = choose(f"option of the merge rule {rule}", name, kinds)
-    if typing.get_origin(kind) is Literal:
-        allowed = typing.get_args(kind)
-        if value not in allowed:
-            raise UsageError(f"{rule}: {name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{rule}: {name} is {value!r}; it must be a number.")
-    return float(value)
-
-
-def require_range(rule: str, name: str, value: float, low: float, high: float) -> None:
-    """Check low ≤ value ≤ high, for the `__post_init__` of an options dataclass.
-
-    Raises:
-        UsageError: the value is outside, or NaN.
-    """
-    if not low <= value <= high:
-        raise UsageError(f"{rule}: {name} is {value:g}; it must lie between {low:g} and {high:g}.")
+    return build("merge rule", rule.name, rule.options, given)

@@ -24,7 +24,7 @@ class TiesOptions:
 def ties(values: torch.Tensor, weights: torch.Tensor, options: TiesOptions) -> torch.Tensor:
     """Elect and merge: the sign of Σ_k τ_k,p, then the mean of the kept entries that have it.
 
-    A coordinate whose sum is exactly zero elects no sign and becomes zero.
+    A coordinate whose sum is exactly zero elects no sign and becomes zero. Sums run in the order of the clients.
 
     Args:
         values: Trimmed updates [K, n], float64.
@@ -36,9 +36,14 @@ def ties(values: torch.Tensor, weights: torch.Tensor, options: TiesOptions) -> t
 
     Reference: Yadav et al., "TIES-Merging: Resolving Interference When Merging Models", 2023, Alg. 1, with λ = 1.
     """
-    elected = values.sum(dim=0).sign()
-    agree = values.sign() == elected
-    return (values * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
+    total, kept, agreeing = (torch.zeros_like(values[0]) for _ in range(3))
+    for row in values:
+        total += row
+    for row in values:
+        same = ((row > 0) & (total > 0)) | ((row < 0) & (total < 0))
+        kept += torch.where(same, row, 0.0)
+        agreeing += same
+    return kept / agreeing.clamp(min=1.0)
 
 
 TIES = Rule(

@@ -1,0 +1,110 @@
+"""The table of clients and rounds that is shown while a federation runs, from the run's own log of events."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+from rich.table import Table
+
+from fedproxy.cli.output import console
+
+_LOOK_SECONDS = 0.5
+_SHOWN = 40
+"""Clients in the table at most; a summary stands for the rest."""
+
+
+class Rounds:
+    """What events.jsonl says of the rounds, read as it grows.
+
+    Args:
+        path: The file.
+        begin: Byte from which on it is read; what an earlier process wrote is not of interest.
+    """
+
+    def __init__(self, path: Path, begin: int = 0) -> None:
+        self._path, self._position = path, begin
+        self.round = 0
+        self.closed = 0
+        self.seconds: float | None = None
+        self.clients: dict[str, str] = {}
+        self.waiting = ""
+
+    def read(self) -> list[str]:
+        """Read what was added.
+
+        Returns:
+            One line for people for each event that is worth one.
+        """
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+            file.seek(self._position)
+            content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            self._position += len(whole)
+            return [line for raw in whole.splitlines() for line in self._take(json.loads(raw))]
+        return []
+
+    def _take(self, event: dict[str, Any]) -> list[str]:
+        kind, number = event["event"], event.get("round", 0)
+        if kind == "waiting":
+            self.waiting = f"round {number} waits: {len(event['present'])} of {event['needed']} needed clients are here"
+            self.clients |= dict.fromkeys(event["present"], "here")
+            return [f"Round {number} waits for clients; here: {', '.join(event['present']) or 'none'}."]
+        if kind == "round_opened":
+            self.round, self.waiting = number, ""
+            self.clients |= dict.fromkeys(event["asked"], "training")
+            return [f"Round {number}: asked {', '.join(event['asked'][:_SHOWN])}."]
+        if kind == "answered":
+            self.clients[event["client"]] = event["fault"] or "answered"
+            return [f"Round {number}: {event['client']}: {event['fault']}"] if event["fault"] else []
+        if kind == "round_failed":
+            return [f"Round {number} failed: {event['reason']}"]
+        if kind == "round_closed":
+            self.closed, self.seconds = number, event["seconds"]
+            return [f"Round {number} is stored, {event['seconds']:.1f} s."]
+        return []
+
+    def table(self) -> Table:
+        """The table."""
+        last = "" if self.seconds is None else f", the last took {self.seconds:.1f} s"
+        title = self.waiting or f"round {self.round}, {self.closed} stored{last}"
+        table = Table("client", "state", title=title, title_justify="left")
+        for name, state in sorted(self.clients.items())[:_SHOWN]:
+            table.add_row(name, state[:80])
+        if len(self.clients) > _SHOWN:
+            table.add_row("…", f"{len(self.clients) - _SHOWN} more")
+        return table
+
+
+@contextlib.contextmanager
+def rounds_table(run: Path) -> Iterator[Callable[[], None]]:
+    """Show the rounds of `run`: a live table on a terminal, otherwise a line for each event.
+
+    Yields:
+        To be called often; it looks at the log twice a second.
+    """
+    path = run / "events.jsonl"
+    rounds = Rounds(path, path.stat().st_size if path.is_file() else 0)
+    target, looked = console(), 0.0
+    with (
+        Live(console=target, auto_refresh=False, transient=True)
+        if target.is_terminal
+        else contextlib.nullcontext() as live
+    ):
+
+        def update() -> None:
+            nonlocal looked
+            if time.monotonic() - looked < _LOOK_SECONDS:
+                return
+            looked = time.monotonic()
+            for line in rounds.read():
+                target.print(line, markup=False, highlight=False)
+            if live is not None and rounds.clients:
+                live.update(rounds.table(), refresh=True)
+
+        yield update
+        looked = 0.0
+        update()

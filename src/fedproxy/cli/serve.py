@@ -1,0 +1,60 @@
+"""fedproxy serve."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json
+from fedproxy.cli.rounds_table import rounds_table
+from fedproxy.cli.sheets import print_sheet
+
+EXAMPLE = "fedproxy serve experiment.toml --out runs/first --keys keys --listen 0.0.0.0:9443"
+
+Keys = Annotated[Path | None, typer.Option("--keys", help="Your folder of keys, from `fedproxy keys init`.")]
+ListenAt = Annotated[str, typer.Option("--listen", help="HOST:PORT that clients join; port 0 takes a free one.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Without keys and TLS, on loopback only.")]
+Force = Annotated[bool, typer.Option("--force", help="With --insecure: beyond loopback, too.")]
+PartMegabytes = Annotated[int, typer.Option("--part-mb", min=1, max=2047, help="Size of the proxy's parts, in MiB.")]
+
+
+def serve(
+    experiment: Annotated[Path, typer.Argument(help="The experiment file (TOML).")],
+    out: Out,
+    keys: Keys = None,
+    listen: ListenAt = "127.0.0.1:9443",
+    insecure: Insecure = False,
+    force: Force = False,
+    part_mb: PartMegabytes = 64,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Compress the LLM, hand its proxy to clients that join over the network, and merge what they send."""
+    from fedproxy.deployment import Address, Listen
+    from fedproxy.errors import UsageError
+    from fedproxy.pipeline import federate
+
+    if insecure == (keys is not None):
+        raise UsageError("Give --keys DIR (make one with `fedproxy keys init DIR`), or --insecure without keys.")
+    where = Listen(Address.parse(listen), keys, force, part_mb << 20)
+
+    def ready(address: str) -> None:
+        console().print(f"Clients can join at {address}.", markup=False)
+
+    with rounds_table(out) as update:
+        run = federate(
+            experiment,
+            out,
+            engine="deployment",
+            listen=where,
+            resume=resume,
+            overwrite=overwrite,
+            on_sheet=print_sheet,
+            on_ready=ready,
+            on_poll=update,
+        )
+    if json:
+        print_json({"path": run.path, "adapter": run.adapter, "rounds": run.rounds})
+    else:
+        console().print(f"{len(run.rounds)} rounds done; the tuned adapter of the proxy lies in {run.adapter}.")

@@ -1,0 +1,453 @@
+"""The engine `deployment`: the owner's server and a data owner's client, as processes that hold the others together."""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from fedproxy.config import Client, Evaluate, Experiment
+from fedproxy.errors import FederationError, UsageError
+from fedproxy.federation.certificates import check_certificate, load_private, make_key, private_openssh, read_small
+from fedproxy.federation.engines.flower import (
+    QUIET,
+    RUN_VARIABLE,
+    WORKER_VARIABLE,
+    clientapps,
+    require_flower,
+    supernode,
+)
+from fedproxy.federation.engines.flower.clientapps import write_launcher
+from fedproxy.federation.engines.flower.process import start, stop, tail
+from fedproxy.federation.engines.flower.superlink import SuperLink, free_port
+from fedproxy.federation.gateway import Gateway, Upstream
+from fedproxy.federation.handout.fetch import default_cache, fetch_proxy
+from fedproxy.federation.handout.link import BrokenLinkError, Link
+from fedproxy.federation.handout.parts import describe
+from fedproxy.federation.keys import CA, SERVER, SERVER_KEY, read_client_key
+from fedproxy.federation.members import Members
+from fedproxy.federation.offer import Limits, Offer, make_offer
+from fedproxy.federation.session import Session
+from fedproxy.federation.welcome import MOST_BYTES, PATH, Welcome, introduce
+from fedproxy.run_directory import RunDirectory, forget_outcome, raise_outcome
+from fedproxy.seeds import derive_seed
+from fedproxy.tuning import client_names, rows_of
+
+POLL_SECONDS = 0.1
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+FASTEST_PAUSE, PAUSE_A_CLIENT = 0.2, 0.01
+"""Clients ask for messages every so many seconds; with many of them, each asks less often."""
+FAREWELL_SECONDS = 15.0
+STATUS_SECONDS = 3.0
+"""How often a client asks whether the federation goes on."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """HOST:PORT."""
+
+    host: str
+    port: int
+
+    @staticmethod
+    def parse(text: str) -> "Address":
+        """Read "HOST:PORT"; an IPv6 address stands in brackets.
+
+        Raises:
+            UsageError: it is no such thing.
+        """
+        host, _, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or not port.isdecimal() or not 0 <= int(port) < 1 << 16:
+            raise UsageError(f"{text!r} is no address: must be HOST:PORT, for example 127.0.0.1:9443.")
+        return Address(host, int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        return self.host in LOOPBACK
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where and how the server listens.
+
+    Attributes:
+        address: Where.
+        keys: The owner's folder of keys; none for plaintext.
+        force: Plaintext beyond loopback is meant.
+        part_bytes: Size of the parts that the proxy is handed out in.
+    """
+
+    address: Address
+    keys: Path | None
+    force: bool = False
+    part_bytes: int = 64 << 20
+
+    def check(self, experiment: Experiment) -> None:
+        """Check that clients could be served.
+
+        Raises:
+            UsageError: plaintext beyond loopback, a partition, or clients without names.
+        """
+        if experiment.partition is not None:
+            raise UsageError(
+                "[partition] cuts one file into clients, which is for the engines inline and simulation. Name the "
+                "clients in [[client]] tables, or leave them out to let in every registered key."
+            )
+        if self.keys is None and not (self.address.is_loopback or self.force):
+            raise UsageError(
+                f"{self.address}: without keys nothing is encrypted and anyone may take part. Give --keys DIR, or add "
+                "--force if the network is your own."
+            )
+        if self.keys is None and not experiment.client:
+            raise UsageError("Without keys the experiment must name its clients in [[client]] tables.")
+
+
+def serve(
+    experiment: Experiment,
+    directory: RunDirectory,
+    listen: Listen,
+    on_ready: Callable[[str], None],
+    on_poll: Callable[[], None],
+) -> None:
+    """Serve the rounds that are left to clients elsewhere.
+
+    Args:
+        experiment: The experiment.
+        directory: The run, prepared.
+        listen: Where clients reach it.
+        on_ready: Told the address once clients can join.
+        on_poll: Called several times a second while it runs.
+
+    Raises:
+        FederationError: too few clients, or a round without a quorum; or Flower ended.
+        UsageError: the address or the keys cannot be used.
+        ArtifactError: keys or proxy cannot be used.
+    """
+    require_flower()
+    listen.check(experiment)
+    run, keys = directory.path.resolve(), listen.keys and listen.keys.resolve()
+    forget_outcome(run)
+    members = Members(keys, run, client_names(experiment))
+    if keys is not None:
+        _check_members(members, client_names(experiment), keys)
+    certificates = (keys / SERVER, keys / SERVER_KEY, keys / CA) if keys is not None else None
+    listing = describe(run / "proxy", listen.part_bytes)
+    identity = f"{derive_seed(experiment.seed, listing.sha256, str(run)):016x}"
+    with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
+        link = SuperLink(Path(folder), certificates=certificates, environment={RUN_VARIABLE: str(run)})
+        gateway = Gateway(
+            run / "proxy",
+            listing,
+            listen.address.host,
+            listen.address.port,
+            certificates and certificates[0],
+            certificates and certificates[1],
+            members=members,
+            offer=lambda name: make_offer(experiment, name, run_id=identity, proxy=listing.sha256),
+            upstream=Upstream(link.port, link.ca),
+            pause=max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(client_names(experiment) or members.all)),
+        )
+        ended = "failed"
+        try:
+            link.start()
+            known: set[str] = set()
+            if keys is not None:
+                _register(link, members, known)
+            gateway.start()
+            link.run()
+            on_ready(str(Address(listen.address.host, gateway.port)))
+            while not raise_outcome(run):
+                if not link.alive:
+                    raise FederationError(
+                        f"Flower's SuperLink ended. Go on with --resume. The end of its log:\n{tail(link.log)}"
+                    )
+                if keys is not None:
+                    _register(link, members, known)
+                on_poll()
+                time.sleep(POLL_SECONDS)
+            ended = "complete"
+        finally:
+            link.close()
+            _say_farewell(gateway, ended)
+            gateway.close()
+
+
+def _say_farewell(gateway: Gateway, how: str) -> None:
+    """Give the clients that were there the time to ask how it ended."""
+    gateway.end(how)
+    until = time.monotonic() + FAREWELL_SECONDS
+    while gateway.welcomed - gateway.told and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+
+
+def _check_members(members: Members, names: list[str], keys: Path) -> None:
+    there = members.all
+    if missing := [name for name in names if name not in there]:
+        raise UsageError(
+            f"{keys} holds no valid key of {', '.join(missing)}. Add it with: fedproxy keys add {keys} {missing[0]}"
+        )
+    if not there:
+        raise UsageError(f"{keys} holds no client's key. Add one with: fedproxy keys add {keys} NAME")
+
+
+def _register(link: SuperLink, members: Members, known: set[str]) -> None:
+    """Tell the SuperLink the keys of members it does not know yet."""
+    fresh = {member.public_key for member in members.all.values()} - known
+    if fresh:
+        link.register([key.encode() for key in sorted(fresh)])
+        known |= fresh
+
+
+@dataclass(frozen=True)
+class Joining:
+    """What a data owner brings.
+
+    Attributes:
+        address: The server's.
+        key: Its key file; none for plaintext.
+        ca: The CA's certificate, unless it lies in the key file.
+        name: Its name, where no key tells it.
+        client: Its data: a file or a task, as in a [[client]] table.
+        evaluate: Where a task's rows and definition lie, as in [evaluate].
+        limits: What it allows.
+        cache: Where proxies are kept.
+        force: Plaintext beyond loopback is meant.
+        trust_remote_code: Let the proxy's own Python code run.
+        patience: Seconds that a server which is away is waited for.
+    """
+
+    address: Address
+    key: Path | None
+    ca: Path | None = None
+    name: str = ""
+    client: Client = field(default_factory=Client)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    limits: Limits = field(default_factory=Limits)
+    cache: Path | None = None
+    force: bool = False
+    trust_remote_code: bool = False
+    patience: float = 600.0
+
+
+def join(
+    joining: Joining,
+    *,
+    on_welcome: Callable[[Welcome], None],
+    on_bytes: Callable[[int, int], None],
+    on_ready: Callable[[int, int], None],
+    on_step: Callable[[int, int, int, float], None],
+    on_answer: Callable[[int], None],
+) -> None:
+    """Take part in a federation until the server ends it.
+
+    Args:
+        joining: What the data owner brings.
+        on_welcome: Told the server's welcome.
+        on_bytes: Told bytes of the proxy that are there, and in all.
+        on_ready: Told rows and steps a round, once the client waits for orders.
+        on_step: Told round, step, steps and loss.
+        on_answer: Told the bytes of an answer that went out.
+
+    Raises:
+        FederationError: the server cannot be reached, refuses this client, or asks more than it allows.
+        ArtifactError: key, data or proxy cannot be used.
+        UsageError: plaintext beyond loopback.
+    """
+    require_flower()
+    owner = Owner(joining)
+    welcome = owner.ask()
+    on_welcome(welcome)
+    offer, name = welcome.offer, welcome.name
+    data = Client(name, joining.client.data, joining.client.task, offer.max_rows)
+    rows = rows_of(data, joining.evaluate, offer.seed)
+    cache = joining.cache or default_cache()
+    proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes)
+    session = Session(proxy, offer, joining.limits, trust_remote_code=joining.trust_remote_code)
+    steps = session.add(name, rows)
+    with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
+        node = Node(Path(folder), owner, welcome.pause)
+        try:
+            on_ready(len(rows), steps)
+            node.start()
+            while owner.still_offers(offer):
+                node.revive()
+                if request := node.next_request(STATUS_SECONDS):
+                    with contextlib.suppress(EOFError, ConnectionError), request as connection:
+                        connection.recv_bytes(256)
+                        answer = session.answer(name, connection.recv_bytes(session.order_limit), on_step)
+                        connection.send_bytes(answer)
+                        on_answer(len(answer))
+        finally:
+            node.close()
+
+
+class Owner:
+    """The server as a client sees it.
+
+    Args:
+        joining: What the data owner brings.
+
+    Raises:
+        ArtifactError: the key cannot be used.
+        UsageError: plaintext beyond loopback, or no CA.
+    """
+
+    def __init__(self, joining: Joining) -> None:
+        self.address, self._name, self._patience = joining.address, joining.name, joining.patience
+        self.url = f"{'http' if joining.key is None else 'https'}://{joining.address}"
+        self.ca: bytes | None = None
+        if joining.key is None:
+            if not (joining.address.is_loopback or joining.force):
+                raise UsageError(
+                    f"{joining.address}: without a key nothing is encrypted. Give --key FILE, or add --force if the "
+                    "network is your own."
+                )
+            self.private = private_openssh(make_key())
+        else:
+            held = read_client_key(joining.key)
+            self.ca, self.private = held.ca, held.private_openssh
+            if joining.ca is not None:
+                self.ca = check_certificate(read_small(joining.ca), joining.ca)
+            if self.ca is None:
+                raise UsageError(f"{joining.key} holds no CA certificate: give --ca FILE, which the owner sends.")
+        self._link = Link(self.url, None, self.ca)
+        self._away: float | None = None
+
+    def ask(self) -> Welcome:
+        """Introduce this client.
+
+        Raises:
+            FederationError: the server cannot be reached, or refuses.
+        """
+        try:
+            status, said = self._introduce()
+        except BrokenLinkError as error:
+            raise FederationError(f"{self.address} cannot be reached: {error}. Is the server running?") from error
+        if status != HTTPStatus.OK:
+            raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
+        return Welcome.decode(said)
+
+    def _introduce(self) -> tuple[int, bytes]:
+        key: Any = load_private(self.private)
+        return self._link.post(PATH, introduce(key, self._name).encode(), MOST_BYTES)
+
+    def still_offers(self, offer: Offer) -> bool:
+        """Whether the federation goes on; a server that cannot be reached is waited for.
+
+        Raises:
+            FederationError: it refuses this client now, ended without success, offers something else, or was away for
+                longer than the client's patience.
+        """
+        try:
+            status, said = self._introduce()
+        except BrokenLinkError as error:
+            now = time.monotonic()
+            self._away = self._away or now
+            if now - self._away > self._patience:
+                raise FederationError(
+                    f"{self.address} has been away for {self._patience:.0f} s ({error}). Join again when it is back."
+                ) from error
+            return True
+        self._away = None
+        if status == HTTPStatus.GONE:
+            if _reason(said) == "complete":
+                return False
+            raise FederationError("The federation ended without success: its owner can say why.")
+        if status != HTTPStatus.OK:
+            raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
+        if Welcome.decode(said).offer != offer:
+            raise FederationError(f"{self.address} offers another federation now. Join again.")
+        return True
+
+
+def _reason(said: bytes) -> str:
+    try:
+        return str(json.loads(said)["reason"])[:500]
+    except (ValueError, KeyError, TypeError):
+        return "it is no fedproxy server"
+
+
+class Node:
+    """The SuperNode of a data owner, and the socket at which its ClientApps leave their orders.
+
+    Args:
+        folder: Where it keeps sockets and logs.
+        owner: The server.
+        pause: Seconds between two questions for messages.
+    """
+
+    def __init__(self, folder: Path, owner: Owner, pause: float) -> None:
+        self._folder, self._owner, self._pause = folder, owner, pause
+        self._listener = Listener(str(folder / "worker"), "AF_UNIX")
+        self._forker: subprocess.Popen[bytes] | None = None
+        self._node: subprocess.Popen[bytes] | None = None
+        self.log = folder / "supernode.log"
+
+    def start(self) -> None:
+        """Start the processes."""
+        scripts = self._folder / "bin"
+        scripts.mkdir()
+        write_launcher(scripts, self._folder / "clientapps")
+        key = self._folder / "key"
+        key.touch(0o600)
+        key.write_bytes(self._owner.private)
+        if self._owner.ca is not None:
+            (self._folder / "ca.crt").write_bytes(self._owner.ca)
+        self._environment = {
+            **QUIET,
+            "FLWR_HOME": str(self._folder),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(self._pause, 1.0)),
+            WORKER_VARIABLE: str(self._folder / "worker"),
+        }
+        forker = [sys.executable, "-m", clientapps.__name__, str(self._folder / "clientapps")]
+        self._forker = start(forker, self.log, self._environment, self._folder)
+        self._environment["PATH"] = os.pathsep.join([str(scripts), os.path.dirname(sys.executable), os.environ["PATH"]])
+        self._start_node()
+
+    def _start_node(self) -> None:
+        secure = ["--insecure"]
+        if self._owner.ca is not None:
+            secure = ["--root-certificates", str(self._folder / "ca.crt")]
+            secure += ["--auth-supernode-private-key", str(self._folder / "key")]
+        where = ["--superlink", str(self._owner.address), "--host", "127.0.0.1", "--port", str(free_port())]
+        self._node = start(
+            [sys.executable, "-m", supernode.__name__, str(self._pause), str(self._folder / "key"), *secure, *where],
+            self.log,
+            self._environment,
+            self._folder,
+        )
+
+    def revive(self) -> None:
+        """Start the SuperNode again if it ended, as it does when the server was away."""
+        assert self._forker is not None
+        assert self._node is not None
+        if self._forker.poll() is not None:
+            raise FederationError(f"the process that starts ClientApps ended. The end of its log:\n{tail(self.log)}")
+        if self._node.poll() is not None:
+            self._start_node()
+
+    def next_request(self, seconds: float) -> "Connection | None":
+        """Wait for a ClientApp that brings an order."""
+        ready, _, _ = select.select([self._listener._listener._socket], [], [], seconds)  # type: ignore[attr-defined]
+        return self._listener.accept() if ready else None
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in (self._node, self._forker):
+            if process is not None:
+                stop(process)
+        self._listener.close()

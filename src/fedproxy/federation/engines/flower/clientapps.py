@@ -1,0 +1,73 @@
+"""Starts Flower's ClientApps by forking a process that has imported Flower already.
+
+Flower starts `flwr-clientapp` from the PATH for each message, and importing Flower takes it more than a second. Here
+the PATH holds a launcher of that name that hands its arguments to a process which has it imported; that process forks
+and runs the ordinary `flwr-clientapp` in the child.
+
+$ python -m fedproxy.federation.engines.flower.clientapps SOCKET
+"""
+
+import importlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from importlib.metadata import entry_points
+from pathlib import Path
+
+NAME = "flwr-clientapp"
+_ARGUMENT_BYTES = 1 << 16
+_LAUNCHER = """#!{python} -IS
+import socket, sys
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect({address!r})
+    connection.sendall("\\0".join(sys.argv[1:]).encode())
+"""
+
+
+def write_launcher(folder: Path, address: Path) -> None:
+    """Write an executable `flwr-clientapp` into `folder` that hands its arguments to the process at `address`."""
+    path = folder / NAME
+    path.write_text(_LAUNCHER.format(python=sys.executable, address=str(address)))
+    path.chmod(0o700)
+
+
+def main(address: str) -> None:
+    """Listen at the Unix socket `address` and start a ClientApp for each connection."""
+    (command,) = entry_points(group="console_scripts", name=NAME)
+    run = command.load()
+    importlib.import_module("fedproxy.flower_app")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                received = b""
+                while piece := connection.recv(_ARGUMENT_BYTES):
+                    received += piece
+            if os.fork() == 0:
+                _become(run, received.decode().split("\0"))
+
+
+def _become(run: object, arguments: list[str]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    sys.argv = [NAME, *arguments]
+    try:
+        run()  # type: ignore[operator]
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    else:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,116 @@
+"""Orders and answers over Flower's Grid, for simulation and deployment alike."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedproxy.federation.messages import Order, Refusal, Reply
+from fedproxy.federation.protocol import encode_order, take_reply
+
+ORDER = "fedproxy.order"
+ANSWER = "fedproxy.answer"
+TO = "fedproxy.to"
+
+POLL_SECONDS = 0.1
+PULLED_AT_ONCE = 4
+"""Answers in memory at a time: each is on disk before the next ones are fetched."""
+
+PRESENCE_SECONDS = 5.0
+"""How often it is looked whether the clients that still owe an answer are there."""
+
+FOREVER = 30 * 24 * 3600.0
+"""Seconds that a message lives where there is no deadline: Flower's messages must end."""
+
+
+def pack(key: str, data: bytes) -> RecordDict:
+    """Bytes as the content of a Flower message; Flower sends them in chunks, and the same bytes once."""
+    return RecordDict({key: ArrayRecord({"bytes": Array("uint8", (len(data),), "fedproxy.bytes", data)})})
+
+
+def unpack(content: RecordDict, key: str) -> bytes:
+    """The bytes that `pack` put into a message.
+
+    Raises:
+        ValueError: the message holds something else.
+    """
+    record = content.get(key)
+    if not isinstance(record, ArrayRecord) or list(record) != ["bytes"]:
+        raise ValueError(f"the message holds no {key}")
+    return bytes(record["bytes"].data)
+
+
+class GridExchange:
+    """An `Exchange` over a Grid.
+
+    Args:
+        grid: Flower's connection to the nodes.
+        nodes: Tells the clients that are connected: name → Flower's node id.
+        spool: Makes the empty folder in which the answers of an order are kept until the round is stored.
+    """
+
+    def __init__(self, grid: Grid, nodes: Callable[[], Mapping[str, int]], spool: Callable[[], Path]) -> None:
+        self._grid, self._nodes, self._spool = grid, nodes, spool
+        self._late: dict[str, str] = {}
+
+    def available(self) -> Sequence[str]:
+        """Names of the clients that are connected."""
+        return sorted(self._nodes())
+
+    def ask(
+        self, order: Order, clients: Sequence[str], deadline: float | None
+    ) -> Iterator[tuple[str, Reply | Refusal]]:
+        """Send `order` to `clients` and yield what comes back, late answers to earlier orders among it."""
+        folder, nodes = self._spool(), self._nodes()
+        content = encode_order(order)
+        lost = [name for name in clients if name not in nodes]
+        for name in lost:
+            yield name, Refusal(name, order.round, "it left before the order was sent")
+        asked = [name for name in clients if name in nodes]
+        until = None if deadline is None else time.monotonic() + deadline
+        life = FOREVER if deadline is None else deadline + 60.0
+        waiting: dict[str, str] = {}
+        for name in asked:
+            message = Message(pack(ORDER, content), nodes[name], "train", ttl=life, group_id=str(order.round))
+            message.content[TO] = ConfigRecord({"client": name})
+            for identifier in self._grid.push_messages([message]):
+                if identifier:
+                    waiting[identifier] = name
+                else:
+                    yield name, Refusal(name, order.round, "Flower did not take its order")
+        del content
+        looked = time.monotonic()
+        while waiting and (until is None or time.monotonic() < until):
+            idle = True
+            for identifier, answer in self._pulled({**waiting, **self._late}):
+                idle = False
+                name = waiting.pop(identifier) if identifier in waiting else self._late.pop(identifier)
+                yield name, self._read(answer, folder / f"{identifier[:16]}.safetensors", order, name)
+            if idle:
+                if time.monotonic() - looked > PRESENCE_SECONDS:
+                    looked, present = time.monotonic(), self._nodes()
+                    for identifier, name in list(waiting.items()):
+                        if name not in present:
+                            del waiting[identifier]
+                            self._late[identifier] = name
+                            yield name, Refusal(name, order.round, "it left before it answered")
+                time.sleep(POLL_SECONDS)
+        self._late |= waiting
+
+    def _pulled(self, identifiers: Mapping[str, str]) -> Iterator[tuple[str, Message]]:
+        names = list(identifiers)
+        for begin in range(0, len(names), PULLED_AT_ONCE):
+            for answer in self._grid.pull_messages(names[begin : begin + PULLED_AT_ONCE]):
+                yield answer.metadata.reply_to_message_id, answer
+
+    def _read(self, answer: Message, path: Path, order: Order, sender: str) -> Reply | Refusal:
+        if answer.has_error():
+            return Refusal(sender, order.round, answer.error.reason or f"Flower's error {answer.error.code}")
+        try:
+            data: Any = unpack(answer.content, ANSWER)
+        except ValueError as error:
+            return Refusal(sender, order.round, str(error), "invalid")
+        return take_reply(data, path, order, sender)

@@ -1,0 +1,165 @@
+"""A client's connection to the hand-out: one request after the other, with errors that say what is wrong."""
+
+import contextlib
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from urllib.parse import urlsplit
+
+from fedproxy.errors import ArtifactError, FederationError, UsageError
+
+SILENCE_SECONDS = 60.0
+"""After so long without a byte a connection counts as broken."""
+_NO_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+class BrokenLinkError(Exception):
+    """A connection broke, or the server is busy; the same request may succeed later."""
+
+
+class Link:
+    """A connection that is opened when needed, kept alive between requests, and opened anew once broken."""
+
+    def __init__(self, url: str, token: str | None, ca: bytes | None) -> None:
+        """Look at the arguments; nothing is sent.
+
+        Args:
+            url: "https://HOST:PORT", or "http://HOST:PORT" where plaintext is meant.
+            token: What the server issued; none before it has.
+            ca: The certificate (PEM) that the server's must be signed by; the machine's own authorities if none.
+
+        Raises:
+            UsageError: url or token are impossible.
+            FederationError: the server offers plaintext to a client that knows its CA.
+            ArtifactError: the CA's certificate is damaged.
+        """
+        parts = urlsplit(url)
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if parts.scheme not in ("http", "https") or not host or not port or url != f"{parts.scheme}://{parts.netloc}":
+            raise UsageError(f"{url!r} is no address of a hand-out: must be https://HOST:PORT.")
+        if token is not None and not _TOKEN.fullmatch(token):
+            raise UsageError("the token of the hand-out is damaged.")
+        self.where = f"{host}:{port}"
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        if parts.scheme == "http":
+            if ca is not None:
+                raise FederationError(f"{url}: the server offers the proxy in plaintext, which is refused with a CA.")
+            self._connection = HTTPConnection(host, port, timeout=SILENCE_SECONDS)
+        else:
+            self._connection = HTTPSConnection(host, port, timeout=SILENCE_SECONDS, context=_context(ca))
+
+    def get(self, path: str, begin: int = 0) -> HTTPResponse:
+        """Ask for `path` from byte `begin` on, and check the answer's head.
+
+        Returns:
+            The answer; its body has the stated `length`.
+
+        Raises:
+            BrokenLinkError: the connection broke.
+            FederationError: the server is not the right one, or refuses.
+            ArtifactError: the server has no such part.
+        """
+        headers = {**self._headers, "Range": f"bytes={begin}-"} if begin else self._headers
+        with self.broken():
+            self._connection.request("GET", path, headers=headers)
+            self._answer = answer = self._connection.getresponse()
+        status, expected = answer.status, HTTPStatus.PARTIAL_CONTENT if begin else HTTPStatus.OK
+        if status == expected and answer.length is not None:
+            return answer
+        self.close()
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise FederationError(
+                f"{self.where} refuses to hand out the proxy ({status} {answer.reason}): this client's key "
+                "was revoked, or the server was started anew. Join again, or ask its owner."
+            )
+        if status in _BUSY:
+            raise BrokenLinkError(f"it is busy ({status})")
+        if status == HTTPStatus.NOT_FOUND:
+            raise ArtifactError(f"{self.where} has no {path}: it hands out another proxy now. Join again.")
+        if 300 <= status < 400:
+            raise FederationError(f"{self.where} redirects {path} elsewhere ({status}), which is not followed.")
+        if status == expected:
+            raise FederationError(f"{self.where} does not say how long {path} is. Is it a fedproxy server?")
+        raise FederationError(f"{self.where} answers {path} with {status}, not {expected}. Is it a fedproxy server?")
+
+    def post(self, path: str, body: bytes, most: int) -> tuple[int, bytes]:
+        """Send `body` to `path`.
+
+        Args:
+            path: Where to.
+            body: What.
+            most: Bytes of the answer that are read at most.
+
+        Returns:
+            Status and body of the answer.
+
+        Raises:
+            BrokenLinkError: the connection broke.
+            FederationError: the server is not the right one.
+            ArtifactError: the answer is too long.
+        """
+        with self.broken():
+            self._connection.request("POST", path, body, self._headers)
+            answer = self._connection.getresponse()
+            content = answer.read(most + 1)
+        if len(content) > most:
+            self.close()
+            raise ArtifactError(f"{self.where} answers {path} with more than {most} bytes. Is it a fedproxy server?")
+        return answer.status, content
+
+    @contextlib.contextmanager
+    def broken(self) -> Iterator[None]:
+        """On an error close the connection, and raise `BrokenLinkError` or one that says what is wrong."""
+        try:
+            yield
+        except ssl.SSLCertVerificationError as error:
+            self.close()
+            raise FederationError(
+                f"{self.where} is not the server that the CA certificate vouches for ({error.verify_message}). "
+                "Check address and CA certificate."
+            ) from error
+        except ssl.SSLError as error:
+            self.close()
+            if error.reason in _NO_TLS:
+                raise FederationError(f"{self.where} does not speak TLS ({error.reason}).") from error
+            raise BrokenLinkError(str(error)) from error
+        except BadStatusLine as error:
+            self.close()
+            if str(error).startswith(("'\\x15", "\x15")):
+                raise FederationError(f"{self.where} speaks TLS: use https://{self.where}.") from error
+            raise BrokenLinkError(f"{type(error).__name__}: {str(error)[:80]}") from error
+        except (OSError, HTTPException) as error:
+            self.close()
+            raise BrokenLinkError(str(error)[:200] or type(error).__name__) from error
+
+    def close(self) -> None:
+        """Close the connection; the next request opens it anew."""
+        self._connection.close()
+        if self._answer is not None:
+            self._answer.close()  # it holds the socket of a connection that the server will not keep
+            self._answer = None
+
+    def abort(self) -> None:
+        """Wake up a thread that waits for this connection."""
+        connection = self._connection.sock
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                # Not SSLSocket's own method, which pulls the TLS state from under that thread.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+def _context(ca: bytes | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cadata=None if ca is None else ca.decode("ascii"))
+    except (ValueError, ssl.SSLError) as error:
+        raise ArtifactError("the CA certificate is damaged. Get a fresh copy from the owner.") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context

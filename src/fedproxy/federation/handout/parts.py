@@ -1,0 +1,239 @@
+"""What is handed out: the files of a proxy cut into parts, each known by its SHA-256."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedproxy.artifacts import MANIFEST, Manifest, read_json
+from fedproxy.errors import ArtifactError, UsageError
+
+FORMAT = 1
+PART_BYTES = 64 << 20
+BUFFER_BYTES = 1 << 20
+LISTING_BYTES = 16 << 20
+"""The largest listing that is sent or read; one of `_MOST_PARTS` parts fits."""
+_PART_LIMITS = (1 << 20, (2 << 30) - 1)
+_MOST_PARTS, _MOST_FILES, _MOST_BYTES = 100_000, 1_000, 1 << 50
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PUBLIC = (MANIFEST, "special_tokens_map.json")
+_PUBLIC_MANIFEST = ("format", "kind", "versions", "llm", "layer_map")
+_ORIGINS = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
+"""Keys under which transformers notes where a model or tokenizer was loaded from."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a file: `length` bytes from `offset`, and their SHA-256."""
+
+    offset: int
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file: its plain name, its size, and its parts, which follow each other without a gap."""
+
+    name: str
+    size: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that is handed out of a proxy, in the order of the files' names."""
+
+    files: tuple[File, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+    @cached_property
+    def content(self) -> bytes:
+        """The listing as it is sent."""
+        files = [
+            {"name": file.name, "size": file.size, "parts": [[p.offset, p.length, p.sha256] for p in file.parts]}
+            for file in self.files
+        ]
+        return json.dumps({"format": FORMAT, "files": files}, separators=(",", ":")).encode()
+
+    @cached_property
+    def sha256(self) -> str:
+        """The identity of the listing, and by it of every byte of the proxy."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @staticmethod
+    def parse(record: object) -> "Listing":
+        """Check a listing that came from elsewhere: plain names, bounded sizes, parts that make up their files.
+
+        Raises:
+            ArtifactError: it is not one that `describe` makes.
+        """
+        _need(isinstance(record, dict) and record.keys() == {"format", "files"}, "it must hold format and files")
+        assert isinstance(record, dict)
+        _need(record["format"] == FORMAT, f"format must be {FORMAT}; it was made by another version")
+        _need(isinstance(record["files"], list), "files must be a list")
+        _need(0 < len(record["files"]) <= _MOST_FILES, f"it must hold 1 to {_MOST_FILES} files")
+        listing = Listing(tuple(_file(entry) for entry in record["files"]))
+        names = [file.name for file in listing.files]
+        _need(names == sorted(names), "names must be sorted")
+        _need(len({name.lower() for name in names}) == len(names), "names must differ by more than case")
+        _need(sum(len(file.parts) for file in listing.files) <= _MOST_PARTS, f"more than {_MOST_PARTS} parts")
+        _need(listing.size <= _MOST_BYTES, f"more than {_MOST_BYTES} bytes")
+        return listing
+
+
+def is_sha256(text: object) -> bool:
+    """Whether `text` is a SHA-256 as it stands in a listing."""
+    return isinstance(text, str) and _SHA256.fullmatch(text) is not None
+
+
+def _need(holds: bool, what: str) -> None:
+    if not holds:
+        raise ArtifactError(f"the listing of the proxy's files cannot be used: {what}.")
+
+
+def _file(entry: object) -> File:
+    _need(isinstance(entry, dict) and entry.keys() == {"name", "size", "parts"}, "a file has name, size and parts")
+    assert isinstance(entry, dict)
+    name, size, rows = entry["name"], entry["size"], entry["parts"]
+    _need(isinstance(name, str) and _NAME.fullmatch(name) is not None, f"{name!r:.80} is no plain file name")
+    _need(type(size) is int and 0 <= size <= _MOST_BYTES, f"the size of {name} is {size!r:.40}")
+    _need(isinstance(rows, list), f"the parts of {name} are no list")
+    parts, end = [], 0
+    for row in rows:
+        _need(isinstance(row, list) and len(row) == 3, f"a part of {name} is no offset, length and hash")
+        offset, length, sha256 = row
+        _need(
+            type(offset) is int and type(length) is int and offset == end and 0 < length <= _PART_LIMITS[1],
+            f"{name} has a part of {length!r:.40} bytes at {offset!r:.40}, expected at {end}",
+        )
+        _need(is_sha256(sha256), f"a hash of {name} is {sha256!r:.80}")
+        parts.append(Part(offset, length, sha256))
+        end += length
+    _need(end == size, f"the parts of {name} make up {end} bytes, not {size}")
+    return File(name, size, tuple(parts))
+
+
+def hash_range(handle: int, offset: int, length: int) -> str:
+    """SHA-256 of bytes of an open file, which may end early; threads may call it side by side."""
+    digest, buffer, end = hashlib.sha256(), memoryview(bytearray(min(BUFFER_BYTES, length))), offset + length
+    while offset < end:
+        count = os.preadv(handle, [buffer[: end - offset]], offset)
+        if count == 0:
+            break
+        digest.update(buffer[:count])
+        offset += count
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def opened(proxy: Path) -> Iterator[dict[str, int]]:
+    """Open what is handed out of a proxy: a file handle by name; hidden files stay out.
+
+    Configurations leave without the paths that transformers notes in them, `fedproxy.json` with no more than a client
+    needs. Links are refused, so that nothing from outside the folder can leave.
+
+    Raises:
+        ArtifactError: the folder is no proxy, or holds anything but plain files.
+    """
+    proxy = Path(proxy)
+    kind = Manifest.read(proxy).kind
+    if kind != "proxy":
+        raise ArtifactError(f'{proxy} is a "{kind}", and only a proxy is handed out.')
+    with contextlib.ExitStack() as stack:
+        handles = {}
+        for name in sorted(name for name in os.listdir(proxy) if not name.startswith(".")):
+            if not _NAME.fullmatch(name):
+                raise ArtifactError(f"{proxy / name}: only letters, digits and ._+- may stand in a name. Rename it.")
+            handles[name] = _open(proxy / name)
+            stack.callback(os.close, handles[name])
+            if not stat.S_ISREG(os.fstat(handles[name]).st_mode):
+                raise ArtifactError(f"{proxy / name} is no plain file, and a proxy holds nothing else. Remove it.")
+            if name in _PUBLIC or name.endswith("config.json"):
+                record = read_json(proxy / name)
+                cleaned = _cleaned(name, record)
+                if cleaned != record:
+                    file = stack.enter_context(tempfile.TemporaryFile())
+                    file.write((json.dumps(cleaned, indent=2) + "\n").encode())
+                    file.flush()
+                    handles[name] = file.fileno()
+        yield handles
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        reason = "it is a link; put the file itself there" if path.is_symlink() else error.strerror
+        raise ArtifactError(f"{path} cannot be handed out: {reason}.") from error
+
+
+def _cleaned(name: str, record: Any) -> Any:
+    """A configuration as it leaves."""
+    if name == MANIFEST:
+        record = {key: record[key] for key in _PUBLIC_MANIFEST if key in record}
+        record["llm"] = {key: record["llm"][key] for key in ("sha256", "blocks")}
+    return _without_origins(record)
+
+
+def _without_origins(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_origins(item) for key, item in value.items() if key not in _ORIGINS}
+    return [_without_origins(item) for item in value] if isinstance(value, list) else value
+
+
+def describe(proxy: Path, part_bytes: int = PART_BYTES) -> Listing:
+    """Cut a proxy's files into parts and hash them; memory stays flat.
+
+    Args:
+        proxy: The proxy.
+        part_bytes: Bytes of a part; the last one of a file is what remains.
+
+    Returns:
+        The listing.
+
+    Raises:
+        UsageError: `part_bytes` is below 1 MiB, or 2 GiB and above, or gives too many parts.
+        ArtifactError: the folder is no proxy, or holds what cannot be handed out.
+    """
+    least, most = _PART_LIMITS
+    if not least <= part_bytes <= most:
+        raise UsageError(f"part_bytes = {part_bytes}: must be from {least} (1 MiB) to {most} (below 2 GiB).")
+    with opened(proxy) as handles, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        spans = {
+            name: [(begin, min(part_bytes, size - begin)) for begin in range(0, size, part_bytes)]
+            for name, size in ((name, os.fstat(handle).st_size) for name, handle in handles.items())
+        }
+        count = sum(map(len, spans.values()))
+        if count > _MOST_PARTS:
+            raise UsageError(
+                f"part_bytes = {part_bytes} cuts {proxy} into {count} parts; {_MOST_PARTS} are the most. Raise it."
+            )
+        try:
+            pending = {
+                name: [(*span, pool.submit(hash_range, handles[name], *span)) for span in found]
+                for name, found in spans.items()
+            }
+            files = {
+                name: tuple(Part(begin, length, digest.result()) for begin, length, digest in rows)
+                for name, rows in pending.items()
+            }
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    listing = Listing(tuple(File(name, sum(part.length for part in parts), parts) for name, parts in files.items()))
+    return Listing.parse(json.loads(listing.content))

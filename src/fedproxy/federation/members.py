@@ -1,0 +1,142 @@
+"""Who may take part in a running federation: the register of keys as it is at each moment, or whoever comes.
+
+RUN/members.json tells the members to the process that drives the rounds: name → public key.
+"""
+
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedproxy.artifacts import read_json, write_json
+from fedproxy.config import CLIENT_NAME
+from fedproxy.errors import ArtifactError
+from fedproxy.federation.keys import CLIENTS, read_registry
+from fedproxy.federation.welcome import public_pem
+
+FILE = "members.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A client that may take part.
+
+    Attributes:
+        name: Its name.
+        public_key: PEM.
+    """
+
+    name: str
+    public_key: str
+
+    @property
+    def identity(self) -> str:
+        """Name and key together: whoever inherits a name does not inherit what was issued to the key before."""
+        return f"{self.name} {self.public_key}"
+
+
+class Members:
+    """The members of a run.
+
+    Args:
+        folder: The owner's folder of keys; none lets anyone in who gives a free name, for runs without keys.
+        run: The run directory.
+        names: The names that take part; empty for all.
+
+    Raises:
+        ArtifactError, UsageError: the register cannot be used.
+    """
+
+    def __init__(self, folder: Path | None, run: Path, names: Collection[str] = ()) -> None:
+        self._folder, self._file, self._names = folder, run / FILE, frozenset(names)
+        self._lock = threading.Lock()
+        self._stamp: tuple[int, int] | None = None
+        self._members: dict[str, Member] = {}
+        self._revoked: frozenset[str] = frozenset()
+        self._read()
+        self._tell()
+
+    @property
+    def registered(self) -> bool:
+        """Whether keys are registered."""
+        return self._folder is not None
+
+    @property
+    def all(self) -> dict[str, Member]:
+        """The members by name."""
+        with self._lock:
+            self._read()
+            return dict(self._members)
+
+    def knows(self, public_key: str) -> bool:
+        """Whether a member has this public key."""
+        return any(member.public_key == public_key for member in self.all.values())
+
+    def holds(self, identity: str) -> bool:
+        """Whether a member has this identity."""
+        return any(member.identity == identity for member in self.all.values())
+
+    def enter(self, public_key: str, name: str) -> Member:
+        """The member with this key; without a register, `name` becomes one unless another has taken it.
+
+        Raises:
+            ArtifactError: there is no such member; the message says why.
+        """
+        with self._lock:
+            self._read()
+            found = next((member for member in self._members.values() if member.public_key == public_key), None)
+            if found is not None:
+                return found
+            if self._folder is not None:
+                if public_key in self._revoked:
+                    raise ArtifactError("This key was revoked. Ask the owner of the model for a new one.")
+                raise ArtifactError("This key is not registered. Send its public key to the owner of the model.")
+            if not CLIENT_NAME.fullmatch(name):
+                raise ArtifactError(f"{name!r:.80} is no name for a client: join with --name NAME.")
+            if self._names and name not in self._names:
+                raise ArtifactError(f"{name} takes no part in this federation: {', '.join(sorted(self._names))}.")
+            self._members[name] = Member(name, public_key)
+            self._tell()
+            return self._members[name]
+
+    def _read(self) -> None:
+        if self._folder is None:
+            return
+        state = (self._folder / CLIENTS).stat() if (self._folder / CLIENTS).exists() else None
+        stamp = (state.st_mtime_ns, state.st_ino) if state else (0, 0)
+        if stamp == self._stamp:
+            return
+        register = read_registry(self._folder)
+        keys = {client: _pem(client.public_key) for client in register.clients.values()}
+        self._members = {
+            client.name: Member(client.name, key)
+            for client, key in keys.items()
+            if client.state == "active" and (not self._names or client.name in self._names)
+        }
+        self._revoked = frozenset(key for client, key in keys.items() if client.state == "revoked")
+        if self._stamp is not None:
+            self._tell()
+        self._stamp = stamp
+
+    def _tell(self) -> None:
+        write_json(self._file, {member.name: member.public_key for member in self._members.values()})
+
+
+def read_members(run: Path) -> dict[str, str]:
+    """The members that `Members` told: name → public key, PEM."""
+    return {str(name): str(key) for name, key in read_json(run / FILE).items()}
+
+
+def _pem(openssh: str) -> str:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
+    key = load_ssh_public_key(openssh.encode())
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ArtifactError("a registered key is no ECDSA key")
+    return public_pem(key)
+
+
+def has_members(run: Path) -> bool:
+    """Whether the clients of this run are other machines, whose keys tell who they are."""
+    return (run / FILE).is_file()

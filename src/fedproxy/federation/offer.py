@@ -1,0 +1,163 @@
+"""What the server tells a client once, before any training, and whether the client's own limits allow it."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedproxy.config import Experiment, Train, read_table
+from fedproxy.errors import ArtifactError
+from fedproxy.federation.protocol import PROTOCOL, check_protocol, strict_json, version
+from fedproxy.federation.regularise import PENALTIES
+
+OFFER_CHARACTERS = 16384
+"""Of an offer at most so much is read."""
+_TEXT_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The federation as one client sees it. It names no path and no model: the proxy is known by its hash.
+
+    Attributes:
+        run: The experiment's name.
+        id: The run's own identity, by which a client tells a resumed run from a new one.
+        protocol: Version of the protocol.
+        version: Version of fedproxy on the server.
+        seed: The experiment's seed.
+        rounds: Number of rounds.
+        train: The [train] table.
+        regulariser: Name of the regulariser.
+        regulariser_strength: Its strength; its own default if none.
+        max_rows: Rows of this client that are trained on at most; none for all.
+        proxy: SHA-256 of the manifest of the proxy as it is handed out, 64 hex digits.
+    """
+
+    run: str
+    id: str
+    protocol: int
+    version: str
+    seed: int
+    rounds: int
+    train: Train
+    regulariser: str
+    regulariser_strength: float | None
+    max_rows: int | None
+    proxy: str
+
+    def encode(self) -> str:
+        """The offer as JSON; what is none is left out."""
+        values = asdict(self)
+        values["train"] = {key: value for key, value in values["train"].items() if value is not None}
+        return json.dumps({key: value for key, value in values.items() if value is not None}, allow_nan=False)
+
+    @staticmethod
+    def decode(text: str) -> "Offer":
+        """Read an offer.
+
+        Raises:
+            ArtifactError: it is no offer, of another protocol, or a setting is unknown, missing or impossible; all
+                settings that are wrong are named.
+        """
+        if len(text) > OFFER_CHARACTERS:
+            raise ArtifactError(f"The offer takes {len(text)} characters, {OFFER_CHARACTERS} are read at most.")
+        try:
+            values = strict_json(text)
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError(f"The offer is no JSON: {error!s:.100}.") from error
+        if not isinstance(values, dict):
+            raise ArtifactError("The offer is no table.")
+        check_protocol(values.get("protocol"), values.get("version"), "The server")
+        problems = _problems(values)
+        train = read_table(Train, values.get("train", {}), "train", problems)
+        if problems:
+            raise ArtifactError("The offer cannot be used:" + "".join(f"\n  - {problem:.300}" for problem in problems))
+        absent = {"regulariser_strength": None, "max_rows": None}
+        return Offer(**{**absent, **values, "train": train})
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _TEXT_CHARACTERS and value.isprintable()
+
+
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and least <= value < 1 << 63
+
+
+_RULES: dict[str, Any] = {
+    "run": _text,
+    "id": _text,
+    "protocol": lambda value: _whole(value, 0),
+    "version": _text,
+    "seed": lambda value: _whole(value, 0),
+    "rounds": lambda value: _whole(value, 1),
+    "train": lambda value: isinstance(value, dict),
+    "regulariser": lambda value: isinstance(value, str) and value in PENALTIES,
+    "regulariser_strength": lambda value: type(value) in (int, float) and 0 <= value < 1e300,
+    "max_rows": lambda value: _whole(value, 1),
+    "proxy": lambda value: isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"),
+}
+_OPTIONAL = {"regulariser_strength", "max_rows"}
+
+
+def _problems(values: dict[str, Any]) -> list[str]:
+    unknown = [f"{key!r:.60} is not known" for key in sorted(values.keys() - _RULES.keys())]
+    missing = [f"{key} is missing" for key in _RULES if key not in values and key not in _OPTIONAL]
+    wrong = [f"{key} = {values[key]!r:.60}" for key, rule in _RULES.items() if key in values and not rule(values[key])]
+    return unknown + missing + wrong
+
+
+def make_offer(experiment: Experiment, client: str, *, run_id: str, proxy: str) -> Offer:
+    """What the server of `experiment` offers the client of that name.
+
+    Args:
+        experiment: The experiment.
+        client: The client; a [[client]] table of that name may limit its rows.
+        run_id: The run's identity.
+        proxy: SHA-256 of the manifest of the proxy as it is handed out.
+    """
+    federate = experiment.federate
+    return Offer(
+        run=experiment.name,
+        id=run_id,
+        protocol=PROTOCOL,
+        version=version(),
+        seed=experiment.seed,
+        rounds=federate.rounds,
+        train=experiment.train,
+        regulariser=federate.regulariser,
+        regulariser_strength=federate.regulariser_strength,
+        max_rows=next((table.rows for table in experiment.client if table.name == client), None),
+        proxy=proxy,
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client allows.
+
+    Attributes:
+        take_part: Whether it takes part at all.
+        max_steps: Optimizer steps in a round; none for any number.
+        max_rounds: Rounds; none for any number.
+    """
+
+    take_part: bool = True
+    max_steps: int | None = None
+    max_rounds: int | None = None
+
+
+def check_offer(offer: Offer, limits: Limits, *, steps: int) -> str | None:
+    """Why a client's limits forbid the offer: the setting, its value and the limit; None if they allow it.
+
+    Args:
+        offer: What the server offers.
+        limits: What the client allows.
+        steps: Optimizer steps a round that the offer's settings mean for the client's own rows.
+    """
+    if not limits.take_part:
+        return "this client takes no part"
+    if limits.max_steps is not None and steps > limits.max_steps:
+        return f"[train] means {steps} optimizer steps a round, this client allows {limits.max_steps} (max_steps)"
+    if limits.max_rounds is not None and offer.rounds > limits.max_rounds:
+        return f"[federate] rounds = {offer.rounds}, this client allows {limits.max_rounds} (max_rounds)"
+    return None

@@ -1,0 +1,67 @@
+"""What is held against replies: pure functions over one update, a round's norms, and the records of rounds."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedproxy.errors import ArtifactError
+from fedproxy.tensors import CHUNK_ELEMENTS, MappedTensors, Tensors, check_finite, check_layout, chunks
+
+RATIO_NEEDS = 3
+"""Replies from which on norms are held against their median: of two, either may be the wrong one; of three, one wrong
+norm leaves the median among the honest ones."""
+
+
+def checked_norm(update: Tensors, adapter: Tensors, client: str) -> float:
+    """The Euclidean norm of an update that can be added to the adapter, in float64; a mapped update stays on disk.
+
+    Args:
+        update: τ_k.
+        adapter: φ_t, whose layout the update must have.
+        client: Whose update it is, for the error.
+
+    Raises:
+        ArtifactError: the layout differs, a value is NaN or infinite, or a sum φ_t + τ_k or the norm overflows.
+    """
+    check_layout(adapter, update, client)
+    check_finite(update, client)
+    total = 0.0
+    for spans in chunks(update, CHUNK_ELEMENTS):
+        for span in spans:
+            values = span.of(update)
+            if not (span.of(adapter) + values.to(adapter[span.name].device)).isfinite().all():
+                raise ArtifactError(f"{client}: {span.name} takes the adapter beyond {values.dtype}.")
+            total += float(values.double().square().sum())
+    if isinstance(update, MappedTensors):
+        update.release()
+    if not math.isfinite(total):
+        raise ArtifactError(f"{client}: the update's squared norm exceeds float64.")
+    return math.sqrt(total)
+
+
+def outliers(norms: Mapping[str, float], ratio: float) -> dict[str, str]:
+    """The clients whose norm exceeds `ratio` times the round's median, each with the reason.
+
+    The median is the lower one of an even number, so that a half of giants does not move it. Fewer than `RATIO_NEEDS`
+    norms, or a median of zero, say nothing. Adam's steps are bounded, so an honest norm grows about as the number of
+    optimizer steps at most: a ratio of 10 spares clients with some ten times the median's rows.
+    """
+    if len(norms) < RATIO_NEEDS:
+        return {}
+    median = sorted(norms.values())[(len(norms) - 1) // 2]
+    if median == 0:
+        return {}
+    return {
+        name: f"its norm {norm:.4g} is {norm / median:.4g} times the round's median {median:.4g}; "
+        f"max_norm_ratio is {ratio:g}"
+        for name, norm in norms.items()
+        if norm > ratio * median
+    }
+
+
+def strikes(records: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """How many invalid replies each client sent, over the records of rounds and of their failed attempts."""
+    rounds = [part for record in records for part in (record, *record.get("attempts", ()))]
+    faults = [fault for part in rounds for fault in part.get("quarantined", ())]
+    return Counter(fault["client"] for fault in faults if fault.get("kind") == "invalid")

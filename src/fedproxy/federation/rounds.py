@@ -1,0 +1,109 @@
+"""The one loop over rounds, for every engine: wait for clients, ask, receive, close, store; repeat a round in need."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from fedproxy.config import seconds
+from fedproxy.errors import FederationError
+from fedproxy.federation.coordinator import Coordinator, QuorumError
+from fedproxy.federation.messages import Closed, Order, Refusal, Reply
+
+POLL_SECONDS = 0.5
+"""Pause between two looks at who is there."""
+
+
+class Exchange(Protocol):
+    """Carries orders to clients and answers back; it knows nothing of the method and judges no reply."""
+
+    def available(self) -> Sequence[str]:
+        """Names of the clients that can take part now."""
+        ...
+
+    def ask(
+        self, order: Order, clients: Sequence[str], deadline: float | None
+    ) -> Iterator[tuple[str, Reply | Refusal]]:
+        """Send `order` to `clients` and yield what comes back, as it comes.
+
+        It ends when all have answered, or after `deadline` seconds. Late answers to earlier rounds may be among them:
+        the coordinator refuses those.
+
+        Yields:
+            The name of the client that sent it, as the transport knows it, and the answer.
+        """
+        ...
+
+
+def _ignore(name: str, **values: object) -> None:
+    pass
+
+
+def drive(
+    coordinator: Coordinator,
+    exchange: Exchange,
+    on_closed: Callable[[Closed, float], None],
+    *,
+    on_event: Callable[..., None] = _ignore,
+) -> None:
+    """Run the rounds that are left.
+
+    Before its first round it waits up to `patience` for every client that a full round asks, and is then content with
+    a quorum; before later rounds it waits for a quorum only. A round without a quorum is repeated up to `retries`
+    times, where that can change anything (`QuorumError.repeatable`).
+
+    Args:
+        coordinator: The federation.
+        exchange: The way to its clients.
+        on_closed: Called with each complete round and the seconds it took; it stores the round before the next begins.
+        on_event: Told what happens, as name and values: `waiting` (round, present, needed), `round_opened` (round,
+            asked), `answered` (round, client, fault: none if it counts), `round_failed` (round, reason).
+
+    Raises:
+        FederationError: too few clients within `patience`, or a round without a quorum.
+    """
+    settings = coordinator.settings
+    deadline = seconds(settings.deadline) if settings.deadline else None
+    full = True
+    while not coordinator.done:
+        started, tries = time.perf_counter(), 0
+        while True:
+            available = _wait(coordinator, exchange, full, on_event)
+            full = False
+            order = coordinator.begin(available)
+            on_event("round_opened", round=order.round, asked=list(coordinator.asked))
+            for sender, answer in exchange.ask(order, coordinator.asked, deadline):
+                fault = coordinator.receive(sender, answer)
+                on_event("answered", round=order.round, client=sender, fault=fault)
+            try:
+                closed = coordinator.close()
+                break
+            except QuorumError as miss:
+                on_event("round_failed", round=order.round, reason=str(miss))
+                if tries == settings.retries or not miss.repeatable:
+                    raise
+                tries += 1
+        on_closed(closed, time.perf_counter() - started)
+
+
+def _wait(coordinator: Coordinator, exchange: Exchange, full: bool, on_event: Callable[..., None]) -> Sequence[str]:
+    """Wait for the clients of the next round: for all that it would ask if `full`, else for a quorum.
+
+    Raises:
+        FederationError: there is no quorum within `patience`, or too few clients are left that may be asked.
+    """
+    settings, told = coordinator.settings, None
+    until = time.monotonic() + seconds(settings.patience)
+    while True:
+        available = exchange.available()
+        present = coordinator.eligible.intersection(available)
+        if len(present) >= (coordinator.target if full else coordinator.needed):
+            return available
+        waited = time.monotonic() >= until
+        if waited and len(present) >= coordinator.needed:
+            return available
+        if waited or len(coordinator.eligible) < coordinator.needed:
+            raise FederationError(coordinator.too_few(present) + f" (patience {settings.patience})")
+        if present != told:
+            on_event("waiting", round=coordinator.completed + 1, present=sorted(present), needed=coordinator.needed)
+            told = present
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,131 @@
+"""How a client introduces itself, and what the owner answers: who it is to the owner, and what is asked of it."""
+
+import base64
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedproxy.errors import ArtifactError
+from fedproxy.federation.offer import Offer
+from fedproxy.federation.protocol import strict_json
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+PATH = "/fedproxy/welcome"
+MOST_BYTES = 64 << 10
+CLOCK_SECONDS = 300.0
+"""How far the clocks of client and owner may differ."""
+_PURPOSE = "fedproxy welcome"
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What a client says of itself, signed with its key.
+
+    Attributes:
+        public_key: Its public key, PEM (SubjectPublicKeyInfo).
+        time: Seconds since 1970 on its clock.
+        name: Its name, where no register tells it: in a run without keys.
+        signature: ECDSA with SHA-256 over purpose, time and name, base64.
+    """
+
+    public_key: str
+    time: float
+    name: str
+    signature: str
+
+    def encode(self) -> bytes:
+        """The introduction as JSON."""
+        return json.dumps(asdict(self)).encode()
+
+
+def introduce(key: "ec.EllipticCurvePrivateKey", name: str = "") -> Introduction:
+    """Introduce the holder of `key`."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    now = time.time()
+    signature = key.sign(_signed(now, name), ec.ECDSA(hashes.SHA256()))
+    return Introduction(public_pem(key.public_key()), now, name, base64.b64encode(signature).decode())
+
+
+def check_introduction(data: bytes) -> Introduction:
+    """Read an introduction and check its signature and clock.
+
+    Raises:
+        ArtifactError: it cannot be read, is too old, or another key signed it.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        values = strict_json(data.decode())
+        said = Introduction(**values)
+        if not all(isinstance(value, str) for value in (said.public_key, said.name, said.signature)):
+            raise TypeError("wrong types")
+        key = serialization.load_pem_public_key(said.public_key.encode())
+        if not isinstance(key, ec.EllipticCurvePublicKey) or public_pem(key) != said.public_key:
+            raise TypeError("no ECDSA key")
+        key.verify(base64.b64decode(said.signature), _signed(said.time, said.name), ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature as error:
+        raise ArtifactError("The introduction was signed with another key.") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"The introduction cannot be read: {error!s:.100}.") from error
+    if not abs(time.time() - said.time) <= CLOCK_SECONDS:
+        raise ArtifactError("The clocks of client and server differ by more than five minutes. Set them.")
+    return said
+
+
+def public_pem(key: "ec.EllipticCurvePublicKey") -> str:
+    """A public key as Flower sends and lists it."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def _signed(now: float, name: str) -> bytes:
+    return f"{_PURPOSE} {now!r} {name}".encode()
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What the owner answers.
+
+    Attributes:
+        name: The client's name to the owner.
+        token: For the hand-out of the proxy.
+        pause: Seconds between two questions for messages.
+        offer: What the federation asks of the client.
+    """
+
+    name: str
+    token: str
+    pause: float
+    offer: Offer
+
+    def encode(self) -> bytes:
+        """The welcome as JSON."""
+        values = {"name": self.name, "token": self.token, "pause": self.pause, "offer": self.offer.encode()}
+        return json.dumps(values).encode()
+
+    @staticmethod
+    def decode(data: bytes) -> "Welcome":
+        """Read a welcome.
+
+        Raises:
+            ArtifactError: it is none, or its offer cannot be used.
+        """
+        try:
+            values: Any = strict_json(data.decode())
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError(f"The server's welcome is no JSON: {error!s:.100}.") from error
+        kinds: Mapping[str, type] = {"name": str, "token": str, "pause": float, "offer": str}
+        if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != kinds:
+            raise ArtifactError("The server's welcome cannot be read: is it a fedproxy server of this version?")
+        if not 0.01 <= values["pause"] <= 60:
+            raise ArtifactError(f"The server's welcome asks for a pause of {values['pause']} s; 0.01 to 60 are sane.")
+        return Welcome(values["name"], values["token"], values["pause"], Offer.decode(values["offer"]))

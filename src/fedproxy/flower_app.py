@@ -1,0 +1,82 @@
+"""What Flower loads: the ServerApp drives the rounds of a run directory, the ClientApp answers orders.
+
+Which run is told by the environment, or by the run configuration of `flwr run` (`experiment` and `out`).
+"""
+
+import functools
+import os
+from multiprocessing.connection import Client
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedproxy.errors import FedproxyError, UsageError
+from fedproxy.federation.engines.flower import RUN_VARIABLE, WORKER_VARIABLE
+from fedproxy.federation.engines.flower.exchange import ANSWER, ORDER, TO, GridExchange, pack, unpack
+
+if TYPE_CHECKING:
+    from fedproxy.simulation import LocalClients
+
+server = ServerApp()
+client = ClientApp()
+
+
+def _run_of(context: Context) -> Path:
+    named = os.environ.get(RUN_VARIABLE) or context.run_config.get("out", "")
+    if not named:
+        raise UsageError('Name the run: flwr run . --run-config \'experiment="FILE" out="DIR"\'.')
+    return Path(str(named))
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Drive the rounds that are left, over Flower's Grid."""
+    from fedproxy.federation.members import has_members, read_members
+    from fedproxy.pipeline import prepare
+    from fedproxy.run_directory import write_outcome
+    from fedproxy.tuning import client_names, open_run, tune
+
+    run = _run_of(context)
+
+    def nodes() -> dict[str, int]:
+        online = {node.public_key: node.node_id for node in grid.get_nodes() if node.status == "online"}
+        if not has_members(run):  # a simulation, where each node can be every client
+            return dict(zip(names, sorted(online.values()), strict=False))
+        members = {name: key.encode() for name, key in read_members(run).items()}
+        return {name: online[key] for name, key in members.items() if key in online}
+
+    try:
+        if experiment := context.run_config.get("experiment"):
+            prepare(str(experiment), run, resume=run.is_dir())
+        with open_run(run) as (settings, directory):
+            names = client_names(settings) or sorted(read_members(run))
+            tune(settings, directory, lambda store: GridExchange(grid, nodes, store.spool), names)
+    except BaseException as error:
+        write_outcome(run, error.exit_code if isinstance(error, FedproxyError) else 1, str(error) or repr(error))
+        raise
+    write_outcome(run, 0, "")
+
+
+@client.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer an order: through the warm worker of a data owner, or in a simulation here."""
+    order, name = unpack(message.content, ORDER), str(message.content[TO]["client"])
+    if address := os.environ.get(WORKER_VARIABLE):
+        with Client(address, "AF_UNIX") as connection:
+            connection.send_bytes(name.encode())
+            connection.send_bytes(order)
+            answer = connection.recv_bytes()
+    else:
+        answer = _local(_run_of(context)).answer(name, order)
+    return Message(pack(ANSWER, answer), reply_to=message)
+
+
+@functools.cache
+def _local(run: Path) -> "LocalClients":
+    """The clients of a simulation, kept for as long as this process."""
+    from fedproxy.simulation import LocalClients
+
+    return LocalClients(run)

@@ -1,0 +1,37 @@
+"""A model made ready for training: loaded as its device likes it, with a fresh adapter."""
+
+from pathlib import Path
+
+import torch
+
+from fedproxy.config import Train
+from fedproxy.models.checkpoints import load_model
+from fedproxy.models.lora import AdaptedModel, attach
+from fedproxy.seeds import derive_seed
+
+
+def load_trainable(path: Path, settings: Train, *, seed: int, trust_remote_code: bool = False) -> AdaptedModel:
+    """Load a checkpoint and put the adapter of [train] on it: in its own dtype on a GPU, in float32 on a CPU.
+
+    On a CPU float32 weights with bf16 autocast are faster than bf16 weights.
+
+    Args:
+        path: The checkpoint.
+        settings: The [train] table.
+        seed: The experiment's seed; the adapter's first values depend on it alone.
+        trust_remote_code: Let the checkpoint's own Python code run.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be used.
+        UsageError: the adapter's settings do not fit it.
+    """
+    narrow = settings.precision != "fp32" and torch.cuda.is_available()
+    model = load_model(path, dtype=None if narrow else torch.float32, trust_remote_code=trust_remote_code)
+    return attach(
+        model,
+        r=settings.lora_r,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=settings.lora_targets,
+        seed=derive_seed(seed, "adapter"),
+    )

@@ -1,0 +1,85 @@
+"""The engine `simulation`: the clients of an experiment as the nodes of Flower's simulation, on this machine."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedproxy.config import Experiment
+from fedproxy.errors import FederationError, MissingExtraError
+from fedproxy.federation.engines.flower import RUN_VARIABLE
+from fedproxy.federation.engines.flower.process import tail
+from fedproxy.federation.engines.flower.superlink import SuperLink
+from fedproxy.federation.offer import make_offer
+from fedproxy.federation.session import Session
+from fedproxy.run_directory import RunDirectory, forget_outcome, raise_outcome
+from fedproxy.seeds import derive_seed
+from fedproxy.tuning import Rows, client_names, client_rows, read_run
+
+POLL_SECONDS = 0.2
+
+
+def simulate(experiment: Experiment, directory: RunDirectory, on_poll: Callable[[], None]) -> None:
+    """Run the rounds that are left in Flower's simulation.
+
+    As many clients train side by side as there are processors; each has one processor's threads.
+
+    Args:
+        experiment: The experiment.
+        directory: The run, prepared.
+        on_poll: Called several times a second while it runs.
+
+    Raises:
+        FederationError: too few clients, or a round without a quorum; or Flower ended.
+        MissingExtraError: Flower or Ray is not installed.
+    """
+    _require_ray()
+    forget_outcome(directory.path)
+    processors = os.cpu_count() or 1
+    settings = {
+        "num-supernodes": len(client_names(experiment)),
+        "client-resources-num-cpus": 1,
+        "init-args-num-cpus": processors,
+    }
+    with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
+        environment = {RUN_VARIABLE: str(directory.path.resolve())}
+        link = SuperLink(Path(folder), certificates=None, simulation=True, environment=environment)
+        try:
+            link.start().run(" ".join(f"{name}={value}" for name, value in settings.items()))
+            while not raise_outcome(directory.path):
+                if not link.alive:
+                    raise FederationError(f"Flower's simulation ended. The end of its log:\n{tail(link.log)}")
+                on_poll()
+                time.sleep(POLL_SECONDS)
+        finally:
+            link.close()
+
+
+def _require_ray() -> None:
+    try:
+        import flwr  # noqa: F401
+        import ray  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("the engine simulation", "simulation") from error
+
+
+class LocalClients:
+    """All clients of a run in this process, each made ready when it is first asked.
+
+    Args:
+        run: The run directory.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._experiment = read_run(run)
+        offer = make_offer(self._experiment, "", run_id=str(derive_seed(0, str(run))), proxy="0" * 64)
+        trust = self._experiment.llm.trust_remote_code
+        self._session = Session(run / "proxy", offer, trust_remote_code=trust)
+        self._rows: dict[str, Rows] = client_rows(self._experiment)
+
+    def answer(self, client: str, order: bytes) -> bytes:
+        """Train as `client`; see `Session.answer`."""
+        if not self._session.knows(client):
+            self._session.add(client, self._rows.pop(client))
+        return self._session.answer(client, order)

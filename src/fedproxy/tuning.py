@@ -1,0 +1,234 @@
+"""Stage two: the rounds in which clients tune the proxy, for whatever engine carries them, and their adapter."""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedproxy.artifacts import Manifest, new_directory, read_json
+from fedproxy.config import Client, Evaluate, Experiment, load_experiment
+from fedproxy.data import partition, read_rows
+from fedproxy.evaluation import training_rows
+from fedproxy.federation.client import answer
+from fedproxy.federation.coordinator import Coordinator
+from fedproxy.federation.engines.inline import InlineExchange
+from fedproxy.federation.members import has_members
+from fedproxy.federation.messages import Closed, Order, Reply
+from fedproxy.federation.rounds import Exchange, drive
+from fedproxy.federation.store import RoundStore
+from fedproxy.models.checkpoints import load_tokenizer
+from fedproxy.models.lora import CONFIG_FILE, AdaptedModel, adapter_state, read_adapter, write_adapter
+from fedproxy.models.trainable import load_trainable
+from fedproxy.models.training import Encoded, encode
+from fedproxy.run_directory import RunDirectory
+from fedproxy.seeds import derive_seed
+
+Rows = list[dict[str, Any]]
+OnProgress = Callable[[str, float, str], None]
+"""Told the stage, the fraction of it that is done, and what is being done."""
+
+START = "start"
+"""RUN/start: the adapter that the first round begins with."""
+
+
+def rows_of(client: Client, evaluate: Evaluate, seed: int) -> Rows:
+    """The training rows of a client: its file's, or its task's; at most `client.rows`, chosen by the seed.
+
+    Raises:
+        ArtifactError: the file or task cannot be read.
+        UsageError: the task is unknown.
+    """
+    if client.task:
+        return training_rows(
+            client.task, data=evaluate.data or None, include=evaluate.include or None, limit=client.rows, seed=seed
+        )
+    rows = read_rows(Path(client.data))
+    if client.rows is None or client.rows >= len(rows):
+        return rows
+    order = np.random.default_rng(derive_seed(seed, "rows", client.name)).permutation(len(rows))
+    return [rows[i] for i in order[: client.rows]]
+
+
+def client_rows(experiment: Experiment) -> dict[str, Rows]:
+    """The training rows of every client, by name.
+
+    Raises:
+        ArtifactError: a data file or task cannot be read.
+        UsageError: a task is unknown, or the partition is impossible.
+    """
+    cut = experiment.partition
+    if cut is None:
+        return {client.name: rows_of(client, experiment.evaluate, experiment.seed) for client in experiment.client}
+    parts = partition(read_rows(Path(cut.data)), cut.clients, cut.scheme, cut.alpha, experiment.seed)
+    return dict(zip(client_names(experiment), parts, strict=True))
+
+
+def client_names(experiment: Experiment) -> list[str]:
+    """The names of the clients of an experiment, in its order."""
+    cut = experiment.partition
+    if cut is None:
+        return [client.name for client in experiment.client]
+    return [f"client-{number:0{len(str(cut.clients))}d}" for number in range(1, cut.clients + 1)]
+
+
+def read_run(run: Path) -> Experiment:
+    """The experiment of a run that was begun.
+
+    Raises:
+        ArtifactError, ConfigError: there is none, or it cannot be read.
+    """
+    return load_experiment(run / "experiment.toml", remote=has_members(run))
+
+
+@contextlib.contextmanager
+def open_run(run: Path) -> Iterator[tuple[Experiment, RunDirectory]]:
+    """A run that another process prepared, for this one to drive.
+
+    Raises:
+        ArtifactError, ConfigError: it was not prepared.
+        UsageError: another process drives it.
+    """
+    experiment = read_run(run)
+    directory = RunDirectory(run, experiment, resume=True, overwrite=False)
+    with directory.driven():
+        yield experiment, directory
+
+
+def encode_clients(rows: dict[str, Rows], tokenizer: Any, experiment: Experiment) -> dict[str, list[Encoded]]:
+    """Encode every client's rows as [train] says."""
+    settings = experiment.train
+    return {
+        name: encode(part, tokenizer, max_length=settings.max_length, completion_only=settings.completion_only_loss)
+        for name, part in rows.items()
+    }
+
+
+def adapter_manifest(source: Manifest, kind: str, layer_map: list[int], experiment: Experiment) -> Manifest:
+    """The manifest of an adapter that was tuned in `experiment`.
+
+    Args:
+        source: The manifest of the proxy.
+        kind: "proxy-adapter" or "llm-adapter".
+        layer_map: Blocks of the LLM that the adapter's blocks belong to.
+        experiment: The experiment.
+    """
+    record = experiment.as_dict()
+    return Manifest(
+        kind=kind,
+        llm_sha256=source.llm_sha256,
+        llm_blocks=source.llm_blocks,
+        layer_map=layer_map,
+        settings={
+            "train": record["train"],
+            "federate": record["federate"],
+            "healed": bool(source.settings.get("healed")) and kind == "proxy-adapter",
+        },
+        seed=experiment.seed,
+    )
+
+
+def begin(experiment: Experiment, directory: RunDirectory, model: AdaptedModel | None = None) -> None:
+    """Write RUN/start, the adapter of the first round, unless it is there.
+
+    Args:
+        experiment: The experiment.
+        directory: The run, its proxy written.
+        model: The proxy with its fresh adapter, if it is loaded already.
+    """
+    place, proxy = directory.path / START, directory.path / "proxy"
+    if place.is_dir():
+        return
+    model = model or load_proxy(experiment, proxy)
+    source = Manifest.read(proxy)
+    with new_directory(place) as folder:
+        manifest = adapter_manifest(source, "proxy-adapter", source.layer_map, experiment)
+        write_adapter(folder, model, adapter_state(model), manifest)
+
+
+def load_proxy(experiment: Experiment, path: Path) -> AdaptedModel:
+    """Load a proxy, or the LLM itself, with a fresh adapter, ready for training."""
+    return load_trainable(
+        path, experiment.train, seed=experiment.seed, trust_remote_code=experiment.llm.trust_remote_code
+    )
+
+
+def tune(
+    experiment: Experiment,
+    directory: RunDirectory,
+    exchange: Callable[[RoundStore], Exchange],
+    clients: Collection[str],
+    on_closed: Callable[[Closed, float], None] | None = None,
+) -> None:
+    """Run the rounds that are left and write RUN/adapter; every round is stored before the next begins.
+
+    Args:
+        experiment: The experiment.
+        directory: The run; RUN/start must be there.
+        exchange: Makes the engine's way to the clients; it is given the store of the rounds.
+        clients: The clients' names.
+        on_closed: Told each complete round and its seconds, once it is stored.
+
+    Raises:
+        FederationError: too few clients, or a round without a quorum.
+        ArtifactError: what is stored of the run is damaged.
+        ResourceError: the disk is full; what was complete stays.
+    """
+    store = RoundStore(directory.path / "rounds", keep=experiment.federate.keep_rounds)
+    last = store.latest()
+    _, fresh, manifest = read_adapter(directory.path / START)
+    coordinator = Coordinator(
+        clients,
+        last.adapter if last else fresh,
+        experiment.federate,
+        seed=experiment.seed,
+        conflict=last.conflict if last else None,
+        records=last.records if last else (),
+    )
+
+    def closed(outcome: Closed, seconds: float) -> None:
+        store.save(outcome, seconds=seconds)
+        directory.event("round_closed", round=outcome.round, seconds=seconds)
+        if on_closed is not None:
+            on_closed(outcome, seconds)
+
+    drive(coordinator, exchange(store), closed, on_event=directory.event)
+    with new_directory(directory.path / "adapter") as folder:
+        write_adapter(folder, read_json(directory.path / START / CONFIG_FILE), coordinator.adapter, manifest)
+
+
+def tune_inline(
+    experiment: Experiment, directory: RunDirectory, rows: dict[str, Rows], on_progress: OnProgress
+) -> None:
+    """Run the rounds with all clients one after the other in this process."""
+    proxy, settings = directory.path / "proxy", experiment.federate
+    tokenizer = load_tokenizer(proxy, trust_remote_code=experiment.llm.trust_remote_code)
+    examples = encode_clients(rows, tokenizer, experiment)
+    model = load_proxy(experiment, proxy)
+    begin(experiment, directory, model)
+    place = {name: index for index, name in enumerate(sorted(examples))}
+
+    def reply(order: Order, name: str) -> Reply:
+        done = order.round - 1 + place[name] / len(place)
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            on_progress(
+                "federate",
+                (done + step / steps / len(place)) / settings.rounds,
+                f"round {order.round}/{settings.rounds} · {name} · step {step}/{steps} · loss {loss:.3f}",
+            )
+
+        return answer(
+            order,
+            name,
+            model,
+            examples[name],
+            train_settings=experiment.train,
+            federate_settings=settings,
+            pad=tokenizer.pad_token_id,
+            seed=experiment.seed,
+            on_step=on_step,
+        )
+
+    tune(experiment, directory, lambda store: InlineExchange(reply, sorted(examples)), sorted(examples))

@@ -1,0 +1,122 @@
+import math
+
+import peft.utils.merge_utils as oracle
+import pytest
+import torch
+
+from fedproxy.errors import UsageError
+from fedproxy.federation.merge import merge
+from fedproxy.federation.merge.dare import drop_and_rescale, splitmix64
+from fedproxy.federation.merge.rule import Place
+
+NAMES = ["bank", "shop", "farm"]
+
+
+def drawn(start, width, drop=0.5, names=NAMES, seed=3):
+    return drop_and_rescale(torch.ones(len(names), width, dtype=torch.float64), Place(start, names, seed), drop)
+
+
+def updates_of(length, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [{"w": torch.randn(length, generator=generator)} for _ in NAMES]
+
+
+def test_the_draws_are_those_published_for_splitmix64():
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    found = splitmix64(1234567, torch.arange(5)).tolist()
+    assert [value % (1 << 64) for value in found] == published
+
+
+def plain_splitmix64(key, index):
+    mask = (1 << 64) - 1
+    state = (key + (index + 1) * 0x9E3779B97F4A7C15) & mask
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+    return state ^ (state >> 31)
+
+
+@pytest.mark.parametrize("key", [0, 1, (1 << 63) - 1, (1 << 64) - 1])
+def test_the_draws_equal_integer_arithmetic_at_any_index(key):
+    indices = [0, 1, 1000, 1 << 31, (1 << 40) + 7]
+    found = splitmix64(key, torch.tensor(indices)).tolist()
+    assert [value % (1 << 64) for value in found] == [plain_splitmix64(key, index) for index in indices]
+
+
+def test_what_is_dropped_depends_on_seed_client_and_index_alone():
+    whole = drawn(0, 1000)
+    assert torch.equal(torch.cat([drawn(0, 1), drawn(1, 6), drawn(7, 993)], dim=1), whole)
+    assert torch.equal(drawn(0, 1000, names=NAMES[::-1]), whole.flip(0))
+    assert torch.equal(drawn(0, 1000, names=NAMES[1:]), whole[1:])
+    other = drawn(0, 1000, seed=4)
+    assert 0.4 < (other == whole).double().mean() < 0.6
+    assert 0.4 < (whole[0] == whole[1]).double().mean() < 0.6
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_the_share_dropped_is_the_probability_and_the_mean_stays(drop):
+    values = drawn(0, 200_000, drop)
+    deviation = math.sqrt(drop * (1 - drop) / values.numel())
+    assert abs((values == 0).double().mean().item() - drop) <= 5 * deviation
+    assert abs(values.mean().item() - 1.0) <= 5 * deviation / (1 - drop) + 1e-12
+    assert torch.equal(values[values != 0], torch.full_like(values[values != 0], 1 / (1 - drop)))
+
+
+def test_neighbouring_draws_are_uncorrelated():
+    kept = (drawn(0, 200_000) != 0).double() - 0.5
+    for lag in (1, 2, 3, 64):
+        assert (kept[:, lag:] * kept[:, :-lag]).mean().abs().item() / 0.25 < 5 / math.sqrt(600_000)
+
+
+def test_dare_by_hand():
+    updates = updates_of(40)
+    kept = drawn(0, 40, drop=0.75, seed=9) / 4
+    merged, _ = merge(updates, "dare", names=NAMES, rows=[1, 1, 2], seed=9, drop=0.75)
+    expected = sum(
+        share * 4 * update["w"].double() * mask
+        for share, update, mask in zip((0.25, 0.25, 0.5), updates, kept, strict=True)
+    )
+    assert torch.equal(merged["w"], expected.float())
+    even, _ = merge(updates, "dare", names=NAMES, rows=[1, 1, 2], seed=9, drop=0.75, weights="uniform")
+    assert not torch.equal(even["w"], merged["w"])
+
+
+def test_nothing_dropped_is_the_mean_and_ties_without_trimming():
+    updates = updates_of(60)
+    for rule, plain, options in (("dare", "mean", {}), ("dare-ties", "ties", {"density": 1.0})):
+        merged, analysis = merge(updates, rule, rows=[1, 2, 3], drop=0.0)
+        expected, same = merge(updates, plain, rows=[1, 2, 3], **options)
+        assert torch.equal(merged["w"], expected["w"])
+        assert analysis == same
+
+
+@pytest.mark.parametrize(("rule", "theirs"), [("dare", oracle.dare_linear), ("dare-ties", oracle.dare_ties)])
+@pytest.mark.parametrize("drop", [0.1, 0.5, 0.9])
+def test_dare_equals_pefts_for_the_same_draws(rule, theirs, drop, monkeypatch):
+    updates = updates_of(500)
+    masks = iter((drawn(0, 500, drop, seed=5) != 0).double())
+    monkeypatch.setattr(torch, "bernoulli", lambda shares: next(masks))
+    weights = torch.full((3,), 1 / 3 if rule == "dare" else 1.0, dtype=torch.float64)
+    expected = theirs([update["w"].double() for update in updates], weights, density=1 - drop)
+    merged, _ = merge(updates, rule, names=NAMES, seed=5, drop=drop)
+    assert torch.allclose(merged["w"].double(), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5])
+def test_ties_equals_pefts(density):
+    updates = updates_of(500)
+    expected = oracle.ties([update["w"].double() for update in updates], torch.ones(3), density)
+    merged, _ = merge(updates, "ties", density=density)
+    assert torch.allclose(merged["w"].double(), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["dare", "dare-ties"])
+@pytest.mark.parametrize("drop", [-0.1, 1.0, float("nan")])
+def test_the_probability_has_limits(rule, drop):
+    with pytest.raises(UsageError, match=f"{rule}: drop is"):
+        merge(updates_of(3), rule, drop=drop)

@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from fedproxy.config import LLM, Client, Compress, Evaluate, Experiment, Federate, Fuse, Heal, Train
+from fedproxy.errors import ArtifactError
+from fedproxy.federation.offer import Limits, Offer, check_offer, make_offer
+
+EXPERIMENT = Experiment(
+    name="intents",
+    seed=7,
+    llm=LLM("/secret/llm"),
+    compress=Compress(calibration="/secret/public.txt"),
+    heal=Heal(text="/secret/heal.txt"),
+    client=(Client("bank", data="/secret/bank.jsonl", rows=100), Client("shop", data="/secret/shop.jsonl")),
+    train=Train(max_steps=5, lora_targets=["q_proj"], learning_rate=1e-3),
+    federate=Federate(rounds=4, regulariser="fedprox", regulariser_strength=0.5),
+    fuse=Fuse(public="/secret/fuse.txt"),
+    evaluate=Evaluate(data="/secret/tasks", include="/secret/yaml"),
+)
+OFFER = make_offer(EXPERIMENT, "bank", run_id="r1", proxy="0" * 64)
+
+
+def test_an_offer_comes_back_as_made():
+    assert Offer.decode(OFFER.encode()) == OFFER
+    other = make_offer(EXPERIMENT, "shop", run_id="r1", proxy="0" * 64)
+    assert Offer.decode(other.encode()).max_rows is None
+    assert (OFFER.max_rows, OFFER.train, OFFER.seed, OFFER.rounds) == (100, EXPERIMENT.train, 7, 4)
+
+
+def test_no_path_is_in_it():
+    assert "secret" not in OFFER.encode()
+
+
+def changed(**values):
+    whole = {**json.loads(OFFER.encode()), **values}
+    return json.dumps({key: value for key, value in whole.items() if value is not ...})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no JSON"),
+        ("[]", "no table"),
+        ("[" * 10_000, "no JSON"),
+        (changed(run="x" * 20_000), "16384 are read"),
+        (changed(protocol=2, version="9.9"), r"The server speaks protocol 2 \(fedproxy '9\.9'\), this side protocol 1"),
+        (changed(path="/etc"), "'path' is not known"),
+        (changed(seed=...), "seed is missing"),
+        (changed(seed=True), "seed = True"),
+        (changed(rounds=0), "rounds = 0"),
+        (changed(rounds=10**30), "no JSON"),
+        (changed(proxy="../x"), "proxy = '../x'"),
+        (changed(regulariser="steal"), "regulariser = 'steal'"),
+        (changed(regulariser_strength=float("nan")), "no JSON"),
+        (changed(regulariser_strength=-1), "regulariser_strength = -1"),
+        (changed(max_rows=0), "max_rows = 0"),
+        (changed(run="a\nb"), "run = "),
+        (changed(train=[]), r"train = \[\]"),
+        (changed(train={"epochs": 0}), "epochs = 0: must be greater than 0"),
+        (changed(train={"learning_rat": 1}), 'Did you mean "learning_rate"'),
+        (changed(train={"batch_size": "16"}), "batch_size = '16': must be whole number"),
+        (changed(seed=-1, rounds=0), r"seed = -1[\s\S]*rounds = 0|rounds = 0[\s\S]*seed = -1"),
+    ],
+)
+def test_a_bad_offer_is_refused(text, says):
+    with pytest.raises(ArtifactError, match=says) as refused:
+        Offer.decode(text)
+    assert len(str(refused.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (Limits(), None),
+        (Limits(max_steps=5, max_rounds=4), None),
+        (Limits(take_part=False), "takes no part"),
+        (Limits(max_steps=4), "5 optimizer steps a round, this client allows 4 (max_steps)"),
+        (Limits(max_rounds=3), "rounds = 4, this client allows 3 (max_rounds)"),
+    ],
+)
+def test_a_clients_limits(limits, says):
+    found = check_offer(OFFER, limits, steps=5)
+    assert found is None if says is None else says in found
