@@ -37,7 +37,7 @@ from fedproxy.tuning import (
 )
 
 if TYPE_CHECKING:
-    from fedproxy.deployment import Listen
+    from fedproxy.serving import Listen
 
 __all__ = [
     "Proxy",
@@ -164,7 +164,7 @@ def federate(
     progress, poll = on_progress or _silent, on_poll or (lambda: None)
     how: Any = {"resume": resume, "overwrite": overwrite, "on_progress": progress, "on_sheet": on_sheet}
     if listen is not None:
-        from fedproxy.deployment import serve
+        from fedproxy.serving import serve
 
         listen.check(experiment)
         directory = prepare(experiment, out, **how)

@@ -134,7 +134,8 @@ def measure(
         disagreement = _disagreement(values)
         histogram += torch.bincount(disagreement, minlength=count + 1).cpu()
         if levels is not None:
-            for span, part in zip(spans, disagreement.split_with_sizes([s.stop - s.start for s in spans]), strict=True):
+            parts = disagreement.split_with_sizes([span.stop - span.start for span in spans])
+            for span, part in zip(spans, parts, strict=True):
                 span.of(levels).copy_(part)
     gram += _summed_in_pairs(lanes)
     check_gram(gram, updates, names)

@@ -37,7 +37,7 @@ def test_parts_and_ranges(hub, proxy):
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/parts/", "/parts/model.safetensors", "/parts/../proxy/config.json", "/config.json", "//listing"]
+    ["/", "/parts/", "/parts/model.safetensors", "/parts/../proxy/config.json", "/config.json"]
     + ["/parts/" + "0" * 64, "/listing/", "/listing?x", "/parts/%2e%2e/listing"],
 )
 def test_nothing_goes_by_its_path(hub, path):

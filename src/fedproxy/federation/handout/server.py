@@ -141,7 +141,7 @@ class HandoutServer:
 
     def start(self) -> "HandoutServer":
         """Begin to serve."""
-        self._thread = threading.Thread(target=self._server.serve_forever, name="handout", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="handout", daemon=True)
         self._thread.start()
         return self
 

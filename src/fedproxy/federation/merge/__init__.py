@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fedproxy.errors import UsageError
-from fedproxy.federation.analyse import Analysis, check_updates, conflict_pieces, empty_levels
+from fedproxy.federation.analyse import Analysis, check_updates, empty_levels
 from fedproxy.federation.choice import choose
 from fedproxy.federation.merge.clipping import CLIP_NORM, clipped
 from fedproxy.federation.merge.dare import DARE, DARE_TIES
@@ -20,7 +20,7 @@ from fedproxy.federation.merge.rule import Rule, build_options
 from fedproxy.federation.merge.ties import TIES
 from fedproxy.federation.merge.trimmed_mean import TRIMMED_MEAN
 from fedproxy.tensor_files import read_header, write_tensors
-from fedproxy.tensors import CHUNK_ELEMENTS, MappedTensors, Tensors
+from fedproxy.tensors import CHUNK_ELEMENTS, MappedTensors, Tensors, chunks
 
 __all__ = ["RULES", "Rule", "build_options", "configured", "merge", "merge_files", "merge_round", "merge_rule"]
 
@@ -136,14 +136,20 @@ def _merged(
     **options: object,
 ) -> tuple[dict[str, torch.Tensor], Analysis]:
     row, chosen = configured(rule, options)
-    analysis, pieces = drive(
-        updates, row, chosen, rows=rows, names=names, seed=seed, chunk_elements=chunk_elements, levels=levels
-    )
+    check_updates(updates, names)
     merged = {name: torch.empty(t.shape, dtype=t.dtype, device=t.device) for name, t in updates[0].items()}
-    zeros = 0
-    for span, piece in pieces:
-        zeros += _zeros(piece)
-        span.of(merged).copy_(piece)
+    analysis, pieces = drive(
+        updates,
+        row,
+        chosen,
+        rows=rows,
+        names=names,
+        seed=seed,
+        chunk_elements=chunk_elements,
+        levels=levels,
+        into=merged,
+    )
+    zeros = sum(count for _, count in pieces)
     return merged, dataclasses.replace(analysis, zero_fraction=zeros / analysis.parameters)
 
 
@@ -189,22 +195,23 @@ def merge_files(
             raise UsageError(f"{path} exists. Give another path, or --overwrite to replace it.")
     updates = [MappedTensors(path, read_header(path).entries) for path in paths]
     given = [str(path) for path in paths] if names is None else names
-    analysis, pieces = drive(updates, row, chosen, rows=rows, names=given, seed=seed)
+    check_updates(updates, given)
+    levels = None if conflict_out is None else empty_levels(updates)
+    analysis, pieces = drive(updates, row, chosen, rows=rows, names=given, seed=seed, levels=levels)
     zeros = 0
 
     def counted() -> Iterator[torch.Tensor]:
         nonlocal zeros
-        for _, piece in pieces:
-            zeros += _zeros(piece)
+        for piece, count in pieces:
+            zeros += count
             yield piece
 
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in updates[0].items()}
     write_tensors(outputs[0], layout, counted(), overwrite=overwrite)
-    if conflict_out is not None:
+    if levels is not None:
         layout = {name: (torch.float32, shape) for name, (_, shape) in layout.items()}
-        write_tensors(outputs[1], layout, (piece for _, piece in conflict_pieces(updates)), overwrite=overwrite)
+        spans = (span for some in chunks(levels, CHUNK_ELEMENTS) for span in some)
+        write_tensors(
+            outputs[1], layout, (span.of(levels).float() / len(updates) for span in spans), overwrite=overwrite
+        )
     return dataclasses.replace(analysis, zero_fraction=zeros / analysis.parameters)
-
-
-def _zeros(piece: torch.Tensor) -> int:
-    return piece.numel() - int(piece.count_nonzero())

@@ -9,7 +9,7 @@ from fedproxy.federation.analyse import Analysis, check_updates, measure
 from fedproxy.federation.merge.kernels import combines, kernels_for
 from fedproxy.federation.merge.rule import Place, Rule
 from fedproxy.federation.merge.top_k import kept_count, thresholds, trimmed
-from fedproxy.tensors import CHUNK_ELEMENTS, Span, Tensors
+from fedproxy.tensors import CHUNK_ELEMENTS, Tensors
 
 Options = TypeVar("Options")
 
@@ -24,7 +24,8 @@ def drive(
     seed: int = 0,
     chunk_elements: int = CHUNK_ELEMENTS,
     levels: Tensors | None = None,
-) -> tuple[Analysis, Iterator[tuple[Span, torch.Tensor]]]:
+    into: Tensors | None = None,
+) -> tuple[Analysis, Iterator[tuple[torch.Tensor, int]]]:
     """Analyse the updates and prepare their merge.
 
     Args:
@@ -36,9 +37,11 @@ def drive(
         seed: For rules that draw at random.
         chunk_elements: Values held at once.
         levels: Tensors that receive K - |sum of signs| of every coordinate (see `analyse.empty_levels`), if wanted.
+        into: Tensors that receive the merged vector as the pieces are asked for, if wanted.
 
     Returns:
-        The analysis, and the merged vector span by span in order, in the dtype of each tensor.
+        The analysis, and the merged vector piece by piece in order, in the dtype of each tensor, with the number of
+        zeros (of several pieces, with the first of them).
 
     Raises:
         UsageError: there is no update, or names or rows do not fit.
@@ -54,14 +57,14 @@ def drive(
     if kernels:
         selection = kernels.select(keep)
         if combines(rule.combine) and rule.thin is None:
-            return analysis, kernels.combined(rule.combine, selection, shares, scales, options)
+            return analysis, kernels.combined(rule.combine, selection, shares, scales, options, into)
         limits = selection.thresholds
     else:
         limits = thresholds(updates, keep, chunk_elements)
     weights = torch.tensor(shares, dtype=torch.float64)
     factors = torch.tensor(scales, dtype=torch.float64)[:, None]
 
-    def pieces() -> Iterator[tuple[Span, torch.Tensor]]:
+    def pieces() -> Iterator[tuple[torch.Tensor, int]]:
         start = 0
         for spans, values in trimmed(updates, limits, chunk_elements):
             wide = values.double()
@@ -72,6 +75,9 @@ def drive(
             parts = merged.split_with_sizes([span.stop - span.start for span in spans])
             for span, part in zip(spans, parts, strict=True):
                 dtype = updates[0][span.name].dtype
-                yield span, part if dtype == torch.float64 else part.float().to(dtype)
+                piece = part if dtype == torch.float64 else part.float().to(dtype)
+                if into is not None:
+                    span.of(into).copy_(piece)
+                yield piece, piece.numel() - int(piece.count_nonzero())
 
     return analysis, pieces()

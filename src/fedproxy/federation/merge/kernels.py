@@ -23,7 +23,7 @@ from fedproxy.federation.merge.h_ties import elected_from, h_ties
 from fedproxy.federation.merge.mean import mean
 from fedproxy.federation.merge.ties import ties
 from fedproxy.federation.merge.top_k import Threshold, thresholds
-from fedproxy.tensors import MappedTensors, Span, Tensors, chunks, parameter_count
+from fedproxy.tensors import MappedTensors, Tensors, chunks, parameter_count
 
 SMALLEST = 1 << 22
 """Values of all updates together from which the kernels are quicker than torch, their loading counted."""
@@ -97,8 +97,8 @@ class Kernels:
 
         self._code: Any = kernels_compiled
         self._updates = updates
-        names = [name for name in sorted(updates[0]) if updates[0][name].numel()]
-        self._held = [[update[name].detach() for name in names] for update in updates]
+        self._names = [name for name in sorted(updates[0]) if updates[0][name].numel()]
+        self._held = [[update[name].detach() for name in self._names] for update in updates]
         self._mapped = [update for update in updates if isinstance(update, MappedTensors)]
         first = self._held[0]
         self._addresses = np.array([[tensor.data_ptr() for tensor in row] for row in self._held], dtype=np.int64)
@@ -142,17 +142,13 @@ class Kernels:
             ArtifactError: an update holds NaN or Inf.
         """
         count = self._clients
-        disagreement = np.empty(
-            0 if levels is None else self._parameters, dtype=np.uint8 if count < 256 else np.int16
-        )
+        disagreement = np.empty(0 if levels is None else self._parameters, dtype=np.uint8 if count < 256 else np.int16)
 
         def work(segments: range) -> tuple[npt.NDArray[np.float64], Integers]:
             gram = np.empty((len(segments), count, count))
             histogram = np.zeros(count + 1, dtype=np.int64)
             bounds = (segments.start, segments.stop)
-            self._code.measure(
-                self._addresses, self._starts, self._formats, bounds, gram, histogram, disagreement
-            )
+            self._code.measure(self._addresses, self._starts, self._formats, bounds, gram, histogram, disagreement)
             return gram, histogram
 
         total, histogram = np.zeros((count, count)), np.zeros(count + 1, dtype=np.int64)
@@ -229,8 +225,7 @@ class Kernels:
         with ThreadPoolExecutor(self._threads) as pool:
             found = list(pool.map(chosen, range(len(rows))))
         return [
-            self._without_sample(rows[row], keep[row]) if result is None else result
-            for row, result in enumerate(found)
+            self._without_sample(rows[row], keep[row]) if result is None else result for row, result in enumerate(found)
         ]
 
     def _brackets(self, table: Sequence[Any], keep: Sequence[int]) -> tuple[Integers, Integers]:
@@ -274,8 +269,9 @@ class Kernels:
         weights: Sequence[float],
         factors: Sequence[float],
         options: Any,
-    ) -> Iterator[tuple[Span, torch.Tensor]]:
-        """The merged vector span by span in order, in the dtype of each tensor.
+        into: Tensors | None = None,
+    ) -> Iterator[tuple[torch.Tensor, int]]:
+        """The merged vector piece by piece in order, in the dtype of each tensor, with the number of its zeros.
 
         Args:
             combine: That of a rule; there is a kernel for it.
@@ -283,22 +279,26 @@ class Kernels:
             weights: Of the clients, [K].
             factors: By which each client's values are multiplied, [K].
             options: The rule's.
+            into: Tensors that receive the merged vector; without them every piece has memory of its own.
         """
         rho = elected_from(options) if combine is h_ties else 0.0
         rule, w, f = _COMBINED[combine], np.array(weights), np.array(factors)
+        numbers = {name: number for number, name in enumerate(self._names)}
+        first = self._updates[0]
+        spans = list(chunks({name: first[name] for name in self._names}, self._step * SEGMENT))
 
-        def work(segments: range) -> torch.Tensor:
-            first, last = segments.start * SEGMENT, min(segments.stop * SEGMENT, self._parameters)
-            merged = np.empty(last - first, dtype=np.float32)
+        def work(segments: range) -> list[tuple[torch.Tensor, int]]:
+            pieces, out = [], np.zeros(len(numbers), dtype=np.int64)
+            for span in spans[segments.start // self._step]:
+                dtype = self._held[0][numbers[span.name]].dtype
+                piece = torch.empty(span.stop - span.start, dtype=dtype) if into is None else span.of(into)
+                pieces.append(piece)
+                out[numbers[span.name]] = piece.data_ptr() - dtype.itemsize * span.start
+            table, zeros = (self._addresses, self._starts, self._formats), 0
             for segment in segments:
                 limits, left = selection.limits[segment], selection.ties[segment]
-                out = merged[segment * SEGMENT - first :]
-                self._code.combine(
-                    rule, self._addresses, self._starts, self._formats, segment, limits, left, w, f, rho, out
-                )
-            return torch.from_numpy(merged)
+                zeros += self._code.combine(rule, *table, segment, limits, left, w, f, rho, out)
+            return [(piece, zeros if number == 0 else 0) for number, piece in enumerate(pieces)]
 
-        first = self._updates[0]
-        for spans, merged in zip(chunks(first, self._step * SEGMENT), self._walk(work), strict=True):
-            for span, part in zip(spans, merged.split_with_sizes([s.stop - s.start for s in spans]), strict=True):
-                yield span, part.to(first[span.name].dtype)
+        for pieces in self._walk(work):
+            yield from pieces

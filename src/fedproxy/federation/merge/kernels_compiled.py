@@ -1,9 +1,12 @@
+# mypy: ignore-errors
 """The compiled loops of `kernels`: one call works on one stretch of the long vector, without Python's lock.
 
 Every function takes a table of where the updates' values lie: `addresses` [K, T] of the T tensors of each client,
 `starts` [T + 1] of the tensors in the long vector, and `formats` [T] of their values. Values pass through tiles of
 `BLOCK` coordinates that stay in cache. No loop changes the order of a floating-point sum, so the results are those of
 the torch path, bit for bit: only sums of exact products may be contracted to fused multiply-adds, which rounds alike.
+
+Types are those that the compiler infers, so none are written at the compiled functions.
 """
 
 from collections.abc import Callable
@@ -38,7 +41,7 @@ def _compiled(function: Function) -> Function:
         return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _pointer(typing: Any, address: Any) -> Any:
     """An integer address as a pointer."""
 
@@ -48,7 +51,7 @@ def _pointer(typing: Any, address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _add_products(typing: Any, left: Any, right: Any, sums: Any) -> Any:
     """Add the products of 4 rows with 4 rows of a tile to 16 rows of lane sums.
 
@@ -93,7 +96,7 @@ def _add_products(typing: Any, left: Any, right: Any, sums: Any) -> Any:
     return types.void(types.intp, types.intp, types.intp), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _collect(typing: Any, bits: Any, low: Any, high: Any, counts: Any, found: Any) -> Any:
     """Bracket the magnitudes of a block of float32 bits.
 
@@ -168,7 +171,7 @@ def _collect(typing: Any, bits: Any, low: Any, high: Any, counts: Any, found: An
     return types.intp(*[types.intp] * 5), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _bits_of(typing: Any, value: Any) -> Any:
     """The bits of a float32."""
 
@@ -178,8 +181,18 @@ def _bits_of(typing: Any, value: Any) -> Any:
     return types.int32(types.float32), generate
 
 
+@intrinsic
+def _value_of(typing: Any, bits: Any) -> Any:
+    """The float32 of the given bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
 @_compiled
-def _block(addresses, starts, formats, tensor, begin, stop, scratch):  # type: ignore[no-untyped-def]
+def _block(addresses, starts, formats, tensor, begin, stop, scratch):
     """One client's values begin ... stop as float32 bits, in place where they lie so, else in `scratch`.
 
     Args:
@@ -221,7 +234,7 @@ def _block(addresses, starts, formats, tensor, begin, stop, scratch):  # type: i
 
 
 @_compiled
-def _from_f16(half):  # type: ignore[no-untyped-def]
+def _from_f16(half):
     """The bits of a float16 as those of the float32 of the same value."""
     magnitude = np.int32(half & np.uint16(0x7FFF))
     small = _bits_of(np.float32(magnitude) * np.float32(2.0**-24))
@@ -231,12 +244,12 @@ def _from_f16(half):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _first(starts, position):  # type: ignore[no-untyped-def]
+def _first(starts, position):
     return np.searchsorted(starts, position, side="right") - 1
 
 
 @_compiled
-def _widen(bits_at, wide_at, signs_at):  # type: ignore[no-untyped-def]
+def _widen(bits_at, wide_at, signs_at):
     """A block of float32 bits as float64, and its signs added; shapes known to the compiler make it vector code."""
     bits = numba.carray(_pointer(bits_at), (BLOCK,), np.int32)
     values = numba.carray(_pointer(bits_at), (BLOCK,), np.float32)
@@ -249,7 +262,7 @@ def _widen(bits_at, wide_at, signs_at):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def measure(addresses, starts, formats, segments, gram, histogram, levels):  # type: ignore[no-untyped-def]
+def measure(addresses, starts, formats, segments, gram, histogram, levels):
     """Dot products and sign disagreement of some segments.
 
     Args:
@@ -306,7 +319,7 @@ def measure(addresses, starts, formats, segments, gram, histogram, levels):  # t
 
 
 @_compiled
-def sample(addresses, starts, formats, step, run, magnitudes):  # type: ignore[no-untyped-def]
+def sample(addresses, starts, formats, step, run, magnitudes):
     """Magnitudes of one client at runs of `run` neighbours every `step` coordinates; returns how many."""
     bits, taken = np.zeros(BLOCK, np.int32), 0
     for begin in range(0, starts[-1], step):
@@ -319,7 +332,7 @@ def sample(addresses, starts, formats, step, run, magnitudes):  # type: ignore[n
 
 
 @_compiled
-def bracket(addresses, starts, formats, segment, low, high, below, equal, found, offsets, room):  # type: ignore[no-untyped-def]
+def bracket(addresses, starts, formats, segment, low, high, below, equal, found, offsets, room):
     """Count one segment's magnitudes below and at `low`, and collect those above it and up to `high`.
 
     Args:
@@ -353,14 +366,12 @@ def bracket(addresses, starts, formats, segment, low, high, below, equal, found,
             width = min(BLOCK, end - begin)
             bits[width:] = _MAGNITUDE
             source = _block(addresses[k], starts, formats, tensor, begin, begin + width, bits)
-            taken += _collect(
-                source, low[k], high[k], counts.ctypes.data, found.ctypes.data + 4 * taken
-            )
+            taken += _collect(source, low[k], high[k], counts.ctypes.data, found.ctypes.data + 4 * taken)
         below[k], equal[k], offsets[k + 1] = counts[0].sum(), -1 if overfull else counts[1].sum(), taken
 
 
 @_compiled
-def count_equal(addresses, starts, formats, segment, limits, equal):  # type: ignore[no-untyped-def]
+def count_equal(addresses, starts, formats, segment, limits, equal):
     """Count one segment's magnitudes of exactly the bits `limits`, [K], into `equal`, [K]."""
     bits = np.zeros(BLOCK, np.int32)
     end = min((segment + 1) * SEGMENT, starts[-1])
@@ -376,7 +387,7 @@ def count_equal(addresses, starts, formats, segment, limits, equal):  # type: ig
 
 
 @_compiled
-def combine(rule, addresses, starts, formats, segment, limits, ties, weights, factors, rho, out):  # type: ignore[no-untyped-def]
+def combine(rule, addresses, starts, formats, segment, limits, ties, weights, factors, rho, out):
     """Trim and merge one segment.
 
     Args:
@@ -390,7 +401,10 @@ def combine(rule, addresses, starts, formats, segment, limits, ties, weights, fa
         weights: [K], float64.
         factors: [K], float64; each client's values are multiplied by it.
         rho: Of H-TIES.
-        out: Receives the merged values, float32.
+        out: Addresses of the tensors that receive the merged values, [T], in the formats of the table.
+
+    Returns:
+        How many of these values are zero.
     """
     count = len(addresses)
     groups = (count + _GROUP - 1) // _GROUP
@@ -398,7 +412,7 @@ def combine(rule, addresses, starts, formats, segment, limits, ties, weights, fa
     bits, sums = np.zeros(BLOCK, np.int32), np.zeros((_GROUP, BLOCK))
     w, f = np.zeros(groups * _GROUP), np.ones(groups * _GROUP)
     w[:count], f[:count] = weights, factors
-    left = ties.copy()
+    left, zeros = ties.copy(), 0
     merged = np.zeros(BLOCK, np.float32)
     end = min((segment + 1) * SEGMENT, starts[-1])
     for begin in range(segment * SEGMENT, end, BLOCK):
@@ -417,11 +431,55 @@ def combine(rule, addresses, starts, formats, segment, limits, ties, weights, fa
             _ties(tile.ctypes.data, count, f, sums.ctypes.data, merged.ctypes.data)
         else:
             _h_ties(tile.ctypes.data, groups, w, f, rho, sums.ctypes.data, merged.ctypes.data)
-        out[begin - segment * SEGMENT : begin - segment * SEGMENT + width] = merged[:width]
+        zeros += _store(out, starts, formats, tensor, begin, begin + width, merged)
+    return zeros
 
 
 @_compiled
-def _trim(source, limit, target):  # type: ignore[no-untyped-def]
+def _store(addresses, starts, formats, tensor, begin, stop, values):
+    """Write float32 values to begin ... stop in the format of each tensor; returns how many are zero then."""
+    position, nonzero = begin, 0
+    while position < stop:
+        while starts[tensor + 1] <= position:
+            tensor += 1
+        count = min(stop, starts[tensor + 1]) - position
+        offset = position - starts[tensor]
+        bits = numba.carray(_pointer(values.ctypes.data + 4 * (position - begin)), count, np.int32)
+        if formats[tensor] == F32:
+            whole = numba.carray(_pointer(addresses[tensor] + 4 * offset), count, np.int32)
+            for i in range(count):
+                whole[i] = bits[i]
+                nonzero += (bits[i] & np.int32(_MAGNITUDE)) != 0
+        else:
+            half = numba.carray(_pointer(addresses[tensor] + 2 * offset), count, np.uint16)
+            for i in range(count):
+                short = _to_bf16(bits[i]) if formats[tensor] == BF16 else _to_f16(bits[i])
+                half[i] = short
+                nonzero += (short & 0x7FFF) != 0
+        position += count
+    return stop - begin - nonzero
+
+
+@_compiled
+def _to_bf16(bits):
+    """The bits of a finite float32 as those of the nearest bfloat16, the even one of two."""
+    whole = np.int64(bits) & 0xFFFFFFFF
+    return (whole + 0x7FFF + ((whole >> 16) & 1)) >> 16
+
+
+@_compiled
+def _to_f16(bits):
+    """The bits of a finite float32 as those of the nearest float16, the even one of two; infinity beyond 65504."""
+    magnitude, sign = np.int64(bits) & _MAGNITUDE, (np.int64(bits) >> 16) & 0x8000
+    if magnitude < 113 << 23:  # subnormal: a multiple of 2^-24, as the addition of 2^23 rounds it
+        value = _value_of(np.int32(magnitude)) * np.float32(2.0**24)
+        return sign | (np.int64(_bits_of(np.float32(value + np.float32(2.0**23)))) - (150 << 23))
+    rest = magnitude - (112 << 23)
+    return sign | min((rest + 0xFFF + ((rest >> 13) & 1)) >> 13, 0x7C00)
+
+
+@_compiled
+def _trim(source, limit, target):
     """A block without the magnitudes below the limit."""
     given = numba.carray(_pointer(source), (BLOCK,), np.int32)
     bits = numba.carray(_pointer(target), (BLOCK,), np.int32)
@@ -430,7 +488,7 @@ def _trim(source, limit, target):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _trim_ties(source, limit, most, target):  # type: ignore[no-untyped-def]
+def _trim_ties(source, limit, most, target):
     """A block with the magnitudes above the limit and the first `most` at it; returns how many these are."""
     given = numba.carray(_pointer(source), (BLOCK,), np.int32)
     bits = numba.carray(_pointer(target), (BLOCK,), np.int32)
@@ -444,7 +502,7 @@ def _trim_ties(source, limit, most, target):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _mean(tile_at, groups, w, f, sums_at, merged_at):  # type: ignore[no-untyped-def]
+def _mean(tile_at, groups, w, f, sums_at, merged_at):
     total = numba.carray(_pointer(sums_at), (BLOCK,), np.float64)
     merged = numba.carray(_pointer(merged_at), (BLOCK,), np.float32)
     for group in range(groups):
@@ -462,7 +520,7 @@ def _mean(tile_at, groups, w, f, sums_at, merged_at):  # type: ignore[no-untyped
 
 
 @_compiled
-def _ties(tile_at, count, f, sums_at, merged_at):  # type: ignore[no-untyped-def]
+def _ties(tile_at, count, f, sums_at, merged_at):
     sums = numba.carray(_pointer(sums_at), (3, BLOCK), np.float64)
     merged = numba.carray(_pointer(merged_at), (BLOCK,), np.float32)
     for k in range(count):
@@ -481,7 +539,7 @@ def _ties(tile_at, count, f, sums_at, merged_at):  # type: ignore[no-untyped-def
 
 
 @_compiled
-def _h_ties(tile_at, groups, w, f, rho, sums_at, merged_at):  # type: ignore[no-untyped-def]
+def _h_ties(tile_at, groups, w, f, rho, sums_at, merged_at):
     sums = numba.carray(_pointer(sums_at), (4, BLOCK), np.float64)
     merged = numba.carray(_pointer(merged_at), (BLOCK,), np.float32)
     for group in range(groups):

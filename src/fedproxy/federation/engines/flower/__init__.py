@@ -8,7 +8,7 @@
 Only this package and `fedproxy.flower_app`, which Flower loads, import flwr.
 """
 
-from fedproxy.errors import UsageError
+from fedproxy.errors import MissingExtraError
 
 QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -29,9 +29,9 @@ def require_flower() -> None:
     """Check that Flower is installed.
 
     Raises:
-        UsageError: it is not; the message names the extra.
+        MissingExtraError: it is not.
     """
     try:
         import flwr  # noqa: F401
     except ImportError as error:
-        raise UsageError("Flower is not installed: pip install 'fedproxy[federation]'.") from error
+        raise MissingExtraError("a federation of several processes", "federation") from error

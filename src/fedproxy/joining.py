@@ -1,4 +1,4 @@
-"""The engine `deployment`: the owner's server and a data owner's client, as processes that hold the others together."""
+"""A data owner's side of the engine `deployment`: a warm worker behind a SuperNode while the federation lasts."""
 
 import contextlib
 import json
@@ -15,201 +15,24 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
-from fedproxy.config import Client, Evaluate, Experiment
+from fedproxy.config import Client, Evaluate
 from fedproxy.errors import FederationError, UsageError
+from fedproxy.federation.address import Address
 from fedproxy.federation.certificates import check_certificate, load_private, make_key, private_openssh, read_small
-from fedproxy.federation.engines.flower import (
-    QUIET,
-    RUN_VARIABLE,
-    WORKER_VARIABLE,
-    clientapps,
-    require_flower,
-    supernode,
-)
+from fedproxy.federation.engines.flower import QUIET, WORKER_VARIABLE, clientapps, require_flower, supernode
 from fedproxy.federation.engines.flower.clientapps import write_launcher
 from fedproxy.federation.engines.flower.process import start, stop, tail
-from fedproxy.federation.engines.flower.superlink import SuperLink, free_port
-from fedproxy.federation.gateway import Gateway, Upstream
+from fedproxy.federation.engines.flower.superlink import free_port
 from fedproxy.federation.handout.fetch import default_cache, fetch_proxy
 from fedproxy.federation.handout.link import BrokenLinkError, Link
-from fedproxy.federation.handout.parts import describe
-from fedproxy.federation.keys import CA, SERVER, SERVER_KEY, read_client_key
-from fedproxy.federation.members import Members
-from fedproxy.federation.offer import Limits, Offer, make_offer
+from fedproxy.federation.keys import read_client_key
+from fedproxy.federation.offer import Limits, Offer
 from fedproxy.federation.session import Session
 from fedproxy.federation.welcome import MOST_BYTES, PATH, Welcome, introduce
-from fedproxy.run_directory import RunDirectory, forget_outcome, raise_outcome
-from fedproxy.seeds import derive_seed
-from fedproxy.tuning import client_names, rows_of
+from fedproxy.tuning import rows_of
 
-POLL_SECONDS = 0.1
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-FASTEST_PAUSE, PAUSE_A_CLIENT = 0.2, 0.01
-"""Clients ask for messages every so many seconds; with many of them, each asks less often."""
-FAREWELL_SECONDS = 15.0
 STATUS_SECONDS = 3.0
 """How often a client asks whether the federation goes on."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """HOST:PORT."""
-
-    host: str
-    port: int
-
-    @staticmethod
-    def parse(text: str) -> "Address":
-        """Read "HOST:PORT"; an IPv6 address stands in brackets.
-
-        Raises:
-            UsageError: it is no such thing.
-        """
-        host, _, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not host or not port.isdecimal() or not 0 <= int(port) < 1 << 16:
-            raise UsageError(f"{text!r} is no address: must be HOST:PORT, for example 127.0.0.1:9443.")
-        return Address(host, int(port))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine reaches it."""
-        return self.host in LOOPBACK
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True)
-class Listen:
-    """Where and how the server listens.
-
-    Attributes:
-        address: Where.
-        keys: The owner's folder of keys; none for plaintext.
-        force: Plaintext beyond loopback is meant.
-        part_bytes: Size of the parts that the proxy is handed out in.
-    """
-
-    address: Address
-    keys: Path | None
-    force: bool = False
-    part_bytes: int = 64 << 20
-
-    def check(self, experiment: Experiment) -> None:
-        """Check that clients could be served.
-
-        Raises:
-            UsageError: plaintext beyond loopback, a partition, or clients without names.
-        """
-        if experiment.partition is not None:
-            raise UsageError(
-                "[partition] cuts one file into clients, which is for the engines inline and simulation. Name the "
-                "clients in [[client]] tables, or leave them out to let in every registered key."
-            )
-        if self.keys is None and not (self.address.is_loopback or self.force):
-            raise UsageError(
-                f"{self.address}: without keys nothing is encrypted and anyone may take part. Give --keys DIR, or add "
-                "--force if the network is your own."
-            )
-        if self.keys is None and not experiment.client:
-            raise UsageError("Without keys the experiment must name its clients in [[client]] tables.")
-
-
-def serve(
-    experiment: Experiment,
-    directory: RunDirectory,
-    listen: Listen,
-    on_ready: Callable[[str], None],
-    on_poll: Callable[[], None],
-) -> None:
-    """Serve the rounds that are left to clients elsewhere.
-
-    Args:
-        experiment: The experiment.
-        directory: The run, prepared.
-        listen: Where clients reach it.
-        on_ready: Told the address once clients can join.
-        on_poll: Called several times a second while it runs.
-
-    Raises:
-        FederationError: too few clients, or a round without a quorum; or Flower ended.
-        UsageError: the address or the keys cannot be used.
-        ArtifactError: keys or proxy cannot be used.
-    """
-    require_flower()
-    listen.check(experiment)
-    run, keys = directory.path.resolve(), listen.keys and listen.keys.resolve()
-    forget_outcome(run)
-    members = Members(keys, run, client_names(experiment))
-    if keys is not None:
-        _check_members(members, client_names(experiment), keys)
-    certificates = (keys / SERVER, keys / SERVER_KEY, keys / CA) if keys is not None else None
-    listing = describe(run / "proxy", listen.part_bytes)
-    identity = f"{derive_seed(experiment.seed, listing.sha256, str(run)):016x}"
-    with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
-        link = SuperLink(Path(folder), certificates=certificates, environment={RUN_VARIABLE: str(run)})
-        gateway = Gateway(
-            run / "proxy",
-            listing,
-            listen.address.host,
-            listen.address.port,
-            certificates and certificates[0],
-            certificates and certificates[1],
-            members=members,
-            offer=lambda name: make_offer(experiment, name, run_id=identity, proxy=listing.sha256),
-            upstream=Upstream(link.port, link.ca),
-            pause=max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(client_names(experiment) or members.all)),
-        )
-        ended = "failed"
-        try:
-            link.start()
-            known: set[str] = set()
-            if keys is not None:
-                _register(link, members, known)
-            gateway.start()
-            link.run()
-            on_ready(str(Address(listen.address.host, gateway.port)))
-            while not raise_outcome(run):
-                if not link.alive:
-                    raise FederationError(
-                        f"Flower's SuperLink ended. Go on with --resume. The end of its log:\n{tail(link.log)}"
-                    )
-                if keys is not None:
-                    _register(link, members, known)
-                on_poll()
-                time.sleep(POLL_SECONDS)
-            ended = "complete"
-        finally:
-            link.close()
-            _say_farewell(gateway, ended)
-            gateway.close()
-
-
-def _say_farewell(gateway: Gateway, how: str) -> None:
-    """Give the clients that were there the time to ask how it ended."""
-    gateway.end(how)
-    until = time.monotonic() + FAREWELL_SECONDS
-    while gateway.welcomed - gateway.told and time.monotonic() < until:
-        time.sleep(POLL_SECONDS)
-
-
-def _check_members(members: Members, names: list[str], keys: Path) -> None:
-    there = members.all
-    if missing := [name for name in names if name not in there]:
-        raise UsageError(
-            f"{keys} holds no valid key of {', '.join(missing)}. Add it with: fedproxy keys add {keys} {missing[0]}"
-        )
-    if not there:
-        raise UsageError(f"{keys} holds no client's key. Add one with: fedproxy keys add {keys} NAME")
-
-
-def _register(link: SuperLink, members: Members, known: set[str]) -> None:
-    """Tell the SuperLink the keys of members it does not know yet."""
-    fresh = {member.public_key for member in members.all.values()} - known
-    if fresh:
-        link.register([key.encode() for key in sorted(fresh)])
-        known |= fresh
 
 
 @dataclass(frozen=True)
