@@ -183,7 +183,7 @@ def _disagreement(values: torch.Tensor) -> torch.Tensor:
 
 
 def empty_levels(updates: Sequence[Tensors]) -> dict[str, torch.Tensor]:
-    """Tensors for the disagreement K - |sum of signs| of every coordinate: uint8, or int16 for more than 255 clients."""
+    """Tensors for the disagreement K - |sum of signs| of every coordinate: uint8, or int16 from 256 clients on."""
     dtype = torch.uint8 if len(updates) < 256 else torch.int16
     return {name: torch.empty(t.shape, dtype=dtype, device=t.device) for name, t in updates[0].items()}
 

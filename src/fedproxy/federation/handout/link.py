@@ -48,6 +48,7 @@ class Link:
         if token is not None and not _TOKEN.fullmatch(token):
             raise UsageError("the token of the hand-out is damaged.")
         self.where = f"{host}:{port}"
+        self._answer: HTTPResponse | None = None
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         if parts.scheme == "http":
             if ca is not None:
@@ -108,7 +109,7 @@ class Link:
         """
         with self.broken():
             self._connection.request("POST", path, body, self._headers)
-            answer = self._connection.getresponse()
+            self._answer = answer = self._connection.getresponse()
             content = answer.read(most + 1)
         if len(content) > most:
             self.close()

@@ -19,7 +19,7 @@ from fedproxy.errors import ArtifactError, UsageError
 
 FORMAT = 1
 PART_BYTES = 64 << 20
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 256 << 10
 LISTING_BYTES = 16 << 20
 """The largest listing that is sent or read; one of `_MOST_PARTS` parts fits."""
 _PART_LIMITS = (1 << 20, (2 << 30) - 1)

@@ -30,8 +30,6 @@ HANDSHAKE_SECONDS, REQUEST_SECONDS, PIECE_SECONDS = 15.0, 30.0, 60.0
 """How long a client may take for its TLS handshake, its next request, and for taking a buffer's bytes."""
 _PART = re.compile(r"/parts/([0-9a-f]{64})")
 _RANGE = re.compile(r"bytes=([0-9]{1,19})-")
-
-
 MOST_POSTED_BYTES = 16 << 20
 """The largest body of a POST request; Flower cuts what it sends into pieces of 5 MiB."""
 
@@ -225,6 +223,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def close_connections(self) -> None:
         """Shut every connection and wait for its thread, which reads the open files."""
+        if self._closing:
+            return
         self._closing = True
         for connection in list(self._deadlines):
             _shut(connection)
@@ -280,7 +280,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not length.isdecimal() or int(length) > MOST_POSTED_BYTES:
             self.close_connection = True
-            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body states its length, {MOST_POSTED_BYTES} at most")
+            self.send_error(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body states its length, {MOST_POSTED_BYTES} at most"
+            )
             return
         body = self.rfile.read(int(length))
         if len(body) < int(length):

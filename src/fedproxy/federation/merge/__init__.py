@@ -88,7 +88,9 @@ def merge(
         >>> merged["w"].tolist()
         [2.0, 4.0]
     """
-    return _merged(updates, rule, None, rows=rows, names=names, seed=seed, chunk_elements=chunk_elements, **options)
+    return _merged(
+        updates, rule, None, rows=rows, names=names, seed=seed, chunk_elements=chunk_elements, options=options
+    )
 
 
 def merge_round(
@@ -120,7 +122,7 @@ def merge_round(
     """
     check_updates(updates, names)
     levels = empty_levels(updates)
-    merged, analysis = _merged(updates, rule, levels, rows=rows, names=names, seed=seed, **options)
+    merged, analysis = _merged(updates, rule, levels, rows=rows, names=names, seed=seed, options=options)
     return merged, levels, analysis
 
 
@@ -132,8 +134,8 @@ def _merged(
     rows: Sequence[int] | None,
     names: Sequence[str] | None,
     seed: int,
+    options: Mapping[str, object],
     chunk_elements: int = CHUNK_ELEMENTS,
-    **options: object,
 ) -> tuple[dict[str, torch.Tensor], Analysis]:
     row, chosen = configured(rule, options)
     check_updates(updates, names)

@@ -2,7 +2,8 @@
 
 Flower starts `flwr-clientapp` from the PATH for each message, and importing Flower takes it more than a second. Here
 the PATH holds a launcher of that name that hands its arguments to a process which has it imported; that process forks
-and runs the ordinary `flwr-clientapp` in the child.
+and runs the ordinary `flwr-clientapp` in the child, with one difference: it does not install and load the app that the
+server sends along, which could be any code, but always this package's own.
 
 $ python -m fedproxy.federation.engines.flower.clientapps SOCKET
 """
@@ -15,6 +16,7 @@ import sys
 import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 NAME = "flwr-clientapp"
 _ARGUMENT_BYTES = 1 << 16
@@ -37,7 +39,9 @@ def main(address: str) -> None:
     """Listen at the Unix socket `address` and start a ClientApp for each connection."""
     (command,) = entry_points(group="console_scripts", name=NAME)
     run = command.load()
-    importlib.import_module("fedproxy.flower_app")
+    own = importlib.import_module("fedproxy.flower_app").client
+    _replace("flwr.supernode.runtime.run_clientapp", "install_from_fab", lambda *_, **__: None)
+    _replace("flwr.supernode.runtime.run_clientapp", "get_load_client_app_fn", lambda *_, **__: lambda *_, **__: own)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -50,6 +54,14 @@ def main(address: str) -> None:
                     received += piece
             if os.fork() == 0:
                 _become(run, received.decode().split("\0"))
+
+
+def _replace(module: str, name: str, value: Any) -> None:
+    """Give a name of a module another meaning; that it is there is a matter of safety."""
+    names = vars(importlib.import_module(module))
+    if name not in names:
+        raise RuntimeError(f"{module} has no {name}: this release of Flower loads ClientApps in another way")
+    names[name] = value
 
 
 def _become(run: object, arguments: list[str]) -> None:

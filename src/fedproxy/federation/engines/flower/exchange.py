@@ -16,6 +16,7 @@ ANSWER = "fedproxy.answer"
 TO = "fedproxy.to"
 
 POLL_SECONDS = 0.1
+PUSHED_AT_ONCE = 16
 PULLED_AT_ONCE = 4
 """Answers in memory at a time: each is on disk before the next ones are fetched."""
 
@@ -65,23 +66,17 @@ class GridExchange:
     ) -> Iterator[tuple[str, Reply | Refusal]]:
         """Send `order` to `clients` and yield what comes back, late answers to earlier orders among it."""
         folder, nodes = self._spool(), self._nodes()
-        content = encode_order(order)
-        lost = [name for name in clients if name not in nodes]
-        for name in lost:
-            yield name, Refusal(name, order.round, "it left before the order was sent")
+        for name in clients:
+            if name not in nodes:
+                yield name, Refusal(name, order.round, "it left before the order was sent")
         asked = [name for name in clients if name in nodes]
         until = None if deadline is None else time.monotonic() + deadline
-        life = FOREVER if deadline is None else deadline + 60.0
         waiting: dict[str, str] = {}
-        for name in asked:
-            message = Message(pack(ORDER, content), nodes[name], "train", ttl=life, group_id=str(order.round))
-            message.content[TO] = ConfigRecord({"client": name})
-            for identifier in self._grid.push_messages([message]):
-                if identifier:
-                    waiting[identifier] = name
-                else:
-                    yield name, Refusal(name, order.round, "Flower did not take its order")
-        del content
+        for identifier, name in self._pushed(order, asked, nodes, FOREVER if deadline is None else deadline + 60.0):
+            if identifier:
+                waiting[identifier] = name
+            else:
+                yield name, Refusal(name, order.round, "Flower did not take its order")
         looked = time.monotonic()
         while waiting and (until is None or time.monotonic() < until):
             idle = True
@@ -99,6 +94,25 @@ class GridExchange:
                             yield name, Refusal(name, order.round, "it left before it answered")
                 time.sleep(POLL_SECONDS)
         self._late |= waiting
+
+    def _pushed(
+        self, order: Order, clients: Sequence[str], nodes: Mapping[str, int], life: float
+    ) -> Iterator[tuple[str, str]]:
+        """Send the order, and yield the identifier of each message and whom it went to."""
+        record = pack(ORDER, encode_order(order))[ORDER]
+        for begin in range(0, len(clients), PUSHED_AT_ONCE):
+            group = clients[begin : begin + PUSHED_AT_ONCE]
+            messages = [
+                Message(
+                    RecordDict({ORDER: record, TO: ConfigRecord({"client": name})}),
+                    nodes[name],
+                    "train",
+                    ttl=life,
+                    group_id=str(order.round),
+                )
+                for name in group
+            ]
+            yield from zip(self._grid.push_messages(messages), group, strict=True)
 
     def _pulled(self, identifiers: Mapping[str, str]) -> Iterator[tuple[str, Message]]:
         names = list(identifiers)
