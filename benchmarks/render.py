@@ -124,6 +124,49 @@ def large_model() -> str:
     return "\n".join(lines)
 
 
+def federation() -> str:
+    """What a federation costs beyond training: time a round, hand-out of the proxy, memory of a simulation."""
+    result, handed = load("federation"), load("handout")
+    found = result["deployment"]
+    missed = "" if found["median"] <= found["limit"] else " **missed**"
+    ratio = handed["ratio"]
+    memory = handed["server_memory"]
+    lines = [
+        "| | measured | limit |",
+        "|---|---|---|",
+        f"| time a round beyond training, {found['clients']} clients over TLS | {found['median']:.2f} s ({found['min']:.2f}–{found['max']:.2f})"
+        f"{missed} | ≤ {found['limit']:g} s |",
+        f"| hand-out of {handed['bytes'] / 1e9:g} GB, relative to a plain copy through a TLS socket | {ratio['median']:.2f} "
+        f"({ratio['least']:.2f}–{ratio['most']:.2f}) | ≤ {handed['limit']:g} |",
+        f"| memory of the server while it hands out, one client and three | {memory['peak_above_1_client'] / 1e6:.0f} MB, "
+        f"{memory['peak_above_3_clients'] / 1e6:.0f} MB | flat |",
+        "",
+        f"Rounds {found['rounds'][0]} to {found['rounds'][-1]} (the first waits for the clients to come); a round's time less its slowest client's "
+        "training; server and clients share the two processors, one thread each.",
+        "",
+        "| simulation | replies a round | whole run | "
+        + " | ".join(f"{name}: peak, own" for name in result["simulation"][0]["peak_bytes"])
+        + " |",
+        "|---" * (3 + len(result["simulation"][0]["peak_bytes"])) + "|",
+    ]
+    for row in result["simulation"]:
+        sizes = [
+            f"{row['peak_bytes'][name] / 1e6:.0f}, {row['peak_own_bytes'][name] / 1e6:.0f} MB"
+            for name in row["peak_bytes"]
+        ]
+        lines.append(
+            f"| {row['clients']} clients | {', '.join(map(str, row['replies']))} | {row['seconds']:.0f} s | "
+            + " | ".join(sizes)
+            + " |"
+        )
+    lines += [
+        "",
+        f"Peak resident memory of the server's processes, and the part of it that is their own (not pages of mapped files). An update has "
+        f"{result['simulation'][0]['update_bytes'] / 1e6:.1f} MB.",
+    ]
+    return "\n".join(lines)
+
+
 def hardware(name: str) -> str:
     found = load(name)["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
@@ -148,6 +191,10 @@ Two updates of ten million float32 parameters, file to file.
 ## Compress and fuse at 7B (`benchmarks/large_model.py`)
 
 {large_model()}
+
+## Federation (`benchmarks/federation.py`, `benchmarks/handout.py`)
+
+{federation()}
 
 ## Local training (`benchmarks/training_loop.py`)
 

@@ -15,6 +15,7 @@ from fedproxy.compression import SCORES, Proxy, compress
 from fedproxy.config import Experiment, load_experiment
 from fedproxy.errors import UsageError
 from fedproxy.evaluation import evaluate, load_for_evaluation
+from fedproxy.federation.members import has_members
 from fedproxy.federation.merge import RULES, configured, merge, merge_files
 from fedproxy.federation.regularise import PENALTIES
 from fedproxy.federation.store import RoundStore
@@ -264,7 +265,7 @@ def run(
     Args:
         experiment: An experiment file, or one loaded.
         out: The run directory.
-        resume: Go on with a run begun earlier.
+        resume: Go on with a run begun earlier, or with one whose rounds were served to clients elsewhere.
         overwrite: Replace an earlier run.
         on_progress: Told stage, fraction and text.
         on_sheet: Told the exposure sheet before the proxy is written.
@@ -272,12 +273,14 @@ def run(
     Raises:
         As `federate` and `evaluate`.
     """
-    progress = on_progress or _silent
-    experiment = read_experiment(experiment)
-    rows = client_rows(experiment)
+    progress, path = on_progress or _silent, Path(out)
+    served = resume and has_members(path)
+    experiment = read_experiment(experiment, remote=served)
+    if served:
+        _check_served(experiment, path)
+    rows = {} if served else client_rows(experiment)
     _check_tasks(experiment)
-    directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
-    path = directory.path
+    directory = RunDirectory(path, experiment, resume=resume, overwrite=overwrite)
     _federate(experiment, directory, rows, progress, on_sheet)
     if not (path / "fused").is_dir():
         with directory.stage("fuse"):
@@ -302,6 +305,18 @@ def run(
     results = _results(experiment, directory, evaluation)
     write_json(path / "results.json", results)
     return results
+
+
+def _check_served(experiment: Experiment, run: Path) -> None:
+    """Check that what is left of a run that was served needs no client's data.
+
+    Raises:
+        UsageError: it does.
+    """
+    if not (run / "adapter").is_dir():
+        raise UsageError(f"{run}: rounds are left, and its clients are elsewhere. Go on with: fedproxy serve --resume")
+    if experiment.evaluate.centralized:
+        raise UsageError("[evaluate] centralized = true tunes on the clients' pooled data, which are elsewhere.")
 
 
 def _tasks(experiment: Experiment) -> list[str]:

@@ -5,7 +5,13 @@ import importlib.util
 from fedproxy.cli.output import Json, console, print_json
 
 EXAMPLE = "fedproxy doctor"
-EXTRAS = {"eval": ("lm_eval", "datasets"), "report": ("jinja2", "matplotlib")}
+EXTRAS = {
+    "eval": ("lm_eval", "datasets"),
+    "report": ("jinja2", "matplotlib"),
+    "federation": ("cryptography", "flwr"),
+    "simulation": ("ray",),
+    "speed": ("numba",),
+}
 
 
 def doctor(json: Json = False) -> None:

@@ -1,7 +1,7 @@
 """fedproxy merge."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,10 +14,11 @@ EXAMPLE = "fedproxy merge bank.safetensors shop.safetensors --rule h-ties --out 
 def merge(
     updates: Annotated[list[Path], typer.Argument(help="The clients' updates (trained minus global), safetensors.")],
     out: Annotated[Path, typer.Option("--out", help="File to write the merged update to.")],
-    rule: Annotated[str, typer.Option(help="mean, ties or h-ties.")] = "h-ties",
+    rule: Annotated[str, typer.Option(help="mean, ties, h-ties, median, trimmed-mean, dare or dare-ties.")] = "h-ties",
     conflict_out: Annotated[Path | None, typer.Option(help="File to write each coordinate's conflict to.")] = None,
     rows: Annotated[str | None, typer.Option(help="The clients' row counts for rule mean, as in 100,250.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option of the rule, key=value; can be repeated.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rules that draw at random (dare).")] = 0,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -28,7 +29,7 @@ def merge(
         counts = None if rows is None else [int(part) for part in rows.split(",")]
     except ValueError as error:
         raise UsageError(f"--rows {rows!r}: write whole numbers separated by commas, one for each update.") from error
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     for pair in option or []:
         key, found, value = pair.partition("=")
         if not found:
@@ -38,7 +39,15 @@ def merge(
         except ValueError:
             options[key] = value
     analysis = merge_files(
-        updates, out, rule, conflict_out, overwrite=overwrite, rows=counts, names=[p.stem for p in updates], **options
+        updates,
+        out,
+        rule,
+        conflict_out,
+        overwrite=overwrite,
+        rows=counts,
+        names=[p.stem for p in updates],
+        seed=seed,
+        **options,
     )
     if json:
         print_json(analysis.as_dict())
