@@ -129,12 +129,14 @@ class Memory(threading.Thread):
         self.own: dict[str, int] = defaultdict(int)
 
     def run(self) -> None:
+        """Look ten times a second until `ending` is set."""
         while not self.ending.wait(0.1):
             for process in below(self.root):
                 with contextlib.suppress(OSError, ValueError):
                     self.look(process)
 
     def look(self, process: int) -> None:
+        """Note the memory of a process, if it is one of the server's."""
         words = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
         line = " ".join(Path(word).name for word in words[:3])
         kind = next((name for name in SERVER if name in line), None)

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedproxy.errors import FedproxyError, UsageError
-from fedproxy.federation.engines.flower import RUN_VARIABLE, WORKER_VARIABLE
+from fedproxy.federation.engines.flower import OUTCOME_VARIABLE, RUN_VARIABLE, WORKER_VARIABLE
 from fedproxy.federation.engines.flower.exchange import ANSWER, ORDER, TO, GridExchange, pack, unpack
 
 if TYPE_CHECKING:
@@ -55,9 +55,12 @@ def main(grid: Grid, context: Context) -> None:
             names = client_names(settings) or sorted(read_members(run))
             tune(settings, directory, lambda store: GridExchange(grid, nodes, store.spool), names)
     except BaseException as error:
-        write_outcome(run, error.exit_code if isinstance(error, FedproxyError) else 1, str(error) or repr(error))
+        if outcome := os.environ.get(OUTCOME_VARIABLE):
+            code = error.exit_code if isinstance(error, FedproxyError) else 1
+            write_outcome(Path(outcome), code, str(error) or repr(error))
         raise
-    write_outcome(run, 0, "")
+    if outcome := os.environ.get(OUTCOME_VARIABLE):
+        write_outcome(Path(outcome), 0, "")
 
 
 @client.train()

@@ -118,34 +118,26 @@ class RunDirectory:
             yield
 
 
-_OUTCOME = ".outcome.json"
-
-
-def write_outcome(run: Path, code: int, text: str) -> None:
+def write_outcome(path: Path, code: int, text: str) -> None:
     """Note how the process that drove the rounds ended, for the one that started it.
 
     Args:
-        run: The run directory.
+        path: The file in which that one looks; it lies outside the run, where a later process would find it.
         code: Its exit code.
         text: Its error; empty if there was none.
     """
-    write_json(run / _OUTCOME, {"code": code, "text": text})
+    write_json(path, {"code": code, "text": text})
 
 
-def forget_outcome(run: Path) -> None:
-    """Remove what an earlier process noted."""
-    (run / _OUTCOME).unlink(missing_ok=True)
-
-
-def raise_outcome(run: Path) -> bool:
+def raise_outcome(path: Path) -> bool:
     """Whether the process that drives the rounds has ended well.
 
     Raises:
         FedproxyError: it ended with this error.
     """
-    if not (run / _OUTCOME).is_file():
+    if not path.is_file():
         return False
-    outcome = read_json(run / _OUTCOME)
+    outcome = read_json(path)
     if outcome["code"] == 0:
         return True
     kinds: dict[int, type[FedproxyError]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedproxy.config import Experiment
 from fedproxy.errors import FederationError, UsageError
 from fedproxy.federation.address import Address
-from fedproxy.federation.engines.flower import RUN_VARIABLE
+from fedproxy.federation.engines.flower import OUTCOME_VARIABLE, RUN_VARIABLE
 from fedproxy.federation.engines.flower.process import tail
 from fedproxy.federation.engines.flower.superlink import SuperLink
 from fedproxy.federation.gateway import Gateway, Upstream
@@ -17,7 +17,7 @@ from fedproxy.federation.handout.parts import PART_BYTES, describe
 from fedproxy.federation.keys import CA, SERVER, SERVER_KEY
 from fedproxy.federation.members import Members
 from fedproxy.federation.offer import make_offer
-from fedproxy.run_directory import RunDirectory, forget_outcome, raise_outcome
+from fedproxy.run_directory import RunDirectory, raise_outcome
 from fedproxy.seeds import derive_seed
 from fedproxy.tuning import client_names
 
@@ -87,7 +87,6 @@ def serve(
     """
     listen.check(experiment)
     run, keys = directory.path.resolve(), listen.keys and listen.keys.resolve()
-    forget_outcome(run)
     members = Members(keys, run, client_names(experiment))
     if keys is not None:
         _check_members(members, client_names(experiment), keys)
@@ -95,7 +94,9 @@ def serve(
     listing = describe(run / "proxy", listen.part_bytes)
     identity = f"{derive_seed(experiment.seed, listing.sha256, str(run)):016x}"
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
-        link = SuperLink(Path(folder), certificates=certificates, environment={RUN_VARIABLE: str(run)})
+        outcome = Path(folder) / "outcome.json"
+        environment = {RUN_VARIABLE: str(run), OUTCOME_VARIABLE: str(outcome)}
+        link = SuperLink(Path(folder), certificates=certificates, environment=environment)
         gateway = Gateway(
             run / "proxy",
             listing,
@@ -117,7 +118,7 @@ def serve(
             gateway.start()
             link.run()
             on_ready(str(Address(listen.address.host, gateway.port)))
-            while not raise_outcome(run):
+            while not raise_outcome(outcome):
                 if not link.alive:
                     raise FederationError(
                         f"Flower's SuperLink ended. Go on with --resume. The end of its log:\n{tail(link.log)}"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from fedproxy.config import Experiment
 from fedproxy.errors import FederationError, MissingExtraError
-from fedproxy.federation.engines.flower import RUN_VARIABLE
+from fedproxy.federation.engines.flower import OUTCOME_VARIABLE, RUN_VARIABLE
 from fedproxy.federation.engines.flower.process import tail
 from fedproxy.federation.engines.flower.superlink import SuperLink
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.session import Session
-from fedproxy.run_directory import RunDirectory, forget_outcome, raise_outcome
+from fedproxy.run_directory import RunDirectory, raise_outcome
 from fedproxy.seeds import derive_seed
 from fedproxy.tuning import Rows, client_names, client_rows, read_run
 
@@ -35,7 +35,6 @@ def simulate(experiment: Experiment, directory: RunDirectory, on_poll: Callable[
         MissingExtraError: Flower or Ray is not installed.
     """
     _require_ray()
-    forget_outcome(directory.path)
     processors = os.cpu_count() or 1
     settings = {
         "num-supernodes": len(client_names(experiment)),
@@ -43,11 +42,12 @@ def simulate(experiment: Experiment, directory: RunDirectory, on_poll: Callable[
         "init-args-num-cpus": processors,
     }
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
-        environment = {RUN_VARIABLE: str(directory.path.resolve())}
+        outcome = Path(folder) / "outcome.json"
+        environment = {RUN_VARIABLE: str(directory.path.resolve()), OUTCOME_VARIABLE: str(outcome)}
         link = SuperLink(Path(folder), certificates=None, simulation=True, environment=environment)
         try:
             link.start().run(" ".join(f"{name}={value}" for name, value in settings.items()))
-            while not raise_outcome(directory.path):
+            while not raise_outcome(outcome):
                 if not link.alive:
                     raise FederationError(f"Flower's simulation ended. The end of its log:\n{tail(link.log)}")
                 on_poll()

@@ -30,7 +30,7 @@ def updates(tmp_path):
     return paths
 
 
-COMMANDS = ["demo", "run", "compress", "federate", "merge", "fuse", "evaluate", "report", "doctor"]
+COMMANDS = ["demo", "run", "compress", "federate", "serve", "join", "merge", "fuse", "evaluate", "report", "doctor"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

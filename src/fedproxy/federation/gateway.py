@@ -20,8 +20,9 @@ from pathlib import Path
 
 from fedproxy.errors import ArtifactError
 from fedproxy.federation import welcome
+from fedproxy.federation.handout.https import Answer
 from fedproxy.federation.handout.parts import Listing
-from fedproxy.federation.handout.server import Answer, HandoutServer
+from fedproxy.federation.handout.server import HandoutServer
 from fedproxy.federation.members import Members
 from fedproxy.federation.offer import Offer
 from fedproxy.federation.protocol import PROTOCOL, version
@@ -29,6 +30,8 @@ from fedproxy.federation.protocol import PROTOCOL, version
 log = logging.getLogger(__name__)
 
 FLEET = "/v1/fleet/"
+MOST_BYTES = 16 << 20
+"""The largest body that is passed on; Flower cuts what it sends into pieces of 5 MiB."""
 _FORWARDED = frozenset(
     {"activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab"}
     | {"push-object", "pull-object", "confirm-message-received"}
@@ -102,13 +105,24 @@ class Gateway(HandoutServer):
         """The clients that have introduced themselves."""
         return frozenset(self._welcomed)
 
+    def most_posted(self, path: str, headers: Mapping[str, str]) -> int:
+        """Bytes that the body of a request may have: many only from those who name a member's key."""
+        if path == welcome.PATH:
+            return welcome.MOST_BYTES
+        return MOST_BYTES if path.startswith(FLEET) and self._is_member(headers) else -1
+
     def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Answer a POST request."""
+        """Answer a request."""
         if path == welcome.PATH:
             return self._welcome(body)
-        if path.startswith(FLEET):
-            return self._forward(path.removeprefix(FLEET), headers, body)
-        return _said(HTTPStatus.NOT_FOUND, "there is no such thing here")
+        return self._forward(path.removeprefix(FLEET), headers, body)
+
+    def _is_member(self, headers: Mapping[str, str]) -> bool:
+        """Whether the key that a request names is a member's; the SuperLink checks that it also signed it."""
+        try:
+            return self._members.knows(base64.b64decode(headers.get(_KEY_HEADER, ""), validate=True).decode())
+        except ValueError:
+            return False
 
     def _welcome(self, body: bytes) -> Answer:
         try:
@@ -127,12 +141,6 @@ class Gateway(HandoutServer):
         allowed = _FORWARDED if self._members.registered else _FORWARDED | _SELF_REGISTRATION
         if name not in allowed:
             return _said(HTTPStatus.NOT_FOUND, "clients have no use for it")
-        try:
-            public_key = base64.b64decode(headers.get(_KEY_HEADER, ""), validate=True).decode()
-        except ValueError:
-            public_key = ""
-        if not self._members.knows(public_key):
-            return _said(HTTPStatus.UNAUTHORIZED, "this key is not registered, or revoked")
         passed = {header: value for header, value in headers.items() if _PASSED.fullmatch(header)}
         for last in (False, True):
             connection = self._connection()

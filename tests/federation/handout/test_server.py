@@ -6,7 +6,8 @@ from http.client import HTTPConnection
 import pytest
 
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.federation.handout import server as module
+from fedproxy.federation.handout import https as module
+from fedproxy.federation.handout import server as sending
 from fedproxy.federation.handout.server import HandoutServer
 
 
@@ -96,7 +97,7 @@ def test_bodies_and_other_methods_are_refused(hub):
     assert ask(hub, "/listing", **{"Content-Length": "5"})[0] == 400
     assert ask(hub, "/listing", **{"Transfer-Encoding": "chunked"})[0] == 400
     connection = HTTPConnection("127.0.0.1", hub.server.port, timeout=5)
-    for method, status in (("POST", 404), ("PUT", 501), ("HEAD", 501)):
+    for method, status in (("POST", 401), ("PUT", 501), ("HEAD", 501)):
         connection.request(method, "/listing", body=b"x")
         answer = connection.getresponse()
         assert (answer.status, hub.listing.content in answer.read()) == (status, False)
@@ -137,7 +138,7 @@ def test_dripping_a_request_does_not_help(hub, monkeypatch):
 def test_a_client_that_takes_nothing_is_shut_out(serve, proxy, monkeypatch):
     (proxy / "model.safetensors").write_bytes(bytes(1 << 25))
     hub = serve(proxy, tls=False, part_bytes=1 << 25)
-    monkeypatch.setattr(module, "PIECE_SECONDS", 0.3)
+    monkeypatch.setattr(sending, "PIECE_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", hub.server.port)) as connection:
         path = f"/parts/{hub.listing.files[3].parts[0].sha256}"
         connection.sendall(f"GET {path} HTTP/1.1\r\nAuthorization: Bearer {hub.token}\r\n\r\n".encode())

@@ -126,7 +126,7 @@ def test_threads_tasks_and_chunks_do_not_change_a_bit(monkeypatch, kind):
             monkeypatch.setattr(kernels, "RESIDENT_BYTES", task)
             assert_same(with_kernels(lambda: merge_round(updates, r0=0.8)), expected)
         torch.set_num_threads(2)
-        for elements in (5000, 1 << 20):
+        for elements in (20_000, 1 << 20):
             merged, analysis = with_torch(lambda elements=elements: merge(updates, r0=0.8, chunk_elements=elements))
             assert_same((merged, expected[1], analysis), expected)
     finally:

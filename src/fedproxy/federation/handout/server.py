@@ -6,42 +6,20 @@ import logging
 import os
 import re
 import secrets
-import socket
-import socketserver
-import ssl
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
+from fedproxy.federation.handout.https import PIECE_SECONDS, Answer, Handler, Server, tls
 from fedproxy.federation.handout.parts import BUFFER_BYTES, Listing, opened
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 512
-"""Connections at one time; one more is closed at once, and its client tries again."""
-HANDSHAKE_SECONDS, REQUEST_SECONDS, PIECE_SECONDS = 15.0, 30.0, 60.0
-"""How long a client may take for its TLS handshake, its next request, and for taking a buffer's bytes."""
 _PART = re.compile(r"/parts/([0-9a-f]{64})")
 _RANGE = re.compile(r"bytes=([0-9]{1,19})-")
-MOST_POSTED_BYTES = 16 << 20
-"""The largest body of a POST request; Flower cuts what it sends into pieces of 5 MiB."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to a POST request."""
-
-    status: HTTPStatus
-    kind: str
-    content: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class HandoutServer:
@@ -83,7 +61,7 @@ class HandoutServer:
         self._tokens: dict[str, str] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        context = None if certificate is None else _tls(certificate, key)
+        context = None if certificate is None else tls(certificate, key)
         with contextlib.ExitStack() as stack:
             handles = stack.enter_context(opened(proxy))
             sizes = {name: os.fstat(handle).st_size for name, handle in handles.items()}
@@ -95,7 +73,7 @@ class HandoutServer:
                 for part in file.parts
             }
             try:
-                self._server = _Server(self, (host, port), context)
+                self._server = Server(self, (host, port), context, _Handler)
             except OSError as error:
                 raise UsageError(f"cannot listen at {host}:{port} ({error.strerror or error}).") from error
             stack.callback(self._server.server_close)
@@ -130,9 +108,13 @@ class HandoutServer:
         with self._lock:
             self.sent[name] += count
 
+    def most_posted(self, path: str, headers: Mapping[str, str]) -> int:
+        """Bytes that the body of this POST request may have; nothing is taken here."""
+        return -1
+
     def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Answer a POST request; nothing is taken here."""
-        return Answer(HTTPStatus.NOT_FOUND, "text/plain", b"nothing is taken here\n")
+        """Answer a POST request, of names of headers in lower case."""
+        raise NotImplementedError
 
     def forget(self) -> None:
         """Called in a connection's thread when the connection ends."""
@@ -159,97 +141,9 @@ class HandoutServer:
         self.close()
 
 
-def _tls(certificate: Path, key: Path | None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ArtifactError(f"{certificate} and {key} are no certificate with its key: {error}.") from error
-    return context
-
-
-class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """A thread a connection, so many at most; a connection that lets its deadline pass is shut."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, owner: HandoutServer, address: tuple[str, int], context: ssl.SSLContext | None) -> None:
-        self.owner, self._context = owner, context
-        self._slots = threading.BoundedSemaphore(CONNECTIONS)
-        self._deadlines: dict[socket.socket, float] = {}
-        self._closing = False
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # no thread could be started
-            self._slots.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            if self._context is not None:
-                request = self._context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-                self.allow(request, HANDSHAKE_SECONDS)
-                request.do_handshake()
-            self.finish_request(request, client_address)
-        except OSError as error:
-            log.debug("%s: %s", client_address, error)
-        finally:
-            self.owner.forget()
-            self._deadlines.pop(request, None)
-            self.shutdown_request(request)
-            self._slots.release()
-
-    def allow(self, connection: socket.socket, seconds: float) -> None:
-        """Give a connection so much time from now; none once the server closes."""
-        self._deadlines[connection] = time.monotonic() + seconds
-        if self._closing:
-            _shut(connection)
-
-    def service_actions(self) -> None:
-        now = time.monotonic()
-        for connection, deadline in list(self._deadlines.items()):
-            if now > deadline:
-                _shut(connection)
-
-    def close_connections(self) -> None:
-        """Shut every connection and wait for its thread, which reads the open files."""
-        if self._closing:
-            return
-        self._closing = True
-        for connection in list(self._deadlines):
-            _shut(connection)
-        for _ in range(CONNECTIONS):
-            self._slots.acquire()
-
-
-def _shut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        # Not SSLSocket's own method, which pulls the TLS state from under the thread that uses it.
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "fedproxy", ""
-    error_content_type, error_message_format = "text/plain", "%(message)s\n"
-    server: _Server
-
-    def handle_one_request(self) -> None:
-        self.server.allow(self.connection, REQUEST_SECONDS)
-        super().handle_one_request()
-
-    def do_GET(self) -> None:
-        owner = self.server.owner
+class _Handler(Handler):
+    def do_GET(self) -> None:  # noqa: N802
+        owner: HandoutServer = self.server.owner
         self.server.allow(self.connection, PIECE_SECONDS)
         if "Transfer-Encoding" in self.headers or self.headers.get("Content-Length", "0") != "0":
             self.send_error(HTTPStatus.BAD_REQUEST, "a request has no body")
@@ -274,28 +168,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_part(name, *owner.places[part[1]])
         else:
             self.send_error(HTTPStatus.NOT_FOUND, "no such part")
-
-    def do_POST(self) -> None:
-        self.server.allow(self.connection, PIECE_SECONDS)
-        length = self.headers.get("Content-Length", "")
-        if "Transfer-Encoding" in self.headers or not length.isdecimal() or int(length) > MOST_POSTED_BYTES:
-            self.close_connection = True
-            self.send_error(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body states its length, {MOST_POSTED_BYTES} at most"
-            )
-            return
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
-            self.close_connection = True
-            return
-        self.server.allow(self.connection, 2 * PIECE_SECONDS)
-        answer = self.server.owner.post(self.path, {k.lower(): v for k, v in self.headers.items()}, body)
-        self.send_response(answer.status)
-        headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.content)), **answer.headers}
-        for header, value in headers.items():
-            self.send_header(header, value)
-        self.end_headers()
-        self.wfile.write(answer.content)
 
     def _head(self, status: HTTPStatus, length: int, **headers: str) -> None:
         self.send_response(status)
@@ -324,6 +196,3 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(buffer[:count])
             self.server.owner.count_sent(name, count)
             begin += count
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        log.debug(format, *arguments)

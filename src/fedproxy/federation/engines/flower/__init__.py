@@ -21,6 +21,9 @@ QUIET = {
 RUN_VARIABLE = "FEDPROXY_RUN"
 """Names the run directory to Flower's ServerApp, and in a simulation to its ClientApps."""
 
+OUTCOME_VARIABLE = "FEDPROXY_OUTCOME"
+"""Names the file in which Flower's ServerApp notes how it ended."""
+
 WORKER_VARIABLE = "FEDPROXY_WORKER"
 """Names the socket of the warm worker to the ClientApps of a data owner."""
 

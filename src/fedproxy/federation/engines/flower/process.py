@@ -1,17 +1,25 @@
-"""Starts a command that ends with the process that started it, however that ends.
+"""Runs a command of which nothing is left once it ends, or the process that wanted it does, however that is.
 
-$ python -m fedproxy.federation.engines.flower.process COMMAND ARGUMENT...
+Flower's processes start others, partly in sessions of their own, and leave it to those to notice when they are alone,
+which some never do. Here a keeper stands between: whatever loses its parent becomes its child
+(PR_SET_CHILD_SUBREAPER), so it can end all of them.
+
+$ python -m fedproxy.federation.engines.flower.process PARENT COMMAND ARGUMENT...
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+GRACE_SECONDS = 5.0
+"""What a command that was told to end may take for it."""
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def start(
@@ -24,6 +32,9 @@ def start(
         log: File that its output is appended to.
         environment: Variables that are added to this process's own.
         folder: Its working directory.
+
+    Returns:
+        Its keeper, which ends with its exit code.
     """
     scripts = os.path.dirname(sys.executable)
     path = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
@@ -40,19 +51,10 @@ def start(
         )
 
 
-def stop(process: "subprocess.Popen[bytes]", patience: float = 5.0) -> None:
+def stop(process: "subprocess.Popen[bytes]") -> None:
     """End a process of `start` and all that it started: SIGTERM first, then SIGKILL."""
-    for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, patience)):
-        if process.poll() is None:
-            os.killpg(process.pid, number)
-            try:
-                process.wait(wait)
-            except subprocess.TimeoutExpired:
-                continue
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    process.terminate()
+    process.wait()
 
 
 def tail(log: Path, lines: int = 8) -> str:
@@ -64,9 +66,64 @@ def tail(log: Path, lines: int = 8) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])[-2000:]
 
 
-if __name__ == "__main__":
-    parent, program = int(sys.argv[1]), sys.argv[2:]
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def keep(parent: int, command: Sequence[str]) -> int:
+    """Run `command` until it or the process `parent` ends, then end all that it left.
+
+    Returns:
+        Its exit code.
+    """
+    watched = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    system = ctypes.CDLL(None)
+    system.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    system.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        sys.exit(1)
-    os.execvp(program[0], program)
+        return 1
+    child = os.fork()
+    if child == 0:
+        system.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+        os.execvp(command[0], command)
+    code, until = None, None
+    while (code := _reaped(child)) is None:
+        if until is None:
+            if signal.sigwait(watched) != signal.SIGCHLD:
+                until = time.monotonic() + GRACE_SECONDS
+                os.kill(child, signal.SIGTERM)
+        elif signal.sigtimedwait(watched, max(0.0, until - time.monotonic())) is None:
+            break
+    while True:
+        for orphan in _children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(orphan, signal.SIGKILL)
+        try:
+            os.wait()
+        except ChildProcessError:
+            return 1 if code is None else code
+
+
+def _reaped(child: int) -> int | None:
+    """Take leave of processes that ended; the exit code of `child` once it is among them."""
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended == child:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+            if ended:
+                continue
+        return None
+
+
+def _children() -> list[int]:
+    """The processes whose parent is this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(keep(int(sys.argv[1]), sys.argv[2:]))
