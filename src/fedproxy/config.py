@@ -163,7 +163,9 @@ class Federate:
     Attributes:
         rounds: Number of rounds.
         merge: Name of the merge rule.
-        merge_options: Its options.
+        merge_options: Its options, and `clip_norm`, which any rule takes.
+        server_optimizer: What makes of the merged update the step of the global adapter.
+        server_options: Its options.
         regulariser: Name of the clients' regulariser.
         regulariser_strength: Its strength; its own default if none.
         participation: Share of the clients that a round asks, chosen by the seed; at least a quorum.
@@ -181,6 +183,8 @@ class Federate:
     rounds: int = _positive(10)
     merge: str = "h-ties"
     merge_options: dict[str, Any] = field(default_factory=dict)
+    server_optimizer: str = "none"
+    server_options: dict[str, Any] = field(default_factory=dict)
     regulariser: str = "pcr"
     regulariser_strength: float | None = _not_negative(None)
     participation: float = limited(1.0, lambda v: 0 < v <= 1, "above 0 and at most 1")
@@ -389,7 +393,7 @@ def parse_experiment(
         raw: The parsed file.
         source: What to call it in errors.
         folder: The folder that relative paths count from.
-        choices: Names that are registered for `score`, `merge` and `regulariser`.
+        choices: Names that are registered for `score`, `merge`, `server_optimizer` and `regulariser`.
         remote: The clients are elsewhere: their data need not be here, and their names need not be known.
 
     Raises:
@@ -439,7 +443,12 @@ def parse_experiment(
             f"[federate] quorum = {quorum}: there are {count} clients. Write a number of replies, or a share with a "
             "decimal point."
         )
-    for table, key in (("compress", "score"), ("federate", "merge"), ("federate", "regulariser")):
+    for table, key in (
+        ("compress", "score"),
+        ("federate", "merge"),
+        ("federate", "server_optimizer"),
+        ("federate", "regulariser"),
+    ):
         value, names = getattr(tables[table], key), (choices or {}).get(key)
         if names is not None and value not in names:
             problems.append(

@@ -149,6 +149,8 @@ class Owner:
                 raise UsageError(f"{joining.key} holds no CA certificate: give --ca FILE, which the owner sends.")
         self._link = Link(self.url, None, self.ca)
         self._away: float | None = None
+        self.token = ""
+        """What the server issued last; another one comes from a server that was started anew."""
 
     def ask(self) -> Welcome:
         """Introduce this client.
@@ -162,11 +164,16 @@ class Owner:
             raise FederationError(f"{self.address} cannot be reached: {error}. Is the server running?") from error
         if status != HTTPStatus.OK:
             raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
-        return Welcome.decode(said)
+        welcome = Welcome.decode(said)
+        self.token = welcome.token
+        return welcome
 
     def _introduce(self) -> tuple[int, bytes]:
         key: Any = load_private(self.private)
-        return self._link.post(PATH, introduce(key, self._name).encode(), MOST_BYTES)
+        status, said = self._link.post(PATH, introduce(key, self._name).encode(), MOST_BYTES)
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            raise BrokenLinkError(f"it is busy ({status})")
+        return status, said
 
     def still_offers(self, offer: Offer) -> bool:
         """Whether the federation goes on; a server that cannot be reached is waited for.
@@ -192,8 +199,10 @@ class Owner:
             raise FederationError("The federation ended without success: its owner can say why.")
         if status != HTTPStatus.OK:
             raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
-        if Welcome.decode(said).offer != offer:
+        welcome = Welcome.decode(said)
+        if welcome.offer != offer:
             raise FederationError(f"{self.address} offers another federation now. Join again.")
+        self.token = welcome.token
         return True
 
 
@@ -242,6 +251,7 @@ class Node:
         self._start_node()
 
     def _start_node(self) -> None:
+        self._token = self._owner.token
         secure = ["--insecure"]
         if self._owner.ca is not None:
             secure = ["--root-certificates", str(self._folder / "ca.crt")]
@@ -255,12 +265,13 @@ class Node:
         )
 
     def revive(self) -> None:
-        """Start the SuperNode again if it ended, as it does when the server was away."""
+        """Start the SuperNode again if it ended, or the server was started anew and does not know it."""
         assert self._forker is not None
         assert self._node is not None
         if self._forker.poll() is not None:
             raise FederationError(f"the process that starts ClientApps ended. The end of its log:\n{tail(self.log)}")
-        if self._node.poll() is not None:
+        if self._node.poll() is not None or self._token != self._owner.token:
+            stop(self._node)
             self._start_node()
 
     def next_request(self, seconds: float) -> "Connection | None":

@@ -18,6 +18,7 @@ from fedproxy.evaluation import evaluate, load_for_evaluation
 from fedproxy.federation.members import has_members
 from fedproxy.federation.merge import RULES, configured, merge, merge_files
 from fedproxy.federation.regularise import PENALTIES
+from fedproxy.federation.server_optimizer import SERVER_OPTIMIZERS, server_optimizer
 from fedproxy.federation.store import RoundStore
 from fedproxy.fusion import fuse
 from fedproxy.models.checkpoints import load_tokenizer, resolve
@@ -63,7 +64,12 @@ ENGINES = ("inline", "simulation", "deployment")
 
 def experiment_choices() -> dict[str, Sequence[str]]:
     """The registered names that an experiment file may use."""
-    return {"score": list(SCORES), "merge": list(RULES), "regulariser": list(PENALTIES)}
+    return {
+        "score": list(SCORES),
+        "merge": list(RULES),
+        "server_optimizer": list(SERVER_OPTIMIZERS),
+        "regulariser": list(PENALTIES),
+    }
 
 
 def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False) -> Experiment:
@@ -75,6 +81,7 @@ def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(Path(experiment), choices=experiment_choices(), remote=remote)
     configured(experiment.federate.merge, experiment.federate.merge_options)
+    server_optimizer(experiment.federate.server_optimizer, experiment.federate.server_options)
     return experiment
 
 

@@ -25,7 +25,7 @@ POLL_SECONDS = 0.1
 FASTEST_PAUSE, PAUSE_A_CLIENT = 0.2, 0.01
 """Clients ask for messages every so many seconds; with many of them, each asks less often."""
 FAREWELL_SECONDS = 15.0
-"""How long the clients that were there may take to ask how it ended."""
+"""How long the clients that were there in as many seconds before may take to ask how it ended."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def serve(
             upstream=Upstream(link.port, link.ca),
             pause=max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(client_names(experiment) or members.all)),
         )
-        ended = "failed"
+        ended: str | None = "failed"
         try:
             link.start()
             known: set[str] = set()
@@ -120,6 +120,7 @@ def serve(
             on_ready(str(Address(listen.address.host, gateway.port)))
             while not raise_outcome(outcome):
                 if not link.alive:
+                    ended = None
                     raise FederationError(
                         f"Flower's SuperLink ended. Go on with --resume. The end of its log:\n{tail(link.log)}"
                     )
@@ -130,7 +131,8 @@ def serve(
             ended = "complete"
         finally:
             link.close()
-            _say_farewell(gateway, ended)
+            if ended is not None:  # else the clients wait for it to be resumed
+                _say_farewell(gateway, ended)
             gateway.close()
 
 
@@ -138,7 +140,7 @@ def _say_farewell(gateway: Gateway, how: str) -> None:
     """Give the clients that were there the time to ask how it ended."""
     gateway.end(how)
     until = time.monotonic() + FAREWELL_SECONDS
-    while gateway.welcomed - gateway.told and time.monotonic() < until:
+    while gateway.untold(2 * FAREWELL_SECONDS) and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
 
 
@@ -154,7 +156,7 @@ def _check_members(members: Members, names: list[str], keys: Path) -> None:
 
 def _register(link: SuperLink, members: Members, known: set[str]) -> None:
     """Tell the SuperLink the keys of members it does not know yet."""
-    fresh = {member.public_key for member in members.all.values()} - known
+    fresh = {member.public_key for member in members.refresh().values()} - known
     if fresh:
         link.register([key.encode() for key in sorted(fresh)])
         known |= fresh

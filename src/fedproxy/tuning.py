@@ -184,6 +184,7 @@ def tune(
         experiment.federate,
         seed=experiment.seed,
         conflict=last.conflict if last else None,
+        server_state=last.server_state if last else None,
         records=last.records if last else (),
     )
 

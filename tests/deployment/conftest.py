@@ -2,17 +2,25 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 import uuid
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+import fedproxy.joining
+import fedproxy.pipeline
+import fedproxy.serving  # noqa: F401
+from fedproxy.cli import main
+from fedproxy.cli.output import console
 from fedproxy.federation.keys import add_client, client_key_file, init_keys
 
 WORDS = {"animals": ["cat", "dog"], "colours": ["red", "blue"], "numbers": ["one", "two"]}
@@ -31,30 +39,28 @@ def eventually(holds: Callable[[], object], seconds: float = PATIENCE, pause: fl
 
 
 class Process:
-    """A command of fedproxy.
+    """A process of a test, in a session of its own.
 
     Args:
-        arguments: Its arguments.
         log: File for what it prints.
-        command: What to start instead of fedproxy.
+        start: Starts it and returns its id, given the environment and the file for its output.
     """
 
-    def __init__(self, arguments: list[str], log: Path, command: list[str] | None = None, **environment: str) -> None:
-        self.mark, self.log = uuid.uuid4().hex, log
+    def __init__(self, log: Path, start: Callable[[dict[str, str], int], int]) -> None:
+        self.mark, self.log, self._code = uuid.uuid4().hex, log, None
         with open(log, "ab") as output:
             self._begin = output.tell()
-            self._process = subprocess.Popen(
-                [*(command or [sys.executable, "-m", "fedproxy"]), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "400", MARK: self.mark, **environment},
-                start_new_session=True,
-            )
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "400", MARK: self.mark}
+            self.pid = start(environment, output.fileno())
 
     @property
     def code(self) -> int | None:
-        return self._process.poll()
+        """Its exit code once it has ended; minus the signal if one ended it."""
+        if self._code is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
 
     @property
     def said(self) -> str:
@@ -66,7 +72,8 @@ class Process:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                mine = f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes()
+                mine = folder.name == str(self.pid) and self.code is None
+                mine = mine or f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes()
                 if mine and name in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode():
                     found.append(int(folder.name))
         return found
@@ -85,8 +92,8 @@ class Process:
 
     def kill(self) -> None:
         """kill -9, of this process alone."""
-        self._process.kill()
-        self._process.wait()
+        os.kill(self.pid, signal.SIGKILL)
+        eventually(lambda: self.code is not None)
 
     def clear(self) -> None:
         """Kill it and all it started."""
@@ -94,8 +101,62 @@ class Process:
             for pid in family:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
-        self._process.wait()
+            eventually(lambda: self.code is not None)
+
+
+def forked(arguments: list[str]) -> Callable[[dict[str, str], int], int]:
+    """Starts `fedproxy ARGUMENT...` as a fork of this process, which has imported torch and the rest already."""
+
+    def start(environment: dict[str, str], output: int) -> int:
+        child = os.fork()
+        if child:
+            return child
+        code: object = 1
+        try:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.closerange(3, 4096)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+            os.environ.clear()
+            os.environ.update(environment)
+            warnings.resetwarnings()
+            warnings.simplefilter("ignore")
+            logging.getLogger().handlers.clear()
+            console.cache_clear()
+            main(arguments)
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code if isinstance(code, int) else 1)
+
+    return start
+
+
+def executed(command: list[str]) -> Callable[[dict[str, str], int], int]:
+    """Starts a command."""
+
+    def start(environment: dict[str, str], output: int) -> int:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+        )
+        process.returncode = 0  # its Process waits for it
+        return process.pid
+
+    return start
+
+
+FEDPROXY = [sys.executable, "-m", "fedproxy"]
 
 
 class Federation:
@@ -115,7 +176,7 @@ class Federation:
         self.address = ""
         self.experiment = folder / "experiment.toml"
         tables = ""
-        for name, words in WORDS.items():
+        for name in WORDS:
             self.write_rows(name, rows)
             tables += f'[[client]]\nname = "{name}"\ndata = "{name}.jsonl"\n'
         lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
@@ -136,34 +197,47 @@ class Federation:
         path.write_text("\n".join(map(json.dumps, lines)))
         return path
 
-    def start(self, log: str, *arguments: object, **how: object) -> Process:
-        process = Process([str(argument) for argument in arguments], self.folder / f"{log}.log", **how)  # type: ignore[arg-type]
-        self._processes.append(process)
-        return process
+    def start(self, log: str, *arguments: object, command: Sequence[str] = ()) -> Process:
+        """Start `fedproxy ARGUMENT...`; with `command` by executing that, otherwise by forking this process."""
+        words = [str(argument) for argument in arguments]
+        how = executed([*command, *words]) if command else forked(words)
+        self._processes.append(Process(self.folder / f"{log}.log", how))
+        return self._processes[-1]
 
     def federate(self, out: str, *flags: str) -> Process:
         """The same experiment with all clients on this machine."""
         return self.start(out, "federate", self.experiment, "--out", self.folder / out, *flags)
 
-    def serve(self, out: str, *flags: str, secure: bool = True, ready: bool = True) -> Process:
+    def serve(
+        self, out: str, *flags: str, secure: bool = True, ready: bool = True, command: Sequence[str] = ()
+    ) -> Process:
         """Start the owner's process, at the address of the one before if there was one, and wait until it listens."""
         how = ["--keys", self.keys] if secure else ["--insecure"]
         listen = self.address or "127.0.0.1:0"
-        process = self.start("serve", "serve", self.experiment, "--out", self.folder / out, *how, "--listen", listen, *flags)
+        where = ["--out", self.folder / out, "--listen", listen]
+        process = self.start("serve", "serve", self.experiment, *where, *how, *flags, command=command)
         if ready:
             process.says("Clients can join at ")
             self.address = process.said.partition("Clients can join at ")[2].split()[0].rstrip(".")
         return process
 
-    def join(self, name: str, *flags: object, key: Path | None = None, cache: str = "cache", **how: object) -> Process:
+    def join(
+        self,
+        name: str,
+        *flags: object,
+        key: Path | None = None,
+        cache: str = "cache",
+        log: str = "",
+        command: Sequence[str] = (),
+    ) -> Process:
         """Start a data owner's process."""
         arguments = ["join", self.address, "--data", self.folder / f"{name}.jsonl", "--cache", self.folder / cache]
         if "--insecure" not in flags:
             arguments += ["--key", key or client_key_file(self.keys, name)]
-        return self.start(f"join-{name}", *arguments, *flags, **how)
+        return self.start(log or f"join-{name}", *arguments, *flags, command=command)
 
-    def join_all(self, *flags: object) -> dict[str, Process]:
-        return {name: self.join(name, *flags) for name in WORDS}
+    def join_all(self, *flags: object, command: Sequence[str] = ()) -> dict[str, Process]:
+        return {name: self.join(name, *flags, command=command) for name in WORDS}
 
     def events(self, out: str, kind: str) -> list[dict[str, object]]:
         with contextlib.suppress(FileNotFoundError):
@@ -178,6 +252,11 @@ class Federation:
     def record(self, out: str, number: int) -> dict[str, object]:
         return json.loads((self.folder / out / "rounds" / f"{number:04d}" / "round.json").read_text())
 
+    def rounds(self, out: str) -> dict[str, bytes]:
+        """The files of every complete round."""
+        folder = self.folder / out / "rounds"
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("0*/*"))}
+
     def adapter(self, out: str) -> bytes:
         return (self.folder / out / "adapter" / "adapter_model.safetensors").read_bytes()
 
@@ -188,15 +267,12 @@ class Federation:
 
 @pytest.fixture
 def federation(tmp_path: Path, tiny_checkpoint, calibration) -> Iterator[Callable[..., Federation]]:
-    """A function that makes a federation: `federation(rounds=2, quorum=1.0)`."""
-    made: list[Federation] = []
+    """A function that makes a federation: `federation(rounds=2, quorum=3)`; it may be called once."""
+    with contextlib.ExitStack() as stack:
 
-    def make(**settings: object) -> Federation:
-        folder = tmp_path / f"federation-{len(made)}"
-        folder.mkdir()
-        made.append(Federation(folder, tiny_checkpoint(), calibration, **settings))  # type: ignore[arg-type]
-        return made[-1]
+        def make(**settings: object) -> Federation:
+            one = Federation(tmp_path, tiny_checkpoint(), calibration, **settings)  # type: ignore[arg-type]
+            stack.callback(one.clear)
+            return one
 
-    yield make
-    for one in made:
-        one.clear()
+        yield make

@@ -30,6 +30,23 @@ def test_a_round_adds_the_merged_update_to_the_adapter():
     assert (order.conflict, order.voters) == (closed.conflict, 2)
 
 
+def test_the_server_optimizer_steps_with_the_merged_update_and_goes_on_after_a_resume():
+    options = {"server_optimizer": "fedavgm", "server_options": {"momentum": 0.5}}
+    server = coordinator(["x"], **options)
+    server.begin("x")
+    take(server, reply("x", 1, 2, 3))
+    first = server.close()
+    assert first.adapter["a"].tolist() == [2.0, 4.0]
+    state, records = first.server_state, [first.record]
+    again = Coordinator(
+        ["x"], first.adapter, server.settings, conflict=first.conflict, server_state=state, records=records
+    )
+    for resumed in (server, again):
+        resumed.begin("x")
+        take(resumed, reply("x", 1, 2, 3, round=2))
+        assert resumed.close().adapter["a"].tolist() == [3.5, 7.0]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.permutations(["v", "w", "x", "y", "z"]), st.sampled_from(["mean", "ties", "h-ties"]), st.integers(0, 99))
 def test_the_order_of_arrival_changes_nothing(arrival, rule, seed):

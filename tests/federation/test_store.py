@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from fedproxy.federation.store import RoundStore
 
 
 def closed(number):
-    return Closed(number, {"w": torch.full((3,), float(number))}, {"w": torch.zeros(3)}, {"round": number})
+    return Closed(number, {"w": torch.full((3,), float(number))}, {"w": torch.zeros(3)}, {}, {"round": number})
 
 
 def test_rounds_come_back_as_stored(tmp_path):
@@ -19,6 +21,14 @@ def test_rounds_come_back_as_stored(tmp_path):
     last = store.latest()
     assert (last.round, last.adapter["w"].tolist()) == (2, [2.0, 2.0, 2.0])
     assert store.records() == [{"round": 1, "seconds": 1.5}, {"round": 2, "seconds": 1.5}]
+
+
+def test_the_state_of_the_server_optimizer_comes_back_and_is_kept_as_long_as_the_adapter(tmp_path):
+    store = RoundStore(tmp_path, keep=1)
+    for number in (1, 2):
+        store.save(replace(closed(number), server_state={"momentum.w": torch.full((3,), number / 2)}), seconds=1)
+    assert store.latest().server_state["momentum.w"].tolist() == [1.0, 1.0, 1.0]
+    assert [path.name for path in sorted((tmp_path / "0001").iterdir())] == ["round.json"]
 
 
 def test_a_half_written_round_does_not_count_and_is_cleared(tmp_path):

@@ -20,6 +20,7 @@ from fedproxy.federation.analyse import conflict_of
 from fedproxy.federation.merge import merge_round
 from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, level_dtype, size_in_bytes
 from fedproxy.federation.reply_checks import checked_norm, outliers, strikes
+from fedproxy.federation.server_optimizer import server_optimizer
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors, parameter_count
 
@@ -78,6 +79,7 @@ class Coordinator:
         settings: The [federate] table.
         seed: The experiment's seed; whom a round asks, and what a merge rule draws, depend on it and the round.
         conflict: Conflict of the last complete round; none before the first.
+        server_state: State of the server optimizer after the last complete round; none before the first.
         records: The records of the complete rounds, in order.
     """
 
@@ -89,13 +91,15 @@ class Coordinator:
         *,
         seed: int = 0,
         conflict: Tensors | None = None,
+        server_state: Tensors | None = None,
         records: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.clients = tuple(sorted(clients))
         self.adapter, self.settings = adapter, settings
         self.completed = len(records)
         self.strikes = strikes(records)
-        self._seed, self._conflict = seed, conflict
+        self._seed, self._conflict, self._server_state = seed, conflict, server_state
+        self._optimizer, self._options = server_optimizer(settings.server_optimizer, settings.server_options)
         self._voters = int(records[-1]["analysis"]["clients"]) if records else 0
         self._attempts: list[dict[str, Any]] = []
         self._open: _Open | None = None
@@ -247,10 +251,12 @@ class Coordinator:
             seed=derive_seed(self._seed, "merge", state.order.round),
             **self.settings.merge_options,
         )
-        adapter = {name: tensor + merged[name] for name, tensor in self.adapter.items()}
+        update, server_state = self._optimizer.step(merged, self._server_state, self._options)
+        adapter = {name: tensor + update[name] for name, tensor in self.adapter.items()}
         record = self._record(state, replies, analysis.as_dict())
-        closed = Closed(state.order.round, adapter, conflict_of(levels, len(updates)), record)
+        closed = Closed(state.order.round, adapter, conflict_of(levels, len(updates)), server_state, record)
         self.adapter, self._conflict, self._voters = adapter, closed.conflict, len(replies)
+        self._server_state = server_state
         self.completed, self._attempts = closed.round, []
         return closed
 

@@ -13,12 +13,12 @@ import logging
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from fedproxy.errors import ArtifactError
 from fedproxy.federation import welcome
 from fedproxy.federation.handout.https import Answer
 from fedproxy.federation.handout.parts import Listing
@@ -85,7 +85,7 @@ class Gateway(HandoutServer):
         self._local = threading.local()
         self._ended: str | None = None
         self._told: set[str] = set()
-        self._welcomed: set[str] = set()
+        self._asked: dict[str, float] = {}
 
     def end(self, how: str) -> None:
         """From now on tell every client that asks that the federation is over.
@@ -95,15 +95,10 @@ class Gateway(HandoutServer):
         """
         self._ended = how
 
-    @property
-    def told(self) -> frozenset[str]:
-        """The clients that were told that the federation is over."""
-        return frozenset(self._told)
-
-    @property
-    def welcomed(self) -> frozenset[str]:
-        """The clients that have introduced themselves."""
-        return frozenset(self._welcomed)
+    def untold(self, seconds: float) -> frozenset[str]:
+        """The clients that have asked within so many seconds and were not told yet that the federation is over."""
+        since = time.monotonic() - seconds
+        return frozenset(name for name, asked in list(self._asked.items()) if asked >= since) - self._told
 
     def most_posted(self, path: str, headers: Mapping[str, str]) -> int:
         """Bytes that the body of a request may have: many only from those who name a member's key."""
@@ -128,12 +123,12 @@ class Gateway(HandoutServer):
         try:
             said = welcome.check_introduction(body)
             member = self._members.enter(said.public_key, said.name)
-        except ArtifactError as error:
+        except welcome.StrangerError as error:
             return _said(HTTPStatus.FORBIDDEN, str(error))
         if self._ended is not None:
             self._told.add(member.name)
             return _said(HTTPStatus.GONE, self._ended)
-        self._welcomed.add(member.name)
+        self._asked[member.name] = time.monotonic()
         answer = welcome.Welcome(member.name, self.issue(member.identity), self._pause, self._offer(member.name))
         return Answer(HTTPStatus.OK, "application/json", answer.encode())
 

@@ -3,18 +3,24 @@
 RUN/members.json tells the members to the process that drives the rounds: name → public key.
 """
 
+import logging
 import threading
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.config import CLIENT_NAME
-from fedproxy.errors import ArtifactError
+from fedproxy.errors import ArtifactError, FedproxyError
 from fedproxy.federation.keys import CLIENTS, read_registry
-from fedproxy.federation.welcome import public_pem
+from fedproxy.federation.welcome import StrangerError, public_pem
+
+log = logging.getLogger(__name__)
 
 FILE = "members.json"
+TAKEN_SECONDS = 30.0
+"""Without a register, how long a name stays taken after its holder was last heard of."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Member:
 class Members:
     """The members of a run.
 
+    While the register is damaged nobody is known: what asks for a member raises.
+
     Args:
         folder: The owner's folder of keys; none lets anyone in who gives a free name, for runs without keys.
         run: The run directory.
@@ -51,8 +59,10 @@ class Members:
         self._folder, self._file, self._names = folder, run / FILE, frozenset(names)
         self._lock = threading.Lock()
         self._stamp: tuple[int, int] | None = None
+        self._fault = ""
         self._members: dict[str, Member] = {}
         self._revoked: frozenset[str] = frozenset()
+        self._heard: dict[str, float] = {}
         self._read()
         self._tell()
 
@@ -63,38 +73,61 @@ class Members:
 
     @property
     def all(self) -> dict[str, Member]:
-        """The members by name."""
+        """The members by name.
+
+        Raises:
+            ArtifactError, UsageError: the register cannot be used.
+        """
         with self._lock:
             self._read()
             return dict(self._members)
 
     def knows(self, public_key: str) -> bool:
-        """Whether a member has this public key."""
-        return any(member.public_key == public_key for member in self.all.values())
+        """Whether a member has this public key; raises as `all` does."""
+        found = next((member for member in self.all.values() if member.public_key == public_key), None)
+        if found is not None:
+            self._heard[found.name] = time.monotonic()
+        return found is not None
 
     def holds(self, identity: str) -> bool:
-        """Whether a member has this identity."""
+        """Whether a member has this identity; raises as `all` does."""
         return any(member.identity == identity for member in self.all.values())
+
+    def refresh(self) -> dict[str, Member]:
+        """The members by name as the register said when it could be used last; a damage is logged once."""
+        try:
+            found, self._fault = self.all, ""
+        except FedproxyError as error:
+            if str(error) != self._fault:
+                log.warning("Nobody is let in until this is mended: %s", error)
+            self._fault = str(error)
+            found = dict(self._members)
+        return found
 
     def enter(self, public_key: str, name: str) -> Member:
         """The member with this key; without a register, `name` becomes one unless another has taken it.
 
         Raises:
-            ArtifactError: there is no such member; the message says why.
+            StrangerError: there is no such member; the message says why.
+            ArtifactError, UsageError: the register cannot be used.
         """
         with self._lock:
             self._read()
             found = next((member for member in self._members.values() if member.public_key == public_key), None)
             if found is not None:
+                self._heard[found.name] = time.monotonic()
                 return found
             if self._folder is not None:
                 if public_key in self._revoked:
-                    raise ArtifactError("This key was revoked. Ask the owner of the model for a new one.")
-                raise ArtifactError("This key is not registered. Send its public key to the owner of the model.")
+                    raise StrangerError("This key was revoked. Ask the owner of the model for a new one.")
+                raise StrangerError("This key is not registered. Send its public key to the owner of the model.")
             if not CLIENT_NAME.fullmatch(name):
-                raise ArtifactError(f"{name!r:.80} is no name for a client: join with --name NAME.")
+                raise StrangerError(f"{name!r:.80} is no name for a client: join with --name NAME.")
             if self._names and name not in self._names:
-                raise ArtifactError(f"{name} takes no part in this federation: {', '.join(sorted(self._names))}.")
+                raise StrangerError(f"{name} takes no part in this federation: {', '.join(sorted(self._names))}.")
+            if time.monotonic() - self._heard.get(name, -TAKEN_SECONDS) < TAKEN_SECONDS:
+                raise StrangerError(f"Another client is here as {name}. Choose another name, or end that one first.")
+            self._heard[name] = time.monotonic()
             self._members[name] = Member(name, public_key)
             self._tell()
             return self._members[name]

@@ -73,11 +73,12 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Closed:
-    """A complete round: φ_{t+1}, the conflict its updates showed, and the record for `round.json`."""
+    """A complete round: φ_{t+1}, the conflict, the server optimizer's state, and the record for `round.json`."""
 
     round: int
     adapter: dict[str, torch.Tensor]
     conflict: dict[str, torch.Tensor]
+    server_state: dict[str, torch.Tensor]
     record: dict[str, Any]
 
 

@@ -12,7 +12,7 @@ from fedproxy.errors import ArtifactError
 from fedproxy.federation.messages import Closed
 from fedproxy.tensor_files import load_tensors, save_tensors
 
-_TENSORS = ("adapter.safetensors", "conflict.safetensors")
+_ADAPTER, _CONFLICT, _SERVER = "adapter.safetensors", "conflict.safetensors", "server_optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,14 @@ class Stored:
     round: int
     adapter: dict[str, torch.Tensor]
     conflict: dict[str, torch.Tensor]
+    server_state: dict[str, torch.Tensor]
     records: list[dict[str, Any]]
 
 
 class RoundStore:
     """The folder RUN/rounds: 0001/, 0002/, ..., each with adapter.safetensors, conflict.safetensors and round.json.
+
+    With a server optimizer that has a state there is server_optimizer.safetensors, too.
 
     Args:
         folder: The folder.
@@ -65,13 +68,15 @@ class RoundStore:
             ResourceError: the disk is full; the rounds before are untouched.
         """
         with new_directory(self._of(closed.round)) as folder:
-            save_tensors(folder / "adapter.safetensors", closed.adapter)
-            save_tensors(folder / "conflict.safetensors", closed.conflict)
+            save_tensors(folder / _ADAPTER, closed.adapter)
+            save_tensors(folder / _CONFLICT, closed.conflict)
+            if closed.server_state:
+                save_tensors(folder / _SERVER, closed.server_state)
             write_json(folder / "round.json", {**closed.record, "seconds": seconds})
         self._clear_spool()
         if self._keep:
             for number in range(1, closed.round - self._keep + 1):
-                for name in _TENSORS:
+                for name in (_ADAPTER, _CONFLICT, _SERVER):
                     (self._of(number) / name).unlink(missing_ok=True)
 
     def count(self) -> int:
@@ -110,5 +115,5 @@ class RoundStore:
         if not records:
             return None
         folder = self._of(len(records))
-        adapter, conflict = (load_tensors(folder / name) for name in _TENSORS)
-        return Stored(len(records), adapter, conflict, records)
+        state = load_tensors(folder / _SERVER) if (folder / _SERVER).is_file() else {}
+        return Stored(len(records), load_tensors(folder / _ADAPTER), load_tensors(folder / _CONFLICT), state, records)

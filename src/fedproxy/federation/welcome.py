@@ -21,6 +21,10 @@ CLOCK_SECONDS = 300.0
 _PURPOSE = "fedproxy welcome"
 
 
+class StrangerError(ArtifactError):
+    """Who introduced itself takes no part; the message says why, and nothing else of the owner."""
+
+
 @dataclass(frozen=True)
 class Introduction:
     """What a client says of itself, signed with its key.
@@ -56,7 +60,7 @@ def check_introduction(data: bytes) -> Introduction:
     """Read an introduction and check its signature and clock.
 
     Raises:
-        ArtifactError: it cannot be read, is too old, or another key signed it.
+        StrangerError: it cannot be read, is too old, or another key signed it.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes, serialization
@@ -72,11 +76,11 @@ def check_introduction(data: bytes) -> Introduction:
             raise TypeError("no ECDSA key")
         key.verify(base64.b64decode(said.signature), _signed(said.time, said.name), ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
-        raise ArtifactError("The introduction was signed with another key.") from error
+        raise StrangerError("The introduction was signed with another key.") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"The introduction cannot be read: {error!s:.100}.") from error
+        raise StrangerError(f"The introduction cannot be read: {error!s:.100}.") from error
     if not abs(time.time() - said.time) <= CLOCK_SECONDS:
-        raise ArtifactError("The clocks of client and server differ by more than five minutes. Set them.")
+        raise StrangerError("The clocks of client and server differ by more than five minutes. Set them.")
     return said
 
 

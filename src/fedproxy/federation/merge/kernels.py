@@ -99,7 +99,6 @@ class Kernels:
         self._updates = updates
         self._names = [name for name in sorted(updates[0]) if updates[0][name].numel()]
         self._held = [[update[name].detach() for name in self._names] for update in updates]
-        self._mapped = [update for update in updates if isinstance(update, MappedTensors)]
         first = self._held[0]
         self._addresses = np.array([[tensor.data_ptr() for tensor in row] for row in self._held], dtype=np.int64)
         self._starts = np.cumsum([0] + [tensor.numel() for tensor in first], dtype=np.int64)
@@ -131,9 +130,12 @@ class Kernels:
                 yield pending.popleft().result()
         self._release()
 
-    def _release(self) -> None:
-        for update in self._mapped:
-            update.release()
+    def _release(self, *clients: int) -> None:
+        """Give back the pages of some clients, or of all."""
+        for k in clients or range(self._clients):
+            update = self._updates[k]
+            if isinstance(update, MappedTensors):
+                update.release()
 
     def measure(self, names: Sequence[str], levels: Tensors | None = None) -> Statistics:
         """As `analyse.measure`, for checked updates.
@@ -192,7 +194,7 @@ class Kernels:
     def _selected(self, rows: Sequence[int], keep: Sequence[int]) -> list[tuple[Threshold, Integers]]:
         """For each of the clients `rows`, its threshold and the number of entries at it in each segment, [S]."""
         table = (np.ascontiguousarray(self._addresses[list(rows)]), self._starts, self._formats)
-        low, high = self._brackets(table, keep)
+        low, high = self._brackets(rows, table, keep)
         room = max(SEGMENT // ROOM, 2 * BLOCK)
 
         def work(segments: range) -> list[tuple[Integers, Integers, npt.NDArray[np.int32], Integers]]:
@@ -228,13 +230,14 @@ class Kernels:
             self._without_sample(rows[row], keep[row]) if result is None else result for row, result in enumerate(found)
         ]
 
-    def _brackets(self, table: Sequence[Any], keep: Sequence[int]) -> tuple[Integers, Integers]:
+    def _brackets(self, rows: Sequence[int], table: Sequence[Any], keep: Sequence[int]) -> tuple[Integers, Integers]:
         """Magnitude bits between which each client's threshold lies, by a sample."""
         step = max(RUN, self._parameters // RUNS)
 
         def drawn(row: int) -> tuple[int, int]:
             magnitudes = np.empty(math.ceil(self._parameters / step) * RUN, dtype=np.int32)
             taken = self._code.sample(table[0][row], *table[1:], step, RUN, magnitudes)
+            self._release(rows[row])
             share = 1.0 - keep[row] / self._parameters
             margin = MARGIN * math.sqrt(taken * share * (1.0 - share)) + 2.0
             first, last = math.floor(share * taken - margin), math.ceil(share * taken + margin)

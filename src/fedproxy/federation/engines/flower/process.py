@@ -83,7 +83,7 @@ def keep(parent: int, command: Sequence[str]) -> int:
     if child == 0:
         system.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
-        os.execvp(command[0], command)
+        os.execvp(command[0], list(command))
     code, until = None, None
     while (code := _reaped(child)) is None:
         if until is None:

@@ -1,0 +1,90 @@
+"""Render docs/configuration.md, the reference of the experiment file, from the dataclasses that read it: `make docs`."""
+
+import dataclasses
+import inspect
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+from fedproxy import config
+from fedproxy.compression.scores import SCORES
+from fedproxy.federation.merge import RULES
+from fedproxy.federation.regularise import PENALTIES
+
+PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
+TABLES = {"llm": config.LLM, "compress": config.Compress, "heal": config.Heal, "[client]": config.Client}
+TABLES |= {"partition": config.Partition, "train": config.Train, "federate": config.Federate}
+TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate}
+NAMES = {"score": SCORES, "merge": RULES, "regulariser": PENALTIES}
+
+
+def meanings(kind: type) -> tuple[str, dict[str, str]]:
+    """What a docstring says of the whole, and of each attribute."""
+    whole, _, attributes = (inspect.getdoc(kind) or "").partition("\n\nAttributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
+    return " ".join(whole.split()), {name: " ".join(text.split()) for name, text in entries}
+
+
+def type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(f'`"{value}"`' for value in typing.get_args(kind))
+    inner = [option for option in typing.get_args(kind) if option is not type(None)]
+    if typing.get_origin(kind) is list:
+        return f"list of {type_name(inner[0])}s"
+    if typing.get_origin(kind) is dict:
+        return "table"
+    if inner:
+        return " or ".join(map(type_name, inner))
+    return {str: "string", int: "whole number", float: "number", bool: "true or false"}[kind]
+
+
+def literal(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return "`{}`"
+    return f"`{config.to_toml({'x': value}).removeprefix('x = ').strip()}`" if not isinstance(value, list) else f"`{value}`"
+
+
+def default(field: "dataclasses.Field[Any]") -> str:
+    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return literal(made).replace("'", '"')
+
+
+def table(kind: type) -> str:
+    _, says = meanings(kind)
+    hints = typing.get_type_hints(kind)
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for field in dataclasses.fields(kind):
+        choices = ", ".join(f"`{name}`" for name in sorted(NAMES.get(field.name, ())))
+        limit = field.metadata.get("says", "")
+        told = [says.get(field.name, ""), f"One of {choices}." if choices else "", f"Must be {limit}." if limit else ""]
+        cells = [f"`{field.name}`", type_name(hints[field.name]), default(field), " ".join(filter(None, told))]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    parts = [
+        "# The experiment file",
+        "Rendered from `src/fedproxy/config.py` by `make docs`; `tests/docs/test_configuration.py` holds it to that. The file is TOML. Every problem in it "
+        "is reported at once, before any model is loaded; relative paths count from its folder.",
+        "Above all tables stand `name` (string, default `experiment`) and `seed` (whole number, default `0`).",
+    ]
+    for name, kind in TABLES.items():
+        title, text = f"`[{name}]`", meanings(kind)[0]
+        parts += [f"## {title}", text[text.index(":") + 2 :][:1].upper() + text[text.index(":") + 3 :], table(kind)]
+    parts += [
+        "## Options of the merge rules",
+        'They go into `merge_options` of `[federate]`, as in `merge_options = { trim = 0.1, clip_norm = "median" }`. Every rule takes `clip_norm`, the largest '
+        'Euclidean norm that an update counts with: a number, or `"median"` of the round.',
+    ]
+    for name, rule in sorted(RULES.items()):
+        if dataclasses.fields(rule.options):
+            parts += [f"### `{name}`", table(rule.options)]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

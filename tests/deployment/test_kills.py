@@ -1,0 +1,101 @@
+"""kill -9 of a client, of the owner and of its SuperLink: what was complete stays, and the end is the undisturbed one's."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from tests.deployment.conftest import Federation, Process, eventually
+
+INLINE_KILLS, OWNER_KILLS, SUPERLINK_KILLS = 20, 5, 5
+pytestmark = pytest.mark.slow
+
+
+def superlink(owner: Process) -> int:
+    """The SuperLink's process, apart from its keeper."""
+    (pid,) = set(owner.family("/flower-superlink ")) - set(owner.family("engines.flower.process"))
+    return pid
+
+
+def test_a_killed_client_costs_the_round_its_reply_and_may_come_back(federation) -> None:
+    one: Federation = federation(rounds=500, quorum=2, deadline="20s")
+    one.write_rows("numbers", 400)
+    owner = one.serve("run")
+    clients = one.join_all()
+    one.opened("run", 2)
+    killed = clients.pop("numbers")
+    killed.kill()
+    assert eventually(lambda: not killed.family(), 10.0), killed.family()
+    stored = len(list((one.folder / "run" / "rounds").glob("0*")))
+    one.opened("run", stored + 3)
+    lost = [one.record("run", number) for number in range(1, stored + 3)]
+    missing = [record for record in lost if "numbers" in record["asked"] and "numbers" not in record["clients"]]
+    assert [record["round"] for record in missing] == [stored + 1]
+    faults = {fault["client"] for fault in missing[0]["refused"]}
+    assert "numbers" in faults or "numbers" in missing[0]["dropouts"]
+    assert all({"animals", "colours"} <= record["clients"].keys() for record in lost)
+
+    clients["numbers"] = one.join("numbers")
+    assert eventually(lambda: any("numbers" in event["asked"] for event in one.events("run", "round_opened")[-1:]))
+    again = one.events("run", "round_opened")[-1]["round"]
+    one.opened("run", again + 1)
+    assert "numbers" in one.record("run", again)["clients"]
+
+    os.kill(owner.pid, signal.SIGTERM)
+    assert "interrupted" in owner.ends(130)
+    for client in clients.values():
+        assert "ended without success" in client.ends(4)
+
+
+def test_kills_of_the_owner_and_of_the_superlink_lose_nothing(federation) -> None:
+    one: Federation = federation(rounds=16, quorum=3)
+    one.federate("whole").ends()
+    owner = one.serve("run")
+    clients = one.join_all()
+    generator = random.Random(0)
+    complete: dict[str, bytes] = {}
+    targets = ["owner", "superlink"] * 5
+    assert (targets.count("owner"), targets.count("superlink")) == (OWNER_KILLS, SUPERLINK_KILLS)
+    for number, target in enumerate(targets):
+        if number < 4:  # in the middle of a round, and with one complete
+            opened = len(one.events("run", "round_opened"))
+            assert eventually(lambda opened=opened: len(one.events("run", "round_opened")) > opened)
+        else:
+            time.sleep(generator.uniform(0.0, 6.0))
+        if target == "owner":
+            owner.kill()
+        else:
+            os.kill(superlink(owner), signal.SIGKILL)
+            assert "SuperLink ended. Go on with --resume" in owner.ends(4)
+        assert eventually(lambda owner=owner: not owner.family(), 10.0), owner.family()
+        found = one.rounds("run")
+        assert {name: found.get(name) for name in complete} == complete
+        complete = found
+        assert all(client.code is None for client in clients.values())
+        owner = one.serve("run", "--resume")
+    owner.ends()
+    for client in clients.values():
+        assert "The federation is complete" in client.ends()
+    assert one.adapter("run") == one.adapter("whole")
+    tensors = {name: content for name, content in one.rounds("whole").items() if name.endswith(".safetensors")}
+    assert {name: one.rounds("run")[name] for name in tensors} == tensors
+
+
+def test_kills_of_the_engine_inline_lose_nothing(federation) -> None:
+    one: Federation = federation(rounds=INLINE_KILLS)
+    began = time.monotonic()
+    one.federate("whole").ends()
+    taken = time.monotonic() - began
+    generator = random.Random(0)
+    complete: dict[str, bytes] = {}
+    for _ in range(INLINE_KILLS):
+        process = one.federate("run", "--resume")
+        time.sleep(generator.uniform(0.0, 0.6 * taken))
+        process.kill()
+        found = one.rounds("run")
+        assert {name: found.get(name) for name in complete} == complete
+        complete = found
+    one.federate("run", "--resume").ends()
+    assert one.adapter("run") == one.adapter("whole")
