@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,20 @@ from fedproxy import config
 from fedproxy.compression.scores import SCORES
 from fedproxy.federation.merge import RULES
 from fedproxy.federation.regularise import PENALTIES
+from fedproxy.federation.server_optimizer import SERVER_OPTIMIZERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 TABLES = {"llm": config.LLM, "compress": config.Compress, "heal": config.Heal, "[client]": config.Client}
 TABLES |= {"partition": config.Partition, "train": config.Train, "federate": config.Federate}
 TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate}
-NAMES = {"score": SCORES, "merge": RULES, "regulariser": PENALTIES}
+NAMES = {"score": SCORES, "merge": RULES, "regulariser": PENALTIES, "server_optimizer": SERVER_OPTIMIZERS}
 
 
 def meanings(kind: type) -> tuple[str, dict[str, str]]:
     """What a docstring says of the whole, and of each attribute."""
     whole, _, attributes = (inspect.getdoc(kind) or "").partition("\n\nAttributes:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
-    return " ".join(whole.split()), {name: " ".join(text.split()) for name, text in entries}
+    return " ".join(whole.replace("DESIGN ", "").split()), {name: " ".join(text.split()) for name, text in entries}
 
 
 def type_name(kind: Any) -> str:
@@ -44,7 +46,11 @@ def literal(value: Any) -> str:
         return "none"
     if isinstance(value, dict):
         return "`{}`"
-    return f"`{config.to_toml({'x': value}).removeprefix('x = ').strip()}`" if not isinstance(value, list) else f"`{value}`"
+    return (
+        f"`{config.to_toml({'x': value}).removeprefix('x = ').strip()}`"
+        if not isinstance(value, list)
+        else f"`{value}`"
+    )
 
 
 def default(field: "dataclasses.Field[Any]") -> str:
@@ -65,6 +71,12 @@ def table(kind: type) -> str:
     return "\n".join(lines)
 
 
+def options(registry: Mapping[str, Any]) -> list[str]:
+    """The options of every row that has some."""
+    rows = [(name, row.options) for name, row in sorted(registry.items()) if dataclasses.fields(row.options)]
+    return [part for name, kind in rows for part in (f"### `{name}`", table(kind))]
+
+
 def page() -> str:
     parts = [
         "# The experiment file",
@@ -80,9 +92,9 @@ def page() -> str:
         'They go into `merge_options` of `[federate]`, as in `merge_options = { trim = 0.1, clip_norm = "median" }`. Every rule takes `clip_norm`, the largest '
         'Euclidean norm that an update counts with: a number, or `"median"` of the round.',
     ]
-    for name, rule in sorted(RULES.items()):
-        if dataclasses.fields(rule.options):
-            parts += [f"### `{name}`", table(rule.options)]
+    parts += options(RULES)
+    parts += ["## Options of the server optimizers", "They go into `server_options` of `[federate]`."]
+    parts += options(SERVER_OPTIMIZERS)
     return "\n\n".join(parts) + "\n"
 
 

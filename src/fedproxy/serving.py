@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedproxy.config import Experiment
-from fedproxy.errors import FederationError, UsageError
+from fedproxy.errors import FedproxyError, UsageError
 from fedproxy.federation.address import Address
 from fedproxy.federation.engines.flower import OUTCOME_VARIABLE, RUN_VARIABLE
-from fedproxy.federation.engines.flower.process import tail
 from fedproxy.federation.engines.flower.superlink import SuperLink
 from fedproxy.federation.gateway import Gateway, Upstream
 from fedproxy.federation.handout.parts import PART_BYTES, describe
@@ -109,7 +108,7 @@ def serve(
             upstream=Upstream(link.port, link.ca),
             pause=max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(client_names(experiment) or members.all)),
         )
-        ended: str | None = "failed"
+        ended: str | None = None
         try:
             link.start()
             known: set[str] = set()
@@ -119,19 +118,18 @@ def serve(
             link.run()
             on_ready(str(Address(listen.address.host, gateway.port)))
             while not raise_outcome(outcome):
-                if not link.alive:
-                    ended = None
-                    raise FederationError(
-                        f"Flower's SuperLink ended. Go on with --resume. The end of its log:\n{tail(link.log)}"
-                    )
+                link.check()
                 if keys is not None:
                     _register(link, members, known)
                 on_poll()
                 time.sleep(POLL_SECONDS)
             ended = "complete"
+        except FedproxyError:
+            ended = "failed" if outcome.is_file() else None
+            raise
         finally:
             link.close()
-            if ended is not None:  # else the clients wait for it to be resumed
+            if ended is not None:  # else the clients wait for the run to be resumed
                 _say_farewell(gateway, ended)
             gateway.close()
 

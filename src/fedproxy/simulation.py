@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedproxy.config import Experiment
-from fedproxy.errors import FederationError, MissingExtraError
+from fedproxy.errors import MissingExtraError
 from fedproxy.federation.engines.flower import OUTCOME_VARIABLE, RUN_VARIABLE
-from fedproxy.federation.engines.flower.process import tail
 from fedproxy.federation.engines.flower.superlink import SuperLink
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.session import Session
@@ -48,8 +47,7 @@ def simulate(experiment: Experiment, directory: RunDirectory, on_poll: Callable[
         try:
             link.start().run(" ".join(f"{name}={value}" for name, value in settings.items()))
             while not raise_outcome(outcome):
-                if not link.alive:
-                    raise FederationError(f"Flower's simulation ended. The end of its log:\n{tail(link.log)}")
+                link.check()
                 on_poll()
                 time.sleep(POLL_SECONDS)
         finally:

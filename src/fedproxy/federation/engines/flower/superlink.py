@@ -13,6 +13,7 @@ from fedproxy.federation.engines.flower import QUIET, require_flower
 from fedproxy.federation.engines.flower.process import start, stop, tail
 
 START_SECONDS = 90.0
+CHECK_SECONDS = 5.0
 _CONNECTION = "own"
 _APP = """[build-system]
 requires = ["hatchling"]
@@ -73,7 +74,7 @@ class SuperLink:
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
-        self._run = ""
+        self._checked, self._finished = 0.0, 0
 
     def start(self) -> "SuperLink":
         """Start the process and wait until it listens.
@@ -167,6 +168,37 @@ class SuperLink:
         if code != 0:
             log = self._folder / "run.log"
             raise FederationError(f"Flower did not take the run. The end of {log}:\n{tail(log)}")
+
+    def check(self) -> None:
+        """Check that the SuperLink lives and that its run has not ended; the run is asked for every few seconds only.
+
+        Raises:
+            FederationError: either ended.
+        """
+        if not self.alive:
+            raise FederationError(
+                f"Flower's SuperLink ended. Go on with --resume. The end of its log:\n{tail(self.log)}"
+            )
+        if time.monotonic() - self._checked < CHECK_SECONDS:
+            return
+        self._checked = time.monotonic()
+        import httpx
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        client = self._control()
+        try:
+            runs = client.ListRuns(ListRunsRequest()).run_dict.values()
+        except httpx.HTTPError:  # it is ending, or busy: the next look will tell
+            return
+        finally:
+            client.close()
+        if ended := [run.status for run in runs if run.status.status == "finished"]:
+            self._finished += 1  # what it noted on its way out may not be there yet when it is seen the first time
+            if self._finished > 1:
+                raise FederationError(
+                    f"Flower's ServerApp ended ({ended[0].sub_status}). Go on with --resume. The end of its log:\n"
+                    f"{tail(self.log)}"
+                )
 
     def close(self) -> None:
         """End the SuperLink and all that it started."""
