@@ -20,7 +20,7 @@ from fedproxy.errors import FederationError, UsageError
 from fedproxy.federation.address import Address
 from fedproxy.federation.certificates import check_certificate, load_private, make_key, private_openssh, read_small
 from fedproxy.federation.engines.flower import QUIET, WORKER_VARIABLE, clientapps, require_flower, supernode
-from fedproxy.federation.engines.flower.clientapps import write_launcher
+from fedproxy.federation.engines.flower.clientapps import write_launchers
 from fedproxy.federation.engines.flower.process import start, stop, tail
 from fedproxy.federation.engines.flower.superlink import free_port
 from fedproxy.federation.handout.fetch import default_cache, fetch_proxy
@@ -233,7 +233,7 @@ class Node:
         """Start the processes."""
         scripts = self._folder / "bin"
         scripts.mkdir()
-        write_launcher(scripts, self._folder / "clientapps")
+        write_launchers(scripts, self._folder / "clientapps")
         key = self._folder / "key"
         key.touch(0o600)
         key.write_bytes(self._owner.private)

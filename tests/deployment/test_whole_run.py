@@ -1,38 +1,107 @@
-import time, pytest
-from tests.deployment.conftest import *
+"""Real processes of one owner and three data owners end in the bits of the engine inline; only the proxy leaves."""
+
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from fedproxy.artifacts import Manifest, read_json
+from tests.deployment.conftest import FEDPROXY, WORDS, Federation
 
 pytestmark = pytest.mark.slow
 
 
-def test_a(federation):
-    one = federation(rounds=3, quorum=1.0, deadline="60s")
-    t = time.monotonic()
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, tiny_checkpoint, calibration):
+    """A federation of three rounds, run by the engine inline."""
+    made = Federation(tmp_path_factory.mktemp("federation"), tiny_checkpoint(), calibration, rows=8, rounds=3, quorum=3)
+    try:
+        made.federate("inline").ends()
+        yield made
+    finally:
+        made.clear()
 
-    def p(*a):
-        print(f"{time.monotonic() - t:.1f}", *a)
 
-    one.federate("inline").ends()
-    p("inline")
-    s = one.serve("dep")
-    p("ready")
-    js = one.join_all()
-    for j in js.values():
-        j.says("Ready:")
-        p("ready join")
-    one.opened("dep", 1)
-    p("1 opened")
-    one.opened("dep", 2)
-    p("2 opened")
-    one.opened("dep", 3)
-    p("3 opened")
-    print(
-        [(x, open(f"/proc/{x}/cmdline").read().replace("\0", " ")[:150]) for x in s.family() + js["animals"].family()]
-    )
-    s.ends()
-    p("serve end")
-    for j in js.values():
-        j.ends()
-    p("join end")
-    print(s.said)
-    print(js["animals"].said)
-    assert one.adapter("inline") == one.adapter("dep")
+@pytest.fixture(autouse=True)
+def own_address(one: Federation) -> None:
+    one.address = ""
+
+
+def check_run(one: Federation, out: str) -> None:
+    """A complete run of the same bits as that of the engine inline."""
+    assert one.adapter(out) == one.adapter("inline")
+    expected, found = one.rounds("inline"), one.rounds(out)
+    assert expected.keys() == found.keys()
+    assert all(found[name] == content for name, content in expected.items() if name.endswith(".safetensors"))
+    for number in (1, 2, 3):
+        record = one.record(out, number)
+        assert set(record["clients"]) == set(WORDS)
+        assert not record["refused"] + record["quarantined"] + record["dropouts"]
+    folder = one.folder / out
+    proxy = AutoModelForCausalLM.from_pretrained(folder / "proxy")
+    PeftModel.from_pretrained(proxy, folder / "adapter")
+    assert Manifest.read(folder / "adapter").layer_map == Manifest.read(folder / "proxy").layer_map
+    assert not list(folder.rglob("*.tmp-*"))
+    assert not (folder / "rounds" / ".open").exists()
+
+
+def test_the_whole_run_over_tls(one: Federation, tiny_checkpoint) -> None:
+    owner = one.serve("tls", command=FEDPROXY)
+    declined = one.join("animals", "--max-steps", 1, cache="cache-animals").ends(4)
+    assert "animals declines: [train] means 2 optimizer steps a round, this client allows 1 (max_steps)" in declined
+    fetched = {path: path.stat().st_ctime_ns for path in (one.folder / "cache-animals").rglob("*") if path.is_file()}
+    assert any(path.suffix == ".safetensors" for path in fetched)
+    clients = [one.join(name, cache=f"cache-{name}", command=FEDPROXY) for name in WORDS]
+    owner.ends()
+    for client in clients:
+        assert "The federation is complete" in client.ends()
+    check_run(one, "tls")
+    again = {path: path.stat().st_ctime_ns for path in (one.folder / "cache-animals").rglob("*") if path.is_file()}
+    assert again == fetched  # neither a second join nor a round fetches anything
+    check_hidden(one, Path(tiny_checkpoint()), [one.folder / f"cache-{name}" for name in WORDS])
+
+
+def check_hidden(one: Federation, llm: Path, caches: list[Path]) -> None:
+    """No tensor of a removed block, and no path of the owner, is among what a client has."""
+    kept = read_json(one.folder / "tls" / "proxy" / "fedproxy.json")["layer_map"]
+    weights = {name: tensor for file in llm.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    removed = {name for name in weights if ".layers." in name and int(name.split(".")[2]) not in kept}
+    secret = [weights[name].numpy().tobytes() for name in removed if weights[name].unique().numel() > 1]
+    assert len(secret) >= 3
+    paths = [str(path).encode() for path in (llm, llm.parent, one.folder / "tls", one.keys, one.experiment)]
+    for cache in caches:
+        files = [path for path in cache.rglob("*") if path.is_file()]
+        for content in [path.read_bytes() for path in files]:
+            assert not [path for path in paths if path in content]
+            assert not any(part in content for part in secret)
+        (model,) = (path for path in files if path.suffix == ".safetensors")
+        blocks = {int(name.split(".")[2]) for name in load_file(model) if ".layers." in name}
+        assert blocks == set(range(len(kept)))
+
+
+def test_without_keys_on_loopback(one: Federation) -> None:
+    owner = one.serve("plain", secure=False)
+    clients = [one.join(name, "--insecure", "--name", name) for name in WORDS]
+    clients[0].says("Ready")
+    assert "Another client is here as animals" in one.join(
+        "animals", "--insecure", "--name", "animals", log="twin"
+    ).ends(4)
+    owner.ends()
+    for client in clients:
+        client.ends()
+    check_run(one, "plain")
+
+
+def test_without_keys_beyond_loopback_only_by_force(one: Federation) -> None:
+    one.address = "0.0.0.0:0"
+    assert "add --force" in one.serve("open", secure=False, ready=False).ends(2)
+    one.address = "192.0.2.1:9443"
+    assert "add --force" in one.join("animals", "--insecure", "--name", "animals").ends(2)
+    assert not (one.folder / "open").exists()
+
+
+def test_the_simulation(one: Federation) -> None:
+    one.federate("simulated", "--engine", "simulation").ends()
+    check_run(one, "simulated")

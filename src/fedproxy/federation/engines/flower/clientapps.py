@@ -3,7 +3,8 @@
 Flower starts `flwr-clientapp` from the PATH for each message, and importing Flower takes it more than a second. Here
 the PATH holds a launcher of that name that hands its arguments to a process which has it imported; that process forks
 and runs the ordinary `flwr-clientapp` in the child, with one difference: it does not install and load the app that the
-server sends along, which could be any code, but always this package's own.
+server sends along, which could be any code, but always this package's own. Flower's other commands (a server can ask a
+SuperNode for `flwr-agentapp`, which loads what it sends) are on that PATH as well, and do nothing.
 
 $ python -m fedproxy.federation.engines.flower.clientapps SOCKET
 """
@@ -26,13 +27,22 @@ with socket.socket(socket.AF_UNIX) as connection:
     connection.connect({address!r})
     connection.sendall("\\0".join(sys.argv[1:]).encode())
 """
+_REFUSAL = """#!/bin/sh
+echo "a client of fedproxy runs no $(basename "$0")" >&2
+exit 1
+"""
 
 
-def write_launcher(folder: Path, address: Path) -> None:
-    """Write an executable `flwr-clientapp` into `folder` that hands its arguments to the process at `address`."""
-    path = folder / NAME
-    path.write_text(_LAUNCHER.format(python=sys.executable, address=str(address)))
-    path.chmod(0o700)
+def write_launchers(folder: Path, address: Path) -> None:
+    """Write executables for Flower's commands into `folder`, to be the first on the PATH of a SuperNode.
+
+    `flwr-clientapp` hands its arguments to the process at `address`; all others refuse.
+    """
+    commands = {command.name for command in entry_points(group="console_scripts") if command.name.startswith("flwr")}
+    for name in commands | {NAME}:
+        own = _LAUNCHER.format(python=sys.executable, address=str(address))
+        (folder / name).write_text(own if name == NAME else _REFUSAL)
+        (folder / name).chmod(0o700)
 
 
 def main(address: str) -> None:

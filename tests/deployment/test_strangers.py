@@ -1,0 +1,81 @@
+"""None of these gets in, each is told why, and the federation of the others goes on."""
+
+import http.client
+import ssl
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedproxy.federation.keys import add_client, client_key_file, init_keys, new_key, revoke_client
+from tests.deployment.conftest import Federation, eventually
+
+pytestmark = pytest.mark.slow
+FUTURE = """
+import sys
+import fedproxy.federation.protocol as protocol
+protocol.PROTOCOL += 1
+from fedproxy.cli import main
+main(sys.argv[1:])
+"""
+CLOSED = [
+    *(f"/v1/control/{name}" for name in ("start-run", "list-runs", "stop-run", "register-node", "list-nodes")),
+    *(f"/v1/runtime/{name}" for name in ("acquire-task", "pull-task-input", "push-messages")),
+    *(f"/v1/fleet/{name}" for name in ("register-node", "unregister-node", "../control/start-run")),
+    "/flwr.proto.Control/StartRun",
+    "/",
+]
+
+
+def ask(address: str, ca: Path, path: str) -> int:
+    """The status that a stranger gets for a POST."""
+    host, _, port = address.partition(":")
+    connection = http.client.HTTPSConnection(host, int(port), timeout=20, context=ssl.create_default_context(cafile=ca))
+    try:
+        connection.request("POST", path, b"\x0a\x00", {"Content-Type": "application/protobuf"})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_strangers_stay_outside(federation, tmp_path) -> None:
+    one: Federation = federation(rounds=8, quorum=2)
+    lost = tmp_path / "lost.key"
+    lost.write_bytes(client_key_file(one.keys, "colours").read_bytes())
+    revoke_client(one.keys, "colours")
+    add_client(one.keys, "colours")
+    init_keys(tmp_path / "others")
+    new_key(tmp_path / "unknown.key")
+    ca, other, unknown = one.keys / "ca.crt", tmp_path / "others" / "ca.crt", tmp_path / "unknown.key"
+
+    owner = one.serve("run")
+    clients = {name: one.join(name) for name in ("animals", "colours")}
+    supernode = ["flower-supernode", "--superlink", one.address, "--root-certificates", str(ca), "--port", "0"]
+    supernode[0] = str(Path(sys.executable).parent / supernode[0])
+    strangers = {
+        "is not registered": (4, one.join("numbers", "--ca", ca, key=unknown, log="unknown")),
+        "speaks TLS": (4, one.join("numbers", "--insecure", "--name", "numbers", log="plaintext")),
+        "is not the server that the CA certificate vouches for": (
+            4,
+            one.join("numbers", "--ca", other, log="other-ca"),
+        ),
+        "was revoked": (4, one.join("numbers", key=lost, log="revoked")),
+        "protocol": (3, one.join("numbers", log="future", command=[sys.executable, "-c", FUTURE])),
+        "401": (1, one.start("supernode", "--auth-supernode-private-key", unknown, command=supernode)),
+    }
+    assert {path: ask(one.address, ca, path) for path in CLOSED} == dict.fromkeys(CLOSED, 401)
+    for reason, (code, stranger) in strangers.items():
+        said = stranger.ends(code)
+        assert reason in said, said
+        assert "Traceback" not in said or stranger is strangers["401"][1], said
+
+    assert not one.events("run", "round_opened")  # it still waits for its third client
+    clients["numbers"] = one.join("numbers")
+    one.opened("run", 2)
+    revoke_client(one.keys, "colours")
+    assert "This key was revoked" in clients.pop("colours").ends(4)
+    owner.ends()
+    for client in clients.values():
+        assert "The federation is complete" in client.ends()
+    assert set(one.record("run", 8)["clients"]) == {"animals", "numbers"}
+    assert eventually(lambda: not owner.family())
