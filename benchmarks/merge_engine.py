@@ -258,8 +258,9 @@ def from_files(job: dict[str, Any]) -> dict[str, Any]:
     load_kernels()
     ready = resident("VmRSS")
     paths = [Path(path) for path in job["paths"]]
+    began = time.process_time()
     taken = seconds(lambda: merge_files(paths, Path(job["out"]), "h-ties", overwrite=True))
-    return {"seconds": taken, "ready": ready, "peak": resident("VmHWM")}
+    return {"seconds": taken, "cpu_seconds": time.process_time() - began, "ready": ready, "peak": resident("VmHWM")}
 
 
 def make_files(directory: Path, clients: int, parameters: int) -> list[Path]:
@@ -345,6 +346,7 @@ def scale_part(arguments: argparse.Namespace) -> dict[str, Any]:
         {
             "clients": count,
             "seconds": spread([run["seconds"] for run in found]),
+            "cpu_seconds": spread([run["cpu_seconds"] for run in found]),
             "peak_bytes": max(run["peak"] for run in found),
             "ready_bytes": max(run["ready"] for run in found),
         }
@@ -358,6 +360,7 @@ def scale_part(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "runs": rows,
         "fit": fitted(counts, [row["seconds"]["median"] for row in rows]),
+        "fit_of_cpu_seconds": fitted(counts, [row["cpu_seconds"]["median"] for row in rows]),
         "within_limits": {"scale_peak_bytes": all(row["peak_bytes"] <= LIMITS["scale_peak_bytes"] for row in rows)},
     }
 

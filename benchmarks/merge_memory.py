@@ -2,10 +2,9 @@
 
     python benchmarks/merge_memory.py [--parameters 10000000] [--clients 2]
 
-Each merge runs in a process of its own. Peak resident memory above what the process held after its imports and a merge of a
-few values, which loads the compiled kernels, is compared
-with the size of the input files, which are mapped: a page read counts until it is given back. The limit is inputs plus
-30 %.
+Each merge runs in a process of its own. Peak resident memory above what the process held after its imports and a merge
+of a few values, which loads the compiled kernels, is compared with the size of the input files, which are mapped: a
+page read counts until it is given back. The limit is inputs plus 30 %.
 Writes benchmarks/results/merge_memory.json.
 """
 

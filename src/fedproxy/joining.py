@@ -149,8 +149,6 @@ class Owner:
                 raise UsageError(f"{joining.key} holds no CA certificate: give --ca FILE, which the owner sends.")
         self._link = Link(self.url, None, self.ca)
         self._away: float | None = None
-        self.token = ""
-        """What the server issued last; another one comes from a server that was started anew."""
 
     def ask(self) -> Welcome:
         """Introduce this client.
@@ -161,12 +159,13 @@ class Owner:
         try:
             status, said = self._introduce()
         except BrokenLinkError as error:
-            raise FederationError(f"{self.address} cannot be reached: {error}. Is the server running?") from error
+            hint = " It speaks TLS if it was started with --keys: then give --key FILE." if self.ca is None else ""
+            raise FederationError(
+                f"{self.address} cannot be reached: {str(error).rstrip('.')}. Is the server running?{hint}"
+            ) from error
         if status != HTTPStatus.OK:
             raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
-        welcome = Welcome.decode(said)
-        self.token = welcome.token
-        return welcome
+        return Welcome.decode(said)
 
     def _introduce(self) -> tuple[int, bytes]:
         key: Any = load_private(self.private)
@@ -199,10 +198,8 @@ class Owner:
             raise FederationError("The federation ended without success: its owner can say why.")
         if status != HTTPStatus.OK:
             raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
-        welcome = Welcome.decode(said)
-        if welcome.offer != offer:
+        if Welcome.decode(said).offer != offer:
             raise FederationError(f"{self.address} offers another federation now. Join again.")
-        self.token = welcome.token
         return True
 
 
@@ -251,7 +248,6 @@ class Node:
         self._start_node()
 
     def _start_node(self) -> None:
-        self._token = self._owner.token
         secure = ["--insecure"]
         if self._owner.ca is not None:
             secure = ["--root-certificates", str(self._folder / "ca.crt")]
@@ -265,13 +261,12 @@ class Node:
         )
 
     def revive(self) -> None:
-        """Start the SuperNode again if it ended, or the server was started anew and does not know it."""
+        """Start the SuperNode again if it ended, as it does when the server was started anew."""
         assert self._forker is not None
         assert self._node is not None
         if self._forker.poll() is not None:
             raise FederationError(f"the process that starts ClientApps ended. The end of its log:\n{tail(self.log)}")
-        if self._node.poll() is not None or self._token != self._owner.token:
-            stop(self._node)
+        if self._node.poll() is not None:
             self._start_node()
 
     def next_request(self, seconds: float) -> "Connection | None":

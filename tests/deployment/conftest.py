@@ -24,7 +24,7 @@ from fedproxy.cli.output import console
 from fedproxy.federation.keys import add_client, client_key_file, init_keys
 
 WORDS = {"animals": ["cat", "dog"], "colours": ["red", "blue"], "numbers": ["one", "two"]}
-PATIENCE = 90.0
+PATIENCE = 240.0
 MARK = "FEDPROXY_TEST_MARK"
 
 
@@ -50,7 +50,9 @@ class Process:
         self.mark, self.log, self._code = uuid.uuid4().hex, log, None
         with open(log, "ab") as output:
             self._begin = output.tell()
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "400", MARK: self.mark}
+            path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+            fixed = {"PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "400", MARK: self.mark}
+            environment = {**os.environ, **fixed}
             self.pid = start(environment, output.fileno())
 
     @property

@@ -20,10 +20,10 @@ def superlink(owner: Process) -> int:
 
 
 def test_a_killed_client_costs_the_round_its_reply_and_may_come_back(federation) -> None:
-    one: Federation = federation(rounds=500, quorum=2, deadline="20s", max_norm_ratio=1000.0)
-    one.write_rows("numbers", 400)
+    one: Federation = federation(rounds=500, quorum=2, deadline="60s", max_norm_ratio=1000.0)
+    one.write_rows("numbers", 160)
     owner = one.serve("run")
-    clients = one.join_all()
+    clients = one.join_all("--patience", "3s")
     one.opened("run", 2)
     killed = clients.pop("numbers")
     killed.kill()
@@ -37,7 +37,7 @@ def test_a_killed_client_costs_the_round_its_reply_and_may_come_back(federation)
     assert "numbers" in faults or "numbers" in missing[0]["dropouts"]
     assert all({"animals", "colours"} <= record["clients"].keys() for record in lost)
 
-    clients["numbers"] = one.join("numbers")
+    clients["numbers"] = one.join("numbers", "--patience", "3s")
     assert eventually(lambda: any("numbers" in event["asked"] for event in one.events("run", "round_opened")[-1:]))
     again = one.events("run", "round_opened")[-1]["round"]
     one.opened("run", again + 1)
@@ -46,11 +46,11 @@ def test_a_killed_client_costs_the_round_its_reply_and_may_come_back(federation)
     os.kill(owner.pid, signal.SIGTERM)
     assert "interrupted" in owner.ends(130)
     for client in clients.values():
-        assert "ended without success" in client.ends(4)
+        assert "has been away for 3 s" in client.ends(4)
 
 
 def test_kills_of_the_owner_and_of_the_superlink_lose_nothing(federation) -> None:
-    one: Federation = federation(rounds=16, quorum=3)
+    one: Federation = federation(rounds=24, quorum=3)
     one.federate("whole").ends()
     owner = one.serve("run")
     clients = one.join_all()
@@ -59,11 +59,11 @@ def test_kills_of_the_owner_and_of_the_superlink_lose_nothing(federation) -> Non
     targets = ["owner", "superlink"] * 5
     assert (targets.count("owner"), targets.count("superlink")) == (OWNER_KILLS, SUPERLINK_KILLS)
     for number, target in enumerate(targets):
-        if number < 4:  # in the middle of a round, and with one complete
+        if number % 5 < 3:  # while rounds go on, the first two times right when one was opened
             opened = len(one.events("run", "round_opened"))
             assert eventually(lambda opened=opened: len(one.events("run", "round_opened")) > opened)
-        else:
-            time.sleep(generator.uniform(0.0, 6.0))
+        if number > 1:
+            time.sleep(generator.uniform(0.0, 3.0))
         if target == "owner":
             owner.kill()
         else:
@@ -75,6 +75,7 @@ def test_kills_of_the_owner_and_of_the_superlink_lose_nothing(federation) -> Non
         complete = found
         assert all(client.code is None for client in clients.values())
         owner = one.serve("run", "--resume")
+    assert complete
     owner.ends()
     for client in clients.values():
         assert "The federation is complete" in client.ends()

@@ -9,10 +9,12 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.config import CLIENT_NAME
 from fedproxy.errors import ArtifactError, FedproxyError
+from fedproxy.federation.certificates import fingerprint, public_openssh
 from fedproxy.federation.keys import CLIENTS, read_registry
 from fedproxy.federation.welcome import StrangerError, public_pem
 
@@ -61,6 +63,7 @@ class Members:
         self._stamp: tuple[int, int] | None = None
         self._fault = ""
         self._members: dict[str, Member] = {}
+        self._others: dict[str, str] = {}
         self._revoked: frozenset[str] = frozenset()
         self._heard: dict[str, float] = {}
         self._read()
@@ -118,9 +121,7 @@ class Members:
                 self._heard[found.name] = time.monotonic()
                 return found
             if self._folder is not None:
-                if public_key in self._revoked:
-                    raise StrangerError("This key was revoked. Ask the owner of the model for a new one.")
-                raise StrangerError("This key is not registered. Send its public key to the owner of the model.")
+                raise StrangerError(self._why_not(public_key))
             if not CLIENT_NAME.fullmatch(name):
                 raise StrangerError(f"{name!r:.80} is no name for a client: join with --name NAME.")
             if self._names and name not in self._names:
@@ -132,6 +133,13 @@ class Members:
             self._tell()
             return self._members[name]
 
+    def _why_not(self, public_key: str) -> str:
+        if public_key in self._others:
+            return f"{self._others[public_key]} takes no part in this federation."
+        if _fingerprint(public_key) in self._revoked:
+            return "This key was revoked. Ask the owner of the model for a new one."
+        return "This key is not registered. Send its public key to the owner of the model."
+
     def _read(self) -> None:
         if self._folder is None:
             return
@@ -140,13 +148,11 @@ class Members:
         if stamp == self._stamp:
             return
         register = read_registry(self._folder)
-        keys = {client: _pem(client.public_key) for client in register.clients.values()}
-        self._members = {
-            client.name: Member(client.name, key)
-            for client, key in keys.items()
-            if client.state == "active" and (not self._names or client.name in self._names)
-        }
-        self._revoked = frozenset(key for client, key in keys.items() if client.state == "revoked")
+        active = {c.name: _pem(c.public_key) for c in register.clients.values() if c.state == "active"}
+        taking_part = self._names or active.keys()
+        self._members = {name: Member(name, key) for name, key in active.items() if name in taking_part}
+        self._others = {key: name for name, key in active.items() if name not in taking_part}
+        self._revoked = register.revoked_keys
         if self._stamp is not None:
             self._tell()
         self._stamp = stamp
@@ -168,6 +174,13 @@ def _pem(openssh: str) -> str:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ArtifactError("a registered key is no ECDSA key")
     return public_pem(key)
+
+
+def _fingerprint(pem: str) -> str:
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    key: Any = load_pem_public_key(pem.encode())
+    return fingerprint(public_openssh(key))
 
 
 def has_members(run: Path) -> bool:

@@ -149,3 +149,10 @@ def test_a_server_that_falls_silent(hostile, tmp_path, monkeypatch):
 
     with pytest.raises(FederationError, match=r"timed out|206"):
         get(hostile(answer(listing()), silent), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", BODY[:-1]])
+def test_an_answer_cut_short_is_a_broken_link(hostile, content):
+    server = hostile(b"", answer(content, length=len(BODY), Connection="close"))
+    with pytest.raises(link.BrokenLinkError, match="IncompleteRead"):
+        link.Link(f"http://127.0.0.1:{server.server_address[1]}", None, None).post("/x", b"", 1 << 20)

@@ -6,7 +6,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from http import HTTPStatus
-from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from urllib.parse import urlsplit
 
 from fedproxy.errors import ArtifactError, FederationError, UsageError
@@ -111,6 +111,8 @@ class Link:
             self._connection.request("POST", path, body, self._headers)
             self._answer = answer = self._connection.getresponse()
             content = answer.read(most + 1)
+            if answer.length and len(content) <= most:  # http.client notices a short body only if all is asked for
+                raise IncompleteRead(content, answer.length)
         if len(content) > most:
             self.close()
             raise ArtifactError(f"{self.where} answers {path} with more than {most} bytes. Is it a fedproxy server?")

@@ -262,6 +262,14 @@ def _widen(bits_at, wide_at, signs_at):
 
 
 @_compiled
+def _on_a_line(count):
+    """Zeros, float64, that begin on a cache line: a vector of `LANES` never lies across two."""
+    room = np.zeros(count + LANES)
+    first = (-room.ctypes.data % (8 * LANES)) // 8
+    return room[first : first + count]
+
+
+@_compiled
 def measure(addresses, starts, formats, segments, gram, histogram, levels):
     """Dot products and sign disagreement of some segments.
 
@@ -276,8 +284,8 @@ def measure(addresses, starts, formats, segments, gram, histogram, levels):
     """
     count = len(addresses)
     groups = (count + _GROUP - 1) // _GROUP
-    tile = np.zeros((groups * _GROUP, BLOCK))
-    lanes = np.zeros((groups, groups, _GROUP, _GROUP, LANES))
+    tile = _on_a_line(groups * _GROUP * BLOCK).reshape((groups * _GROUP, BLOCK))
+    lanes = _on_a_line((groups * _GROUP) ** 2 * LANES).reshape((groups, groups, _GROUP, _GROUP, LANES))
     bits = np.zeros(BLOCK, np.int32)
     signs = np.zeros(BLOCK, np.int32)
     counts = np.zeros((4, count + 1), np.int64)

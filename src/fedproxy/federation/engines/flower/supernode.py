@@ -1,4 +1,6 @@
-"""A SuperNode that asks for messages several times a second; Flower's own waits three seconds each time.
+"""A SuperNode that asks for messages several times a second, and every two seconds for a server that is away.
+
+Flower's own waits three seconds for the former, and up to twenty for the latter.
 
 $ python -m fedproxy.federation.engines.flower.supernode PAUSE KEY ARGUMENT...
 """
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.federation.certificates import load_private
+
+LONGEST_RETRY_SECONDS = 2
 
 
 class Hurried:
@@ -33,10 +37,12 @@ def main(arguments: list[str]) -> None:
         arguments: The longest pause in seconds; the file of the key by which the server knows this client, which a
             SuperNode without TLS would draw anew; and the arguments of `flower-supernode`.
     """
+    import flwr.supercore.retry.http_retry as retry
     import flwr.supernode.fleet_http_connection as connection
     import flwr.supernode.start_client_internal as loop
 
     private = load_private(Path(arguments[1]).read_bytes())
+    vars(retry)["MAX_RETRY_DELAY"] = LONGEST_RETRY_SECONDS
     vars(loop)["time"] = Hurried(float(arguments[0]))
     vars(connection)["generate_key_pairs"] = lambda: (private, private.public_key())
     sys.argv = ["flower-supernode", *arguments[2:]]
