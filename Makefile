@@ -38,6 +38,7 @@ bench: setup  ## measure, and write benchmarks/results/*.json
 
 docs: setup  ## render docs/benchmarks.md from benchmarks/results
 	$(BIN)/python benchmarks/render.py
+	$(BIN)/python scripts/render_configuration.py
 
 clean:
 	rm -rf .venv runs

@@ -15,7 +15,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 
@@ -126,8 +126,7 @@ class Gateway(HandoutServer):
         except welcome.StrangerError as error:
             return _said(HTTPStatus.FORBIDDEN, str(error))
         if self._ended is not None:
-            self._told.add(member.name)
-            return _said(HTTPStatus.GONE, self._ended)
+            return replace(_said(HTTPStatus.GONE, self._ended), sent=lambda: self._told.add(member.name))
         self._asked[member.name] = time.monotonic()
         answer = welcome.Welcome(member.name, self.issue(member.identity), self._pause, self._offer(member.name))
         return Answer(HTTPStatus.OK, "application/json", answer.encode())

@@ -83,6 +83,8 @@ class Session:
         try:
             order = decode_order(data)
             number = order.round
+            if number > self._offer.rounds:
+                raise FederationError(f"round {number} was ordered of {self._offer.rounds} that were offered.")
             return encode_reply(
                 answer(
                     order,

@@ -7,7 +7,7 @@ import socketserver
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -26,12 +26,13 @@ HANDSHAKE_SECONDS, REQUEST_SECONDS, PIECE_SECONDS = 15.0, 30.0, 60.0
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a POST request."""
+    """The answer to a POST request; `sent` is called once it has gone out."""
 
     status: HTTPStatus
     kind: str
     content: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    sent: Callable[[], None] = lambda: None
 
 
 class Owner(Protocol):
@@ -183,6 +184,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(header, value)
         self.end_headers()
         self.wfile.write(answer.content)
+        answer.sent()
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Requests are of interest for debugging only."""

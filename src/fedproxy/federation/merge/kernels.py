@@ -31,7 +31,7 @@ SMALLEST = 1 << 22
 TASK_VALUES = 1 << 21
 """Values that one call of a kernel reads, about; at least those of one segment."""
 
-RESIDENT_BYTES = 1 << 26
+RESIDENT_BYTES = 1 << 24
 """Mapped bytes read before their pages are given back."""
 
 RUN, RUNS = 16, 4096
@@ -161,11 +161,11 @@ class Kernels:
         gram = torch.from_numpy(total)
         check_gram(gram, self._updates, names)
         if levels is not None:
-            whole, start = torch.from_numpy(disagreement), 0
+            start = 0
             for name in sorted(levels):
-                part = whole[start : start + levels[name].numel()]
-                levels[name].reshape(-1).copy_(part)
-                start += len(part)
+                target = levels[name].reshape(-1).numpy()
+                target[:] = disagreement[start : start + len(target)]
+                start += len(target)
         return Statistics(list(names), self._parameters, gram, histogram.tolist())
 
     def select(self, keep: Sequence[int]) -> Selection:
