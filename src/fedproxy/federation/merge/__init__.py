@@ -73,7 +73,7 @@ def merge(
         rows: The clients' numbers of training rows; `mean` and `dare` weigh by them, other rules do not look.
         names: The clients' names, for the analysis, for errors, and for rules that draw at random.
         seed: For rules that draw at random; another one each round.
-        chunk_elements: Values held at once; it bounds the memory and does not change the result.
+        chunk_elements: Values held at once where no kernels run; it bounds the memory and does not change the result.
         **options: Options of the rule, and `clip_norm` (see `configured`).
 
     Returns:
