@@ -234,14 +234,16 @@ class Node:
         key = self._folder / "key"
         key.touch(0o600)
         key.write_bytes(self._owner.private)
-        if self._owner.ca is not None:
-            (self._folder / "ca.crt").write_bytes(self._owner.ca)
         self._environment = {
             **QUIET,
             "FLWR_HOME": str(self._folder),
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(self._pause, 1.0)),
             WORKER_VARIABLE: str(self._folder / "worker"),
         }
+        if self._owner.ca is not None:
+            (self._folder / "ca.crt").write_bytes(self._owner.ca)
+            # One certificate to read for every connection that is opened, where there would be the machine's hundreds.
+            self._environment["SSL_CERT_FILE"] = str(self._folder / "ca.crt")
         forker = [sys.executable, "-m", clientapps.__name__, str(self._folder / "clientapps")]
         self._forker = start(forker, self.log, self._environment, self._folder)
         self._environment["PATH"] = os.pathsep.join([str(scripts), os.path.dirname(sys.executable), os.environ["PATH"]])
