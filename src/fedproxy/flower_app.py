@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedproxy.errors import FedproxyError, UsageError
 from fedproxy.federation.engines.flower import OUTCOME_VARIABLE, RUN_VARIABLE, WORKER_VARIABLE
 from fedproxy.federation.engines.flower.exchange import ANSWER, ORDER, TO, GridExchange, pack, unpack
+from fedproxy.federation.engines.flower.hurry import hurry
 
 if TYPE_CHECKING:
     from fedproxy.simulation import LocalClients
@@ -39,6 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     from fedproxy.run_directory import write_outcome
     from fedproxy.tuning import client_names, open_run, tune
 
+    hurry()
     run = _run_of(context)
 
     def nodes() -> dict[str, int]:

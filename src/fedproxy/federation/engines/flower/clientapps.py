@@ -19,6 +19,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from fedproxy.federation.engines.flower.hurry import hurry
+
 NAME = "flwr-clientapp"
 _ARGUMENT_BYTES = 1 << 16
 _LAUNCHER = """#!{python} -IS
@@ -49,6 +51,7 @@ def main(address: str) -> None:
     """Listen at the Unix socket `address` and start a ClientApp for each connection."""
     (command,) = entry_points(group="console_scripts", name=NAME)
     run = command.load()
+    hurry()
     own = importlib.import_module("fedproxy.flower_app").client
     _replace("flwr.supernode.runtime.run_clientapp", "install_from_fab", lambda *_, **__: None)
     _replace("flwr.supernode.runtime.run_clientapp", "get_load_client_app_fn", lambda *_, **__: lambda *_, **__: own)

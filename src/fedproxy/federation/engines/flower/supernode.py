@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.federation.certificates import load_private
+from fedproxy.federation.engines.flower.hurry import hurry
 
 LONGEST_RETRY_SECONDS = 2
 
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> None:
     import flwr.supernode.fleet_http_connection as connection
     import flwr.supernode.start_client_internal as loop
 
+    hurry()
     private = load_private(Path(arguments[1]).read_bytes())
     vars(retry)["MAX_RETRY_DELAY"] = LONGEST_RETRY_SECONDS
     vars(loop)["time"] = Hurried(float(arguments[0]))
