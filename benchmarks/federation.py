@@ -3,7 +3,8 @@
     python benchmarks/federation.py [--part deployment] [--part simulation]
 
 deployment: a server and three clients over TLS on loopback, the demo's proxy. A round's overhead is its wall time less
-the training time of its slowest client; the first round, which waits for clients, is left out.
+the training time of its slowest client (a single step: three clients share the processors of one machine here, and would
+wait for one another's training); the first round, which waits for clients, is left out.
 simulation: Flower's simulation of the demo's LLM with 50 and with 200 clients, three rounds each; the peak memory of
 every process of the server, with and without the pages of files that it has mapped.
 Every process has one thread. Writes benchmarks/results/federation.json.
@@ -198,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=("deployment", "simulation"))
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--clients", type=int, nargs="+", default=[50, 200])
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()

@@ -142,7 +142,7 @@ def federation() -> str:
         f"{memory['peak_above_3_clients'] / 1e6:.0f} MB | flat |",
         "",
         f"Rounds {found['rounds'][0]} to {found['rounds'][-1]} (the first waits for the clients to come); a round's time less its slowest client's "
-        "training; server and clients share the two processors, one thread each.",
+        "training of one step; server and clients share the two processors, one thread each.",
         "",
         "| simulation | replies a round | whole run | "
         + " | ".join(f"{name}: peak, own" for name in result["simulation"][0]["peak_bytes"])
