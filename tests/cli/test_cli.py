@@ -11,17 +11,6 @@ from fedproxy.tensor_files import save_tensors
 
 
 @pytest.fixture
-def cli(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return end.value.code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def updates(tmp_path):
     paths = []
     for index in range(2):

@@ -2,19 +2,6 @@ import json
 
 import pytest
 
-from fedproxy.cli import main
-
-
-@pytest.fixture
-def cli(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return end.value.code, captured.out, captured.err
-
-    return call
-
 
 @pytest.mark.parametrize("command", ["init", "add", "new", "revoke", "list"])
 def test_every_command_has_help_with_an_example(cli, command):

@@ -10,13 +10,12 @@ import contextlib
 import datetime
 import fcntl
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fedproxy.artifacts import new_directory, new_file, os_error, read_json, write_json
-from fedproxy.config import did_you_mean
+from fedproxy.config import CLIENT_NAME, did_you_mean
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.certificates import (
     certificate_pem,
@@ -36,7 +35,6 @@ from fedproxy.federation.certificates import (
 FORMAT = 1
 CA, CA_KEY, SERVER, SERVER_KEY, CLIENTS = "ca.crt", "ca.key", "server.crt", "server.key", "clients.json"
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _STATES = ("active", "revoked")
 
@@ -129,7 +127,7 @@ def add_client(folder: Path, name: str, public_key: Path | None = None) -> Clien
         UsageError: the folder is missing, the name is impossible or taken, or the key is another client's or revoked.
         ArtifactError: the public key or a file of the folder cannot be used.
     """
-    if not _NAME.fullmatch(name):
+    if not CLIENT_NAME.fullmatch(name):
         raise UsageError(
             f"client name {name!r}: must be 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit."
         )
@@ -244,7 +242,7 @@ def _client(entry: object, revoked: frozenset[str]) -> Client:
     if not isinstance(entry, dict):
         raise TypeError(f"{entry!r} is no client")
     client = Client(**{key: _text(value) for key, value in entry.items()})
-    if not _NAME.fullmatch(client.name):
+    if not CLIENT_NAME.fullmatch(client.name):
         raise ValueError(f"{client.name!r} is no name")
     if client.state not in _STATES or (client.state == "revoked") != (client.fingerprint in revoked):
         raise ValueError(f"the state of {client.name} is {client.state!r}, which revoked_keys contradicts")
