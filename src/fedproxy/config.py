@@ -102,12 +102,22 @@ class Heal:
 
 @dataclass(frozen=True)
 class Client:
-    """[[client]]: a data owner, with a JSON Lines file (`data`) or a task of the LM evaluation harness (`task`)."""
+    """[[client]]: a data owner, with a JSON Lines file (`data`) or a task of the LM evaluation harness (`task`).
+
+    Attributes:
+        name: Its name.
+        data: Its rows.
+        task: Or a task.
+        rows: At most so many of them, chosen by the seed.
+        lora_r: Rank of its adapter, if not that of [train]; in the space "product" clients' ranks may differ. The
+            scaling lora_alpha / lora_r stays that of [train].
+    """
 
     name: str = ""
     data: str = ""
     task: str = ""
     rows: int | None = _positive(None)
+    lora_r: int | None = _positive(None)
 
 
 @dataclass(frozen=True)
@@ -164,10 +174,14 @@ class Federate:
         rounds: Number of rounds.
         merge: Name of the merge rule.
         merge_options: Its options, and `clip_norm`, which any rule takes.
+        space: What is merged: the "factors" A and B as published, their "product" B·A, or B alone on a "frozen-a".
         server_optimizer: What makes of the merged update the step of the global adapter.
         server_options: Its options.
         regulariser: Name of the clients' regulariser.
         regulariser_strength: Its strength; its own default if none.
+        wire: Encoding of the clients' updates; what it loses a client adds to its next update (error feedback).
+        wire_options: Its options.
+        wire_down: Encoding of the global adapter on its way to the clients.
         participation: Share of the clients that a round asks, chosen by the seed; at least a quorum.
         quorum: Valid replies that a round needs: as 0.75 or 1.0 a share of the clients that a full round asks, as 3 or
             1 a number of replies.
@@ -183,10 +197,14 @@ class Federate:
     rounds: int = _positive(10)
     merge: str = "h-ties"
     merge_options: dict[str, Any] = field(default_factory=dict)
+    space: str = "factors"
     server_optimizer: str = "none"
     server_options: dict[str, Any] = field(default_factory=dict)
     regulariser: str = "pcr"
     regulariser_strength: float | None = _not_negative(None)
+    wire: str = "fp32"
+    wire_options: dict[str, Any] = field(default_factory=dict)
+    wire_down: str = "fp32"
     participation: float = limited(1.0, lambda v: 0 < v <= 1, "above 0 and at most 1")
     quorum: int | float = limited(
         0.75, _quorum, "a share above 0.0 and up to 1.0 of the clients asked, or a whole number of replies from 1 on"
@@ -238,6 +256,19 @@ class Experiment:
     federate: Federate = field(default_factory=Federate)
     fuse: Fuse = field(default_factory=Fuse)
     evaluate: Evaluate = field(default_factory=Evaluate)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each client's adapter that has not that of [train]."""
+        return {c.name: c.lora_r for c in self.client if c.lora_r not in (None, self.train.lora_r)}
+
+    def train_of(self, client: str) -> Train:
+        """[train] as it is for a client: its own rank, at the common scaling lora_alpha / lora_r."""
+        rank = self.ranks.get(client)
+        if rank is None:
+            return self.train
+        alpha = self.train.lora_alpha * rank / self.train.lora_r
+        return dataclasses.replace(self.train, lora_r=rank, lora_alpha=alpha)
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved experiment as plain values, without what is not set."""
@@ -393,7 +424,8 @@ def parse_experiment(
         raw: The parsed file.
         source: What to call it in errors.
         folder: The folder that relative paths count from.
-        choices: Names that are registered for `score`, `merge`, `server_optimizer` and `regulariser`.
+        choices: Names that are registered for `score`, `merge`, `space`, `server_optimizer`, `regulariser`, `wire` and
+            `wire_down`.
         remote: The clients are elsewhere: their data need not be here, and their names need not be known.
 
     Raises:
@@ -446,8 +478,11 @@ def parse_experiment(
     for table, key in (
         ("compress", "score"),
         ("federate", "merge"),
+        ("federate", "space"),
         ("federate", "server_optimizer"),
         ("federate", "regulariser"),
+        ("federate", "wire"),
+        ("federate", "wire_down"),
     ):
         value, names = getattr(tables[table], key), (choices or {}).get(key)
         if names is not None and value not in names:
@@ -462,6 +497,17 @@ def parse_experiment(
     paths |= {"[evaluate] include": tables["evaluate"].include, "[partition] data": partition.data if partition else ""}
     problems += [
         f"{where}: {path} does not exist." for where, path in paths.items() if path and not Path(path).exists()
+    ]
+    if tables["federate"].space != "product":
+        problems += [
+            f'[client {i}] lora_r = {c.lora_r}: clients\' ranks may differ in the space "product" only.'
+            for i, c in enumerate(clients, 1)
+            if c.lora_r not in (None, tables["train"].lora_r)
+        ]
+    problems += [
+        f"[client {i}] lora_r = {c.lora_r}: must be at most that of [train], {tables['train'].lora_r}."
+        for i, c in enumerate(clients, 1)
+        if (c.lora_r or 0) > tables["train"].lora_r
     ]
     if problems:
         raise ConfigError(source, problems)

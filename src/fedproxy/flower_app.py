@@ -55,7 +55,8 @@ def main(grid: Grid, context: Context) -> None:
             prepare(str(experiment), run, resume=run.is_dir())
         with open_run(run) as (settings, directory):
             names = client_names(settings) or sorted(read_members(run))
-            tune(settings, directory, lambda store: GridExchange(grid, nodes, store.spool), names)
+            wire = settings.federate.wire, settings.federate.wire_options
+            tune(settings, directory, lambda store: GridExchange(grid, nodes, store.spool, *wire), names)
     except BaseException as error:
         if outcome := os.environ.get(OUTCOME_VARIABLE):
             code = error.exit_code if isinstance(error, FedproxyError) else 1

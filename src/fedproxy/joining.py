@@ -29,6 +29,7 @@ from fedproxy.federation.keys import read_client_key
 from fedproxy.federation.offer import Limits, Offer
 from fedproxy.federation.session import Session
 from fedproxy.federation.welcome import MOST_BYTES, PATH, Welcome, introduce
+from fedproxy.federation.wire import ENCODINGS
 from fedproxy.tuning import rows_of
 
 STATUS_SECONDS = 3.0
@@ -51,6 +52,7 @@ class Joining:
         force: Plaintext beyond loopback is meant.
         trust_remote_code: Let the proxy's own Python code run.
         patience: Seconds that a server which is away is waited for.
+        wires: Encodings of updates that it agrees to; plain updates it always sends.
     """
 
     address: Address
@@ -64,6 +66,7 @@ class Joining:
     force: bool = False
     trust_remote_code: bool = False
     patience: float = 600.0
+    wires: tuple[str, ...] = tuple(ENCODINGS)
 
 
 def join(
@@ -99,7 +102,8 @@ def join(
     rows = rows_of(data, joining.evaluate, offer.seed)
     cache = joining.cache or default_cache()
     proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes)
-    session = Session(proxy, offer, joining.limits, trust_remote_code=joining.trust_remote_code)
+    state = cache.parent / "clients" / offer.id
+    session = Session(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
     steps = session.add(name, rows)
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
         node = Node(Path(folder), owner, welcome.pause)
@@ -131,6 +135,7 @@ class Owner:
 
     def __init__(self, joining: Joining) -> None:
         self.address, self._name, self._patience = joining.address, joining.name, joining.patience
+        self._wires = joining.wires
         self.url = f"{'http' if joining.key is None else 'https'}://{joining.address}"
         self.ca: bytes | None = None
         if joining.key is None:
@@ -169,7 +174,7 @@ class Owner:
 
     def _introduce(self) -> tuple[int, bytes]:
         key: Any = load_private(self.private)
-        status, said = self._link.post(PATH, introduce(key, self._name).encode(), MOST_BYTES)
+        status, said = self._link.post(PATH, introduce(key, self._name, self._wires).encode(), MOST_BYTES)
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             raise BrokenLinkError(f"it is busy ({status})")
         return status, said

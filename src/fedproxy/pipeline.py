@@ -16,10 +16,13 @@ from fedproxy.config import Experiment, load_experiment
 from fedproxy.errors import UsageError
 from fedproxy.evaluation import evaluate, load_for_evaluation
 from fedproxy.federation.members import has_members
-from fedproxy.federation.merge import RULES, configured, merge, merge_files
-from fedproxy.federation.regularise import PENALTIES
-from fedproxy.federation.server_optimizer import SERVER_OPTIMIZERS, server_optimizer
+from fedproxy.federation.merge import RULES, merge, merge_files
+from fedproxy.federation.regularise import REGULARISERS
+from fedproxy.federation.server_optimizer import SERVER_OPTIMIZERS
+from fedproxy.federation.settings import check_settings
+from fedproxy.federation.space import SPACES
 from fedproxy.federation.store import RoundStore
+from fedproxy.federation.wire import ENCODINGS, TOP_K
 from fedproxy.fusion import fuse
 from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
@@ -68,7 +71,10 @@ def experiment_choices() -> dict[str, Sequence[str]]:
         "score": list(SCORES),
         "merge": list(RULES),
         "server_optimizer": list(SERVER_OPTIMIZERS),
-        "regulariser": list(PENALTIES),
+        "regulariser": list(REGULARISERS),
+        "space": list(SPACES),
+        "wire": list(ENCODINGS),
+        "wire_down": [name for name in ENCODINGS if name != TOP_K],
     }
 
 
@@ -80,8 +86,7 @@ def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(Path(experiment), choices=experiment_choices(), remote=remote)
-    configured(experiment.federate.merge, experiment.federate.merge_options)
-    server_optimizer(experiment.federate.server_optimizer, experiment.federate.server_options)
+    check_settings(experiment.federate)
     return experiment
 
 

@@ -16,9 +16,11 @@ from fedproxy.federation.handout.parts import PART_BYTES, describe
 from fedproxy.federation.keys import CA, SERVER, SERVER_KEY
 from fedproxy.federation.members import Members
 from fedproxy.federation.offer import make_offer
+from fedproxy.models.lora import read_adapter
 from fedproxy.run_directory import RunDirectory, raise_outcome
 from fedproxy.seeds import derive_seed
-from fedproxy.tuning import client_names
+from fedproxy.tensors import digest
+from fedproxy.tuning import START, client_names
 
 POLL_SECONDS = 0.1
 FASTEST_PAUSE, PAUSE_A_CLIENT = 0.2, 0.01
@@ -91,6 +93,7 @@ def serve(
         _check_members(members, client_names(experiment), keys)
     certificates = (keys / SERVER, keys / SERVER_KEY, keys / CA) if keys is not None else None
     listing = describe(run / "proxy", listen.part_bytes)
+    start = digest(read_adapter(run / START)[1])
     identity = f"{derive_seed(experiment.seed, listing.sha256, str(run)):016x}"
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
         outcome = Path(folder) / "outcome.json"
@@ -104,7 +107,9 @@ def serve(
             certificates and certificates[0],
             certificates and certificates[1],
             members=members,
-            offer=lambda name: make_offer(experiment, name, run_id=identity, proxy=listing.sha256),
+            offer=lambda name, spoken: make_offer(
+                experiment, name, run_id=identity, proxy=listing.sha256, start=start, spoken=spoken
+            ),
             upstream=Upstream(link.port, link.ca),
             pause=max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(client_names(experiment) or members.all)),
         )

@@ -1,5 +1,6 @@
 """Named tensors seen as one long vector: sorted by name, flattened, walked in chunks of bounded memory."""
 
+import hashlib
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,16 @@ class Span:
 def parameter_count(tensors: Tensors) -> int:
     """Number of values in all tensors together."""
     return sum(tensor.numel() for tensor in tensors.values())
+
+
+def digest(tensors: Tensors) -> str:
+    """SHA-256 over names, dtypes, shapes and values, 64 hex digits."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name!r} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def check_layout(reference: Tensors, other: Tensors, name: str) -> None:

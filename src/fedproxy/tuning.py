@@ -1,6 +1,7 @@
 """Stage two: the rounds in which clients tune the proxy, for whatever engine carries them, and their adapter."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from fedproxy.config import Client, Evaluate, Experiment, load_experiment
 from fedproxy.data import partition, read_rows
 from fedproxy.evaluation import training_rows
 from fedproxy.federation.client import answer
+from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.engines.inline import InlineExchange
 from fedproxy.federation.members import has_members
 from fedproxy.federation.messages import Closed, Order, Reply
 from fedproxy.federation.rounds import Exchange, drive
+from fedproxy.federation.space import space
 from fedproxy.federation.store import RoundStore
 from fedproxy.models.checkpoints import load_tokenizer
-from fedproxy.models.lora import CONFIG_FILE, AdaptedModel, adapter_state, read_adapter, write_adapter
+from fedproxy.models.lora import CONFIG_FILE, AdaptedModel, adapter_state, read_adapter, train_only, write_adapter
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import Encoded, encode
 from fedproxy.run_directory import RunDirectory
@@ -29,8 +32,8 @@ Rows = list[dict[str, Any]]
 OnProgress = Callable[[str, float, str], None]
 """Told the stage, the fraction of it that is done, and what is being done."""
 
-START = "start"
-"""RUN/start: the adapter that the first round begins with."""
+START, CLIENTS = "start", "clients"
+"""RUN/start: the adapter that the first round begins with. RUN/clients: what clients on this machine remember."""
 
 
 def rows_of(client: Client, evaluate: Evaluate, seed: int) -> Rows:
@@ -183,9 +186,12 @@ def tune(
         last.adapter if last else fresh,
         experiment.federate,
         seed=experiment.seed,
-        conflict=last.conflict if last else None,
+        conflict=(last.conflict or None) if last else None,
         server_state=last.server_state if last else None,
+        control=(last.control or None) if last else None,
         records=last.records if last else (),
+        start=fresh,
+        ranks=experiment.ranks,
     )
 
     def closed(outcome: Closed, seconds: float) -> None:
@@ -206,8 +212,14 @@ def tune_inline(
     proxy, settings = directory.path / "proxy", experiment.federate
     tokenizer = load_tokenizer(proxy, trust_remote_code=experiment.llm.trust_remote_code)
     examples = encode_clients(rows, tokenizer, experiment)
-    model = load_proxy(experiment, proxy)
-    begin(experiment, directory, model)
+    models = {experiment.train.lora_r: load_proxy(experiment, proxy)}
+    begin(experiment, directory, models[experiment.train.lora_r])
+    for name in experiment.ranks:
+        train = experiment.train_of(name)
+        if train.lora_r not in models:
+            models[train.lora_r] = load_proxy(dataclasses.replace(experiment, train=train), proxy)
+    for model in models.values():
+        train_only(model, space(settings.space).trains)
     place = {name: index for index, name in enumerate(sorted(examples))}
 
     def reply(order: Order, name: str) -> Reply:
@@ -220,15 +232,17 @@ def tune_inline(
                 f"round {order.round}/{settings.rounds} · {name} · step {step}/{steps} · loss {loss:.3f}",
             )
 
+        train = experiment.train_of(name)
         return answer(
             order,
             name,
-            model,
+            models[train.lora_r],
             examples[name],
-            train_settings=experiment.train,
+            train_settings=train,
             federate_settings=settings,
             pad=tokenizer.pad_token_id,
             seed=experiment.seed,
+            state=ClientState(directory.path / CLIENTS / name),
             on_step=on_step,
         )
 

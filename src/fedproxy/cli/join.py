@@ -24,6 +24,10 @@ def join(
     max_rounds: Annotated[int | None, typer.Option(min=1, help="Decline more rounds.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where proxies are kept (default: ~/.cache/fedproxy).")] = None,
     patience: Annotated[str, typer.Option(help="How long a server that is away is waited for.")] = "10m",
+    wire: Annotated[
+        list[str] | None,
+        typer.Option(help="Encoding of updates that you agree to beside fp32 (repeatable; default: all)."),
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without key and TLS, on loopback only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --insecure: beyond loopback, too.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -34,6 +38,7 @@ def join(
     from fedproxy.federation.address import Address
     from fedproxy.federation.offer import Limits
     from fedproxy.federation.welcome import Welcome
+    from fedproxy.federation.wire import ENCODINGS, encoding
     from fedproxy.joining import Joining
     from fedproxy.joining import join as take_part
 
@@ -59,6 +64,7 @@ def join(
         force,
         trust_remote_code,
         wait,
+        tuple(ENCODINGS) if wire is None else tuple(encoding(name, {})[0].name for name in wire),
     )
     rounds = 1
 
@@ -68,7 +74,7 @@ def join(
         rounds = offer.rounds
         console().print(
             f"{address} knows you as {welcome.name}: {offer.run}, {offer.rounds} rounds, {offer.train.epochs:g} epochs "
-            f"each, learning rate {offer.train.learning_rate:g}, LoRA rank {offer.train.lora_r}.",
+            f"each, learning rate {offer.train.learning_rate:g}, LoRA rank {offer.train.lora_r}, updates as {offer.wire}.",
             markup=False,
         )
 

@@ -5,11 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from fedproxy.config import Federate, Train
-from fedproxy.federation.messages import Order, Reply
-from fedproxy.federation.regularise import penalty
-from fedproxy.models.lora import AdaptedModel, adapter_state, set_adapter_state
+from fedproxy.errors import ArtifactError
+from fedproxy.federation.client_state import ClientState, Memory
+from fedproxy.federation.messages import Order, Reply, size_in_bytes
+from fedproxy.federation.parcel import PLAIN, wrap_update
+from fedproxy.federation.regularise import SCAFFOLD, penalty
+from fedproxy.federation.regularise.scaffold import client_variate, drift
+from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state
 from fedproxy.models.training import Encoded, Penalty, train
 from fedproxy.seeds import derive_seed
+from fedproxy.tensors import Tensors
 
 STRENGTH = {"fedprox": 0.01, "pcr": 1e-5}
 """Strength of each regulariser unless the experiment gives one: μ = 0.01 (Li et al. 2020), λ = 1e-5 (FedProxy)."""
@@ -18,7 +23,7 @@ STRENGTH = {"fedprox": 0.01, "pcr": 1e-5}
 def regularisation(settings: Federate, order: Order, device: torch.device) -> Penalty | None:
     """The term a client adds to its loss in the round of `order`; none if it would be zero throughout."""
     name, given = settings.regulariser, settings.regulariser_strength
-    if name == "none" or given == 0 or (name == "pcr" and order.conflict is None):
+    if name in ("none", SCAFFOLD) or given == 0 or (name == "pcr" and order.conflict is None):
         return None
     strength = STRENGTH[name] if given is None else given
     term = penalty(name)
@@ -31,6 +36,14 @@ def regularisation(settings: Federate, order: Order, device: torch.device) -> Pe
     return added
 
 
+def _take(order: Order, model: AdaptedModel) -> None:
+    """Put the order's adapter into the model; tensors that are not trained keep their values."""
+    trained = {name for name, parameter in adapter_parameters(model).items() if parameter.requires_grad}
+    if missing := sorted(trained - order.adapter.keys()):
+        raise ArtifactError(f"the order: the adapter lacks {len(missing)} tensors that are trained: {missing[:3]}.")
+    set_adapter_state(model, {**adapter_state(model), **order.adapter})
+
+
 def answer(
     order: Order,
     name: str,
@@ -41,9 +54,13 @@ def answer(
     federate_settings: Federate,
     pad: int,
     seed: int,
+    state: ClientState,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> Reply:
     """Train `model` (a proxy with an adapter attached) as `order` says, and reply.
+
+    What the wire loses of the update is kept and added to the next one (error feedback). With SCAFFOLD the steps are
+    corrected by c − c_k, and c_k becomes the mean direction of this round's steps.
 
     Args:
         order: The round's adapter and conflict.
@@ -51,15 +68,18 @@ def answer(
         model: The proxy; its adapter's values are overwritten.
         examples: The client's encoded rows.
         train_settings: The [train] table.
-        federate_settings: The [federate] table (regulariser).
+        federate_settings: The [federate] table (regulariser, space, wire).
         pad: Padding token id.
         seed: The experiment's seed.
+        state: What the client remembers from earlier rounds.
         on_step: Called after each optimizer step with (step, steps, loss).
 
     Raises:
         FedproxyError: the loss became NaN or infinite.
+        ArtifactError: the order does not fit the model, or the client's state is damaged.
     """
-    set_adapter_state(model, order.adapter)
+    memory, scaffold = state.before(order.round), federate_settings.regulariser == SCAFFOLD
+    _take(order, model)
     device = next(model.parameters()).device
     done = train(
         model,
@@ -68,9 +88,23 @@ def answer(
         pad=pad,
         seed=derive_seed(seed, "train", order.round, name),
         penalty=regularisation(federate_settings, order, device),
+        drift=drift(order.control, memory.control) if scaffold else None,
         on_step=on_step,
     )
-    update = {key: tensor - order.adapter[key] for key, tensor in adapter_state(model).items()}
+    trained = adapter_state(model)
+    update: Tensors = {key: trained[key] - tensor for key, tensor in order.adapter.items()}
+    parcel, residual = None, None
+    if federate_settings.wire != PLAIN:
+        parcel, update, residual = wrap_update(
+            update,
+            memory.residual,
+            federate_settings.wire,
+            federate_settings.wire_options,
+            seed=derive_seed(seed, "wire", order.round, name),
+            share=order.share,
+        )
+    control = client_variate(memory.control, order.control, update, done.rate_sum) if scaffold else None
+    state.after(order.round, Memory(residual, control))
     return Reply(
         client=name,
         round=order.round,
@@ -80,4 +114,9 @@ def answer(
         steps=len(done.losses),
         loss=done.loss,
         seconds=done.seconds,
+        rate_sum=done.rate_sum,
+        peak_memory=done.peak_memory,
+        wire=federate_settings.wire,
+        size=size_in_bytes(parcel.parts if parcel else update),
+        parcel=parcel,
     )

@@ -2,7 +2,7 @@
 
 It opens no socket, reads no file and imports no engine; `rounds.drive` moves it:
 
-    order = coordinator.begin(available)     # what every client of `coordinator.asked` gets
+    coordinator.begin(available)             # opens a round; coordinator.order(name) is what each of coordinator.asked gets
     coordinator.receive(sender, answer)      # one at a time; what cannot be used is recorded with its reason
     closed = coordinator.close()             # the merged adapter, or QuorumError
 
@@ -14,15 +14,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError
 from fedproxy.federation.analyse import conflict_of
-from fedproxy.federation.merge import merge_round
-from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, level_dtype, size_in_bytes
+from fedproxy.federation.merge import merge, merge_round
+from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, order_size
+from fedproxy.federation.parcel import PLAIN, wrap_adapter
+from fedproxy.federation.regularise import PCR, SCAFFOLD
+from fedproxy.federation.regularise.scaffold import server_variate
 from fedproxy.federation.reply_checks import checked_norm, outliers, strikes
 from fedproxy.federation.server_optimizer import server_optimizer
+from fedproxy.federation.space import space, trained
+from fedproxy.federation.wire import TOP_K
 from fedproxy.seeds import derive_seed
-from fedproxy.tensors import Tensors, parameter_count
+from fedproxy.tensors import Tensors
 
 __all__ = ["Closed", "Coordinator", "Order", "QuorumError", "Refusal", "Reply"]
 
@@ -45,7 +52,8 @@ class QuorumError(FederationError):
 
 @dataclass
 class _Open:
-    order: Order
+    round: int
+    orders: dict[str, Order]
     asked: tuple[str, ...]
     needed: int
     everyone: bool
@@ -80,7 +88,10 @@ class Coordinator:
         seed: The experiment's seed; whom a round asks, and what a merge rule draws, depend on it and the round.
         conflict: Conflict of the last complete round; none before the first.
         server_state: State of the server optimizer after the last complete round; none before the first.
+        control: SCAFFOLD's c after the last complete round; none before the first.
         records: The records of the complete rounds, in order.
+        start: The adapter that the first round begins with; `adapter` itself if none.
+        ranks: Rank of the adapter of each client that has not the global adapter's.
     """
 
     def __init__(
@@ -92,15 +103,22 @@ class Coordinator:
         seed: int = 0,
         conflict: Tensors | None = None,
         server_state: Tensors | None = None,
+        control: Tensors | None = None,
         records: Sequence[Mapping[str, Any]] = (),
+        start: Tensors | None = None,
+        ranks: Mapping[str, int] | None = None,
     ) -> None:
         self.clients = tuple(sorted(clients))
         self.adapter, self.settings = adapter, settings
         self.completed = len(records)
         self.strikes = strikes(records)
-        self._seed, self._conflict, self._server_state = seed, conflict, server_state
+        self._seed, self._conflict, self._server_state, self._control = seed, conflict, server_state, control
+        self._space, self._ranks = space(settings.space), ranks or {}
+        self._start = trained(self._space, adapter if start is None else start)
         self._optimizer, self._options = server_optimizer(settings.server_optimizer, settings.server_options)
-        self._voters = int(records[-1]["analysis"]["clients"]) if records else 0
+        self._most = min(1.0, float(settings.merge_options.get("r0", 1.0)))
+        last = records[-1]["analysis"] if records else {"clients": 0, "names": [], "retention": []}
+        self._voters, self._retention = int(last["clients"]), dict(zip(last["names"], last["retention"], strict=True))
         self._attempts: list[dict[str, Any]] = []
         self._open: _Open | None = None
 
@@ -131,6 +149,10 @@ class Coordinator:
         """The clients that the open round asks, sorted."""
         return self._current().asked
 
+    def order(self, client: str) -> Order:
+        """What a client of `asked` gets in the open round; clients who get the same share one object."""
+        return self._current().orders[client]
+
     def _current(self) -> _Open:
         if self._open is None:
             raise RuntimeError("no round is open")
@@ -140,7 +162,7 @@ class Coordinator:
         """Add a client to the roster; it can be asked from the next round on."""
         self.clients = tuple(sorted({*self.clients, client}))
 
-    def begin(self, available: Collection[str]) -> Order:
+    def begin(self, available: Collection[str]) -> None:
         """Open the next round, or the last one again if it had no quorum.
 
         Which of the available clients are asked depends on seed, round and attempt alone: they are ranked by a hash,
@@ -160,9 +182,34 @@ class Coordinator:
             raise FederationError(self.too_few(present))
         ranked = sorted(present, key=lambda name: derive_seed(self._seed, "participation", number, attempt, name))
         asked = tuple(sorted(ranked[: self.target]))
-        order = Order(number, self.adapter, self._conflict, self._voters)
-        self._open = _Open(order, asked, self.needed, everyone=len(asked) == len(self.eligible))
-        return order
+        everyone = len(asked) == len(self.eligible)
+        self._open = _Open(number, self._orders(number, asked), asked, self.needed, everyone)
+
+    def _orders(self, number: int, asked: Collection[str]) -> dict[str, Order]:
+        """The orders of a round, one object for all clients of one rank and retention."""
+        orders: dict[tuple[int | None, float], Order] = {}
+        made = {}
+        for name in asked:
+            key = self._ranks.get(name), self._share(name)
+            if key not in orders:
+                orders[key] = self._order(number, *key)
+            made[name] = orders[key]
+        return made
+
+    def _share(self, client: str) -> float:
+        """What top-k lets a client send: its retention (Eq. 10) in the last round that merged it, at first the highest."""
+        return self._retention.get(client, self._most) if self.settings.wire == TOP_K else 1.0
+
+    def _order(self, number: int, rank: int | None, share: float) -> Order:
+        adapter, parcel = trained(self._space, self.adapter), None
+        if rank is not None and self._space.for_rank is not None:
+            adapter = self._space.for_rank(adapter, rank)
+        if self.settings.wire_down != PLAIN:
+            seed = derive_seed(self._seed, "wire-down", number)
+            parcel, adapter = wrap_adapter(adapter, self._start, self.settings.wire_down, seed=seed)
+        conflict = self._conflict if self.settings.regulariser == PCR else None
+        voters = self._voters if conflict else 0
+        return Order(number, adapter, conflict, voters, self._control, share, parcel)
 
     def too_few(self, present: Collection[str]) -> str:
         """The sentence that says who is there and how many the next round needs."""
@@ -196,13 +243,14 @@ class Coordinator:
             return self._fault(state, sender, answer.kind, answer.reason)
         if answer.client != sender:
             return self._fault(state, sender, "invalid", f"it came under the name {answer.client!r}")
-        if answer.round != state.order.round:
-            return self._fault(state, sender, "invalid", _other_round(answer.round, state.order.round))
-        if answer.rows < 1 or answer.steps < 1 or not math.isfinite(answer.loss):
-            trained = f"rows {answer.rows}, steps {answer.steps}, loss {answer.loss}: nothing was trained"
-            return self._fault(state, sender, "invalid", trained)
+        if answer.round != state.round:
+            return self._fault(state, sender, "invalid", _other_round(answer.round, state.round))
+        moved = answer.rate_sum > 0 or self.settings.regulariser != SCAFFOLD
+        if answer.rows < 1 or answer.steps < 1 or not math.isfinite(answer.loss) or not moved:
+            what = f"rows {answer.rows}, steps {answer.steps}, loss {answer.loss}, sum of rates {answer.rate_sum}"
+            return self._fault(state, sender, "invalid", f"{what}: nothing was trained")
         try:
-            norm = checked_norm(answer.update, state.order.adapter, sender)
+            norm = checked_norm(answer.update, state.orders[sender].adapter, sender)
         except ArtifactError as error:
             return self._fault(state, sender, "invalid", str(error))
         limit = self.settings.max_norm
@@ -218,8 +266,8 @@ class Coordinator:
 
     def _late(self, sender: str, answer: Reply | Refusal, state: _Open) -> str | None:
         """Why nothing is awaited from the sender any more, if so."""
-        if answer.round < state.order.round:
-            return _other_round(answer.round, state.order.round)
+        if answer.round < state.round:
+            return _other_round(answer.round, state.round)
         if sender in state.answered:
             return "it replied already"
         if sender not in state.asked:
@@ -242,23 +290,36 @@ class Coordinator:
         if len(state.replies) < state.needed:
             raise self._miss(state)
         replies = [state.replies[name] for name in sorted(state.replies)]
-        updates, names = [reply.update for reply in replies], [reply.client for reply in replies]
-        merged, levels, analysis = merge_round(
-            updates,
-            self.settings.merge,
-            rows=[reply.rows for reply in replies],
-            names=names,
-            seed=derive_seed(self._seed, "merge", state.order.round),
+        vectors = [self._space.vector(state.orders[reply.client].adapter, reply.update) for reply in replies]
+        how: dict[str, Any] = {
+            "rows": [reply.rows for reply in replies],
+            "names": [reply.client for reply in replies],
+            "seed": derive_seed(self._seed, "merge", state.round),
             **self.settings.merge_options,
-        )
+        }
+        conflict: dict[str, torch.Tensor] = {}
+        if self._space.conflicts:
+            merged, levels, analysis = merge_round(vectors, self.settings.merge, **how)
+            conflict = conflict_of(levels, len(vectors))
+        else:
+            merged, analysis = merge(vectors, self.settings.merge, **how)
         update, server_state = self._optimizer.step(merged, self._server_state, self._options)
-        adapter = {name: tensor + update[name] for name, tensor in self.adapter.items()}
+        adapter = self._space.apply(self.adapter, update)
+        control = self._controlled(replies)
         record = self._record(state, replies, analysis.as_dict())
-        closed = Closed(state.order.round, adapter, conflict_of(levels, len(updates)), server_state, record)
-        self.adapter, self._conflict, self._voters = adapter, closed.conflict, len(replies)
-        self._server_state = server_state
+        closed = Closed(state.round, adapter, conflict, server_state, control, record)
+        self.adapter, self._conflict, self._voters = adapter, conflict or None, len(replies)
+        self._retention = dict(zip(analysis.names, analysis.retention, strict=True))
+        self._server_state, self._control = server_state, control or None
         self.completed, self._attempts = closed.round, []
         return closed
+
+    def _controlled(self, replies: Sequence[Reply]) -> dict[str, torch.Tensor]:
+        """SCAFFOLD's c after these replies."""
+        if self.settings.regulariser != SCAFFOLD:
+            return {}
+        updates, rates = [reply.update for reply in replies], [reply.rate_sum for reply in replies]
+        return server_variate(self._control, updates, rates, len(self.clients))
 
     def _miss(self, state: _Open) -> QuorumError:
         record = state.record()
@@ -267,16 +328,14 @@ class Coordinator:
         faults += [f"{name}: no reply in time" for name in record["dropouts"]]
         failed = any(fault["kind"] == "failed" for fault in record["refused"])
         return QuorumError(
-            f"Round {state.order.round} has {len(state.replies)} valid replies of {len(state.asked)}; the quorum "
+            f"Round {state.round} has {len(state.replies)} valid replies of {len(state.asked)}; the quorum "
             f"{self.settings.quorum} needs {state.needed}." + "".join(f"\n  - {fault}" for fault in faults),
             repeatable=bool(record["dropouts"]) or failed or not state.everyone,
         )
 
     def _record(self, state: _Open, replies: list[Reply], analysis: Mapping[str, Any]) -> dict[str, Any]:
-        conflict_bytes = parameter_count(state.order.conflict or {}) * level_dtype(state.order.voters).itemsize
-        down = size_in_bytes(state.order.adapter) + conflict_bytes
         return {
-            "round": state.order.round,
+            "round": state.round,
             "clients": {
                 reply.client: {
                     "rows": reply.rows,
@@ -284,8 +343,11 @@ class Coordinator:
                     "steps": reply.steps,
                     "loss": reply.loss,
                     "seconds": reply.seconds,
-                    "bytes_up": size_in_bytes(reply.update),
-                    "bytes_down": down,
+                    "tokens_per_second": reply.tokens / reply.seconds if reply.seconds else 0.0,
+                    "peak_memory_bytes": reply.peak_memory,
+                    "wire": reply.wire,
+                    "bytes_up": reply.size,
+                    "bytes_down": order_size(state.orders[reply.client]),
                 }
                 for reply in replies
             },

@@ -61,7 +61,7 @@ class Gateway(HandoutServer):
         certificate: The server's certificate (PEM); none for plaintext.
         key: Its private key.
         members: Who may take part.
-        offer: Makes the offer for a client's name.
+        offer: Makes the offer for a client's name and the encodings that it agrees to.
         upstream: The SuperLink.
         pause: Seconds that clients wait between two questions for messages.
     """
@@ -76,7 +76,7 @@ class Gateway(HandoutServer):
         key: Path | None,
         *,
         members: Members,
-        offer: Callable[[str], Offer],
+        offer: Callable[[str, frozenset[str]], Offer],
         upstream: Upstream,
         pause: float,
     ) -> None:
@@ -128,7 +128,8 @@ class Gateway(HandoutServer):
         if self._ended is not None:
             return replace(_said(HTTPStatus.GONE, self._ended), sent=lambda: self._told.add(member.name))
         self._asked[member.name] = time.monotonic()
-        answer = welcome.Welcome(member.name, self.issue(member.identity), self._pause, self._offer(member.name))
+        offer = self._offer(member.name, said.spoken)
+        answer = welcome.Welcome(member.name, self.issue(member.identity), self._pause, offer)
         return Answer(HTTPStatus.OK, "application/json", answer.encode())
 
     def _forward(self, name: str, headers: Mapping[str, str], body: bytes) -> Answer:

@@ -1,10 +1,11 @@
 """What the coordinator and the clients say to each other, and what a round ends in; bytes are `protocol`'s matter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
+from fedproxy.federation.parcel import PLAIN, Parcel
 from fedproxy.tensors import Tensors
 
 
@@ -14,15 +15,22 @@ class Order:
 
     Attributes:
         round: Counted from 1.
-        adapter: The global adapter φ_t.
+        adapter: The global adapter φ_t as far as it is trained: what the client trains from, to the bit.
         conflict: The conflict of the round before, float32; none at first.
         voters: Number K of the updates that the conflict compares: its values are multiples of 1/K; 0 without one.
+        control: SCAFFOLD's control variate c; none without SCAFFOLD, and in its first round.
+        share: Share of its coordinates that the client sends in the encoding top-k.
+        parcel: What travels in place of `adapter`, where it is encoded: its difference from the adapter that the run
+            began with.
     """
 
     round: int
     adapter: Tensors
-    conflict: Tensors | None
+    conflict: Tensors | None = None
     voters: int = 0
+    control: Tensors | None = None
+    share: float = 1.0
+    parcel: Parcel | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,11 @@ class Reply:
         steps: Optimizer steps.
         loss: Mean training loss, nats per token.
         seconds: Time the training took.
+        rate_sum: Sum of the learning rates of its steps, R of SCAFFOLD.
+        peak_memory: Bytes of memory at the training's peak.
+        wire: The encoding that it travels in.
+        size: Bytes of the update as it travels.
+        parcel: What travels in place of `update`, where it is encoded and did not travel yet.
     """
 
     client: str
@@ -48,6 +61,11 @@ class Reply:
     steps: int
     loss: float
     seconds: float
+    rate_sum: float = 0.0
+    peak_memory: int = 0
+    wire: str = PLAIN
+    size: int = field(default=0, compare=False)
+    parcel: Parcel | None = field(default=None, compare=False)
 
 
 Kind = Literal["declined", "failed", "invalid", "late"]
@@ -73,12 +91,22 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Closed:
-    """A complete round: φ_{t+1}, the conflict, the server optimizer's state, and the record for `round.json`."""
+    """A complete round.
+
+    Attributes:
+        round: Its number t.
+        adapter: φ_{t+1}.
+        conflict: Eq. 7, by trained tensor; empty where the space of the merge has none.
+        server_state: The server optimizer's state; empty without one.
+        control: SCAFFOLD's control variate c; empty without SCAFFOLD.
+        record: What `round.json` holds.
+    """
 
     round: int
     adapter: dict[str, torch.Tensor]
     conflict: dict[str, torch.Tensor]
     server_state: dict[str, torch.Tensor]
+    control: dict[str, torch.Tensor]
     record: dict[str, Any]
 
 
@@ -87,6 +115,13 @@ def size_in_bytes(tensors: Tensors | None) -> int:
     return sum(t.numel() * t.element_size() for t in (tensors or {}).values())
 
 
-def level_dtype(voters: int) -> torch.dtype:
-    """The integers that carry a conflict among `voters` updates, as K − |Σ sign| = 0 ... K."""
-    return torch.uint8 if voters <= 255 else torch.uint16
+def order_size(order: Order) -> int:
+    """Bytes of the order's tensors as they travel: the adapter as it is encoded, the conflict bit-packed, the variate."""
+    adapter = order.parcel.parts if order.parcel else order.adapter
+    conflict = sum(packed_bytes(t.numel(), order.voters) for t in (order.conflict or {}).values())
+    return size_in_bytes(adapter) + conflict + size_in_bytes(order.control)
+
+
+def packed_bytes(count: int, voters: int) -> int:
+    """Bytes of `count` levels K − |Σ sign| = 0 ... K, of `voters` K, bit-packed."""
+    return (count * voters.bit_length() + 7) // 8

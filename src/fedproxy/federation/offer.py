@@ -1,13 +1,17 @@
 """What the server tells a client once, before any training, and whether the client's own limits allow it."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedproxy.config import Experiment, Train, read_table
-from fedproxy.errors import ArtifactError
+from fedproxy.config import Experiment, Federate, Train, read_table
+from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import PROTOCOL, check_protocol, strict_json, version
-from fedproxy.federation.regularise import PENALTIES
+from fedproxy.federation.regularise import REGULARISERS
+from fedproxy.federation.space import SPACES
+from fedproxy.federation.wire import ENCODINGS, encoding
 
 OFFER_CHARACTERS = 16384
 """Of an offer at most so much is read."""
@@ -28,6 +32,11 @@ class Offer:
         train: The [train] table.
         regulariser: Name of the regulariser.
         regulariser_strength: Its strength; its own default if none.
+        space: What of the adapter is trained.
+        wire: Encoding of the client's updates.
+        wire_options: Its options.
+        wire_down: Encoding of the global adapter in the orders.
+        start: SHA-256 of the adapter that the run began with (`tensors.digest`), which the client draws itself.
         max_rows: Rows of this client that are trained on at most; none for all.
         proxy: SHA-256 of the manifest of the proxy as it is handed out, 64 hex digits.
     """
@@ -41,8 +50,26 @@ class Offer:
     train: Train
     regulariser: str
     regulariser_strength: float | None
+    space: str
+    wire: str
+    wire_options: dict[str, Any]
+    wire_down: str
+    start: str
     max_rows: int | None
     proxy: str
+
+    @property
+    def federate(self) -> Federate:
+        """What a client needs of [federate]."""
+        return Federate(
+            rounds=self.rounds,
+            regulariser=self.regulariser,
+            regulariser_strength=self.regulariser_strength,
+            space=self.space,
+            wire=self.wire,
+            wire_options=self.wire_options,
+            wire_down=self.wire_down,
+        )
 
     def encode(self) -> str:
         """The offer as JSON; what is none is left out."""
@@ -68,6 +95,8 @@ class Offer:
             raise ArtifactError("The offer is no table.")
         check_protocol(values.get("protocol"), values.get("version"), "The server")
         problems = _problems(values)
+        if not problems:
+            problems += _wire_problems(values)
         train = read_table(Train, values.get("train", {}), "train", problems)
         if problems:
             raise ArtifactError("The offer cannot be used:" + "".join(f"\n  - {problem:.300}" for problem in problems))
@@ -77,6 +106,10 @@ class Offer:
 
 def _text(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _TEXT_CHARACTERS and value.isprintable()
+
+
+def _sha256(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def _whole(value: object, least: int) -> bool:
@@ -91,10 +124,15 @@ _RULES: dict[str, Any] = {
     "seed": lambda value: _whole(value, 0),
     "rounds": lambda value: _whole(value, 1),
     "train": lambda value: isinstance(value, dict),
-    "regulariser": lambda value: isinstance(value, str) and value in PENALTIES,
+    "regulariser": lambda value: isinstance(value, str) and value in REGULARISERS,
     "regulariser_strength": lambda value: type(value) in (int, float) and 0 <= value < 1e300,
+    "space": lambda value: isinstance(value, str) and value in SPACES,
+    "wire": lambda value: isinstance(value, str) and value in ENCODINGS,
+    "wire_options": lambda value: isinstance(value, dict),
+    "wire_down": lambda value: isinstance(value, str) and value in ENCODINGS,
+    "start": lambda value: _sha256(value),
     "max_rows": lambda value: _whole(value, 1),
-    "proxy": lambda value: isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"),
+    "proxy": lambda value: _sha256(value),
 }
 _OPTIONAL = {"regulariser_strength", "max_rows"}
 
@@ -106,7 +144,17 @@ def _problems(values: dict[str, Any]) -> list[str]:
     return unknown + missing + wrong
 
 
-def make_offer(experiment: Experiment, client: str, *, run_id: str, proxy: str) -> Offer:
+def _wire_problems(values: dict[str, Any]) -> list[str]:
+    try:
+        encoding(values["wire"], values["wire_options"])
+        return []
+    except UsageError as error:
+        return [f"wire_options: {error}"]
+
+
+def make_offer(
+    experiment: Experiment, client: str, *, run_id: str, proxy: str, start: str, spoken: Collection[str] = ENCODINGS
+) -> Offer:
     """What the server of `experiment` offers the client of that name.
 
     Args:
@@ -114,8 +162,11 @@ def make_offer(experiment: Experiment, client: str, *, run_id: str, proxy: str) 
         client: The client; a [[client]] table of that name may limit its rows.
         run_id: The run's identity.
         proxy: SHA-256 of the manifest of the proxy as it is handed out.
+        start: SHA-256 of the adapter that the run began with.
+        spoken: Encodings that the client agrees to; one that does not agree to [federate] wire sends plain updates.
     """
     federate = experiment.federate
+    agreed = federate.wire in spoken
     return Offer(
         run=experiment.name,
         id=run_id,
@@ -123,9 +174,14 @@ def make_offer(experiment: Experiment, client: str, *, run_id: str, proxy: str) 
         version=version(),
         seed=experiment.seed,
         rounds=federate.rounds,
-        train=experiment.train,
+        train=experiment.train_of(client),
         regulariser=federate.regulariser,
         regulariser_strength=federate.regulariser_strength,
+        space=federate.space,
+        wire=federate.wire if agreed else PLAIN,
+        wire_options=federate.wire_options if agreed else {},
+        wire_down=federate.wire_down,
+        start=start,
         max_rows=next((table.rows for table in experiment.client if table.name == client), None),
         proxy=proxy,
     )

@@ -1,14 +1,15 @@
 """What goes over a wire: an order or an answer is one safetensors byte string whose metadata hold its head as JSON.
 
-Nothing that comes in is believed. Bytes are counted before they are kept, a head is short, flat and of known keys and
-types, the tensors must fill the rest exactly (`tensor_files.read_header`), and an update is mapped, not loaded.
+Nothing that comes in is believed. Bytes are counted before they are kept and held against the hash in the head; a head
+is short, flat and of known keys and types, the tensors must fill the rest exactly (`tensor_files.read_header`), and an
+update is mapped, not loaded: one that came encoded is decoded to a file, tensor by tensor.
 """
 
+import hashlib
 import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,17 +18,29 @@ import torch
 from fedproxy.artifacts import os_error, versions
 from fedproxy.config import CLIENT_NAME
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.messages import Order, Refusal, Reply, level_dtype
-from fedproxy.tensor_files import DTYPE_NAMES, TensorFile, header_bytes, load_tensors, read_header, tensor_bytes
+from fedproxy.federation.messages import Order, Refusal, Reply, size_in_bytes
+from fedproxy.federation.parcel import PLAIN, Parcel, open_adapter
+from fedproxy.federation.wire import ENCODINGS, encoding, pack_levels, unpack_levels
+from fedproxy.tensor_files import (
+    DTYPE_NAMES,
+    TensorFile,
+    header_bytes,
+    load_tensors,
+    read_header,
+    tensor_bytes,
+    write_tensors,
+)
 from fedproxy.tensors import MappedTensors, Tensors, check_finite
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Rises when an order, an answer or an offer changes so that an older fedproxy would misread it."""
 HEAD_BYTES = 4096
 """Of a head at most so much is read."""
 _REASON_CHARACTERS = 500
+_SHAPE_CHARACTERS = 64
+"""A tensor's shape may take so many characters more in a header than its number of values."""
 _COUNT_LIMIT = 1 << 53
-_ADAPTER, _CONFLICT = "adapter/", "conflict/"
+_ADAPTER, _CONFLICT, _CONTROL = "adapter/", "conflict/", "control/"
 
 Rule = Callable[[Any], bool]
 
@@ -66,8 +79,17 @@ def _reason(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _REASON_CHARACTERS
 
 
+def _wire(value: object) -> bool:
+    return isinstance(value, str) and value in ENCODINGS
+
+
 _HEADS: dict[str, dict[str, Rule]] = {
-    "order": {"round": _count(1), "voters": _count(0)},
+    "order": {
+        "round": _count(1),
+        "voters": _count(0),
+        "share": lambda value: _number(value) and 0 <= value <= 1,
+        "wire": _wire,
+    },
     "reply": {
         "client": _name,
         "round": _count(1),
@@ -76,6 +98,9 @@ _HEADS: dict[str, dict[str, Rule]] = {
         "steps": _count(1),
         "loss": _number,
         "seconds": lambda value: _number(value) and value >= 0,
+        "rate_sum": lambda value: _number(value) and value >= 0,
+        "peak_memory": _count(0),
+        "wire": _wire,
     },
     "refusal": {
         "client": _name,
@@ -88,16 +113,29 @@ _HEADS: dict[str, dict[str, Rule]] = {
 
 
 def _encode(message: str, head: Mapping[str, object], tensors: Tensors) -> bytes:
-    whole = {"message": message, "protocol": PROTOCOL, "version": version(), **head}
     entries = {name: (DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in sorted(tensors.items())}
-    header = header_bytes(entries, {"head": json.dumps(whole, allow_nan=False)})
-    return b"".join([header, *(tensor_bytes(tensors[name].detach().cpu()) for name in entries)])
+    content = b"".join(tensor_bytes(tensors[name].detach().cpu()) for name in entries)
+    digest = hashlib.sha256(content).hexdigest()
+    whole = {"message": message, "protocol": PROTOCOL, "version": version(), "sha256": digest, **head}
+    return header_bytes(entries, {"head": json.dumps(whole, allow_nan=False)}) + content
 
 
-def _limit(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> int:
-    """Bytes of the tensors and their header, and what a head may add, each of its characters escaped."""
-    header = header_bytes({name: (DTYPE_NAMES[dtype], shape) for name, (dtype, shape) in tensors.items()})
-    return len(header) + sum(dtype.itemsize * prod(shape) for dtype, shape in tensors.values()) + 2 * HEAD_BYTES
+def _limit(tensors: Mapping[str, tuple[torch.dtype, int]]) -> int:
+    """Bytes of the tensors of so many values and their header, and what a head may add, each character escaped."""
+    header = header_bytes({name: (DTYPE_NAMES[dtype], (count,)) for name, (dtype, count) in tensors.items()})
+    shapes = _SHAPE_CHARACTERS * len(tensors)
+    return len(header) + shapes + sum(dtype.itemsize * count for dtype, count in tensors.values()) + 2 * HEAD_BYTES
+
+
+def _as_sent(
+    tensors: Tensors, wire: str, options: Mapping[str, Any], share: float, prefix: str = ""
+) -> dict[str, tuple[torch.dtype, int]]:
+    """For `_limit`: what comes of tensors of this layout in an encoding, at most."""
+    if wire == PLAIN:
+        return {prefix + name: (tensor.dtype, tensor.numel()) for name, tensor in tensors.items()}
+    row, chosen = encoding(wire, options)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return {prefix + name: part for name, part in row.layout(shapes, chosen, share=share).items()}
 
 
 def _refuse(text: str) -> NoReturn:
@@ -122,11 +160,18 @@ def strict_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_integer)
 
 
-def _head(file: TensorFile, who: str, *messages: str) -> tuple[str, dict[str, Any]]:
+def _head(file: TensorFile, content: memoryview, who: str, *messages: str) -> tuple[str, dict[str, Any]]:
     """The checked head of a message: which of `messages` it is, and its fields.
 
+    Args:
+        file: Its header.
+        content: The bytes of its tensors.
+        who: Whose it is, for the error.
+        *messages: What is expected.
+
     Raises:
-        ArtifactError: it is none of them, of another protocol, or a field is missing, unknown or impossible.
+        ArtifactError: it is none of them, of another protocol, a field is missing, unknown or impossible, or the bytes
+            are not those that were sent.
     """
     text = file.metadata.get("head", "")
     if len(text) > HEAD_BYTES:
@@ -141,6 +186,9 @@ def _head(file: TensorFile, who: str, *messages: str) -> tuple[str, dict[str, An
     message = head.pop("message", None)
     if message not in messages:
         raise ArtifactError(f"{who}: it is {message!r:.40}, expected {' or '.join(messages)}.")
+    digest = head.pop("sha256", None)
+    if digest != hashlib.sha256(content).hexdigest():
+        raise ArtifactError(f"{who}: the content is damaged: its SHA-256 is not the one in the head.")
     rules = _HEADS[message]
     for key in sorted(rules.keys() ^ head.keys()):
         raise ArtifactError(
@@ -155,26 +203,36 @@ def _head(file: TensorFile, who: str, *messages: str) -> tuple[str, dict[str, An
 def encode_order(order: Order) -> bytes:
     """The bytes of an order.
 
-    The conflict goes as its level K − |Σ sign| in one byte a coordinate (two for more than 255 voters); level / K in
-    float32 is the conflict again, to the bit.
+    The conflict goes as its level K − |Σ sign| in as many bits as K needs; level / K in float32 is the conflict again,
+    to the bit.
     """
-    tensors = {_ADAPTER + name: tensor for name, tensor in order.adapter.items()}
+    adapter, wire = (order.parcel.parts, order.parcel.encoding) if order.parcel else (order.adapter, PLAIN)
+    tensors = {_ADAPTER + name: tensor for name, tensor in adapter.items()}
+    tensors |= {_CONTROL + name: tensor for name, tensor in (order.control or {}).items()}
     for name, values in (order.conflict or {}).items():
         levels = (values * order.voters).round().to(torch.int32)
         if not torch.equal(levels.float() / order.voters, values):
             raise AssertionError(f"the conflict of {name} is no multiple of 1/{order.voters}")
-        tensors[_CONFLICT + name] = levels.to(level_dtype(order.voters))
-    return _encode("order", {"round": order.round, "voters": order.voters}, tensors)
+        tensors[_CONFLICT + name] = pack_levels(levels, order.voters)
+    head = {"round": order.round, "voters": order.voters, "share": order.share, "wire": wire}
+    return _encode("order", head, tensors)
 
 
-def order_limit(adapter: Tensors) -> int:
+def order_limit(adapter: Tensors, wire: str = PLAIN) -> int:
     """The most bytes that an order for an adapter of this layout takes; a client counts before it keeps any."""
-    layout = {_ADAPTER + name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in adapter.items()}
-    return _limit(layout | {_CONFLICT + name: (torch.uint16, tuple(tensor.shape)) for name, tensor in adapter.items()})
+    layout = _as_sent(adapter, wire, {}, 1.0, _ADAPTER)
+    layout |= {_CONTROL + name: (tensor.dtype, tensor.numel()) for name, tensor in adapter.items()}
+    layout |= {_CONFLICT + name: (torch.uint16, tensor.numel()) for name, tensor in adapter.items()}
+    return _limit(layout)
 
 
-def decode_order(data: bytes) -> Order:
+def decode_order(data: bytes, start: Tensors | None = None, wire: str = PLAIN) -> Order:
     """The order that `encode_order` made.
+
+    Args:
+        data: The bytes.
+        start: The adapter that the run began with, as far as it is trained: what an encoded one is counted from.
+        wire: The encoding of adapters that was offered.
 
     Raises:
         ArtifactError: the bytes are no order, of another protocol, or inconsistent.
@@ -188,32 +246,45 @@ def decode_order(data: bytes) -> Order:
             file.flush()
         except OSError as error:
             raise os_error(error, path) from error
-        _, head = _head(read_header(path), who, "order")
+        _, head = _head(read_header(path), _content(data), who, "order")
         tensors = load_tensors(path)
-    adapter = {name.removeprefix(_ADAPTER): t for name, t in tensors.items() if name.startswith(_ADAPTER)}
-    levels = {name.removeprefix(_CONFLICT): t for name, t in tensors.items() if name.startswith(_CONFLICT)}
-    if len(adapter) + len(levels) < len(tensors):
-        raise ArtifactError(f"{who}: a tensor belongs neither to the adapter nor to the conflict.")
+    adapter, conflict, control = (_under(prefix, tensors) for prefix in (_ADAPTER, _CONFLICT, _CONTROL))
+    if len(adapter) + len(conflict) + len(control) < len(tensors):
+        raise ArtifactError(f"{who}: a tensor belongs neither to the adapter nor to the conflict or control variate.")
+    if head["wire"] != wire:
+        raise ArtifactError(f"{who}: the adapter came as {head['wire']}; {wire} was offered.")
+    if start is not None and wire != PLAIN:
+        adapter = open_adapter(Parcel(wire, {}, 1.0, adapter), start, who)
     if not adapter or not all(tensor.is_floating_point() for tensor in adapter.values()):
         raise ArtifactError(f"{who}: the adapter is empty, or not floating point.")
     check_finite(adapter, who)
+    if control:
+        _check_control(control, adapter, who)
     voters = head["voters"]
-    if bool(levels) != bool(voters) or (levels and levels.keys() != adapter.keys()):
-        raise ArtifactError(f"{who}: {voters} voters, and a conflict of {len(levels)} of {len(adapter)} tensors.")
-    conflict = {name: _shares(level, adapter[name].shape, voters, name) for name, level in levels.items()}
-    return Order(head["round"], adapter, conflict or None, voters)
+    if bool(conflict) != bool(voters) or (conflict and conflict.keys() != adapter.keys()):
+        raise ArtifactError(f"{who}: {voters} voters, and a conflict of {len(conflict)} of {len(adapter)} tensors.")
+    shares = {
+        name: unpack_levels(packed, adapter[name].shape, voters, f"{who}: the conflict of {name}").float() / voters
+        for name, packed in conflict.items()
+    }
+    return Order(head["round"], adapter, shares or None, voters, control or None, float(head["share"]))
 
 
-def _shares(levels: torch.Tensor, shape: torch.Size, voters: int, name: str) -> torch.Tensor:
-    """Levels 0 ... K as conflict, float32, each exactly what the server's division gave."""
-    if levels.dtype != level_dtype(voters) or levels.shape != shape:
-        raise ArtifactError(
-            f"the order: the conflict of {name} has shape {list(levels.shape)} and dtype {levels.dtype}."
-        )
-    whole = levels.to(torch.int32)
-    if whole.numel() and int(whole.max()) > voters:
-        raise ArtifactError(f"the order: the conflict of {name} exceeds 1.")
-    return whole.float() / voters
+def _content(data: bytes) -> memoryview:
+    """The bytes of a message's tensors, behind its header."""
+    return memoryview(data)[8 + int.from_bytes(data[:8], "little") :]
+
+
+def _under(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_control(control: Tensors, adapter: Tensors, who: str) -> None:
+    if {name: (t.shape, t.dtype) for name, t in control.items()} != {
+        name: (t.shape, torch.float32) for name, t in adapter.items()
+    }:
+        raise ArtifactError(f"{who}: the control variate has another layout than the adapter.")
+    check_finite(control, who)
 
 
 def encode_reply(answer: Reply | Refusal) -> bytes:
@@ -221,41 +292,65 @@ def encode_reply(answer: Reply | Refusal) -> bytes:
     if isinstance(answer, Refusal):
         reason = answer.reason[:_REASON_CHARACTERS]
         return _encode("refusal", {**_fields(answer, "refusal"), "reason": reason}, {})
-    return _encode("reply", _fields(answer, "reply"), answer.update)
+    return _encode("reply", _fields(answer, "reply"), answer.parcel.parts if answer.parcel else answer.update)
 
 
 def _fields(answer: Reply | Refusal, message: str) -> dict[str, object]:
     return {key: getattr(answer, key) for key in _HEADS[message]}
 
 
-def reply_limit(order: Order) -> int:
-    """The most bytes that a reply to `order` takes: its exact size, and a few KiB for the head."""
-    return _limit({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in order.adapter.items()})
+def reply_limit(order: Order, wire: str = PLAIN, options: Mapping[str, Any] | None = None) -> int:
+    """The most bytes that a reply to `order` takes, plain or encoded: its exact size, and a few KiB for the head."""
+    return max(_limit(_as_sent(order.adapter, name, options or {}, order.share)) for name in {PLAIN, wire})
 
 
-def read_reply(path: Path, who: str) -> Reply | Refusal:
-    """Read an answer from a file. The update stays there: it is mapped, and judged by the coordinator.
+def read_reply(
+    path: Path, data: bytes, who: str, order: Order, wire: str = PLAIN, options: Mapping[str, Any] | None = None
+) -> Reply | Refusal:
+    """Read an answer that lies in a file. The update stays on disk: it is mapped, and judged by the coordinator.
 
     Args:
-        path: The file.
+        path: The file; beside it an encoded update is decoded, and then it is removed.
+        data: Its bytes.
         who: Whose answer it is, for the error.
+        order: The order that it answers, whose adapter's layout an encoded update has.
+        wire: The encoding that was offered; a plain update is welcome at any time.
+        options: Its options.
 
     Raises:
         ArtifactError: the bytes are no answer, of another protocol, or the head holds something impossible.
+        UsageError, ResourceError: the decoded update cannot be written.
     """
     try:
         file = read_header(path)
-        message, head = _head(file, who, "reply", "refusal")
-        if message == "reply":
-            return Reply(update=MappedTensors(path, file.entries), **head)
+        message, head = _head(file, _content(data), who, "reply", "refusal")
     except ArtifactError as error:
         raise ArtifactError(str(error).replace(str(path), who)) from error
-    if file.entries:
-        raise ArtifactError(f"{who}: a refusal holds tensors.")
-    return Refusal(**head)
+    if message == "refusal":
+        if file.entries:
+            raise ArtifactError(f"{who}: a refusal holds tensors.")
+        return Refusal(**head)
+    sent = head.pop("wire")
+    if sent == PLAIN:
+        try:
+            update = MappedTensors(path, file.entries)
+        except ArtifactError as error:
+            raise ArtifactError(str(error).replace(str(path), who)) from error
+        return Reply(update=update, wire=sent, size=size_in_bytes(update), **head)
+    if sent != wire:
+        raise ArtifactError(f"{who}: the update came as {sent}; {wire} was offered.")
+    parcel = Parcel(sent, options or {}, order.share, load_tensors(path))
+    decoded = path.with_suffix(".decoded")
+    layout = {name: (torch.float32, tuple(tensor.shape)) for name, tensor in order.adapter.items()}
+    write_tensors(decoded, layout, (tensor for _, tensor in parcel.open(order.adapter, who)))
+    path.unlink()
+    update = MappedTensors(decoded, read_header(decoded).entries)
+    return Reply(update=update, wire=sent, size=size_in_bytes(parcel.parts), **head)
 
 
-def take_reply(data: bytes, path: Path, order: Order, sender: str) -> Reply | Refusal:
+def take_reply(
+    data: bytes, path: Path, order: Order, sender: str, wire: str = PLAIN, options: Mapping[str, Any] | None = None
+) -> Reply | Refusal:
     """Turn what a client sent in answer to `order` into an answer for the coordinator.
 
     Args:
@@ -263,6 +358,8 @@ def take_reply(data: bytes, path: Path, order: Order, sender: str) -> Reply | Re
         path: File of the open round's spool folder to keep them in, for as long as the round is open.
         order: The order that is open.
         sender: The client, as the transport knows it.
+        wire: The encoding of updates.
+        options: Its options.
 
     Returns:
         Its reply or refusal; a refusal of kind "invalid" if the bytes are too many or cannot be read.
@@ -270,7 +367,7 @@ def take_reply(data: bytes, path: Path, order: Order, sender: str) -> Reply | Re
     Raises:
         UsageError, ResourceError: the file cannot be written.
     """
-    most = reply_limit(order)
+    most = reply_limit(order, wire, options)
     if len(data) > most:
         return Refusal(sender, order.round, f"it sent {len(data)} bytes, a reply takes at most {most}", "invalid")
     try:
@@ -278,6 +375,6 @@ def take_reply(data: bytes, path: Path, order: Order, sender: str) -> Reply | Re
     except OSError as error:
         raise os_error(error, path) from error
     try:
-        return read_reply(path, sender)
+        return read_reply(path, data, sender, order, wire, options)
     except ArtifactError as error:
         return Refusal(sender, order.round, str(error), "invalid")

@@ -1,7 +1,7 @@
 """The one loop over rounds, for every engine: wait for clients, ask, receive, close, store; repeat a round in need."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from fedproxy.config import seconds
@@ -20,10 +20,8 @@ class Exchange(Protocol):
         """Names of the clients that can take part now."""
         ...
 
-    def ask(
-        self, order: Order, clients: Sequence[str], deadline: float | None
-    ) -> Iterator[tuple[str, Reply | Refusal]]:
-        """Send `order` to `clients` and yield what comes back, as it comes.
+    def ask(self, orders: Mapping[str, Order], deadline: float | None) -> Iterator[tuple[str, Reply | Refusal]]:
+        """Send each client its order of a round and yield what comes back, as it comes.
 
         It ends when all have answered, or after `deadline` seconds. Late answers to earlier rounds may be among them:
         the coordinator refuses those.
@@ -69,16 +67,17 @@ def drive(
         while True:
             available = _wait(coordinator, exchange, full, on_event)
             full = False
-            order = coordinator.begin(available)
-            on_event("round_opened", round=order.round, asked=list(coordinator.asked))
-            for sender, answer in exchange.ask(order, coordinator.asked, deadline):
+            coordinator.begin(available)
+            number, orders = coordinator.completed + 1, {name: coordinator.order(name) for name in coordinator.asked}
+            on_event("round_opened", round=number, asked=list(orders))
+            for sender, answer in exchange.ask(orders, deadline):
                 fault = coordinator.receive(sender, answer)
-                on_event("answered", round=order.round, client=sender, fault=fault)
+                on_event("answered", round=number, client=sender, fault=fault)
             try:
                 closed = coordinator.close()
                 break
             except QuorumError as miss:
-                on_event("round_failed", round=order.round, reason=str(miss))
+                on_event("round_failed", round=number, reason=str(miss))
                 if tries == settings.retries or not miss.repeatable:
                     raise
                 tries += 1

@@ -4,14 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedproxy.config import Federate
 from fedproxy.errors import FederationError, FedproxyError
 from fedproxy.federation.client import answer
+from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.messages import Refusal
 from fedproxy.federation.offer import Limits, Offer, check_offer
+from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
+from fedproxy.federation.space import space, trained
 from fedproxy.models.checkpoints import load_tokenizer
-from fedproxy.models.lora import adapter_state
+from fedproxy.models.lora import adapter_state, train_only
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import Encoded, encode, optimizer_steps
 
@@ -26,23 +28,36 @@ class Session:
         proxy: The proxy's directory.
         offer: What the server offers: settings of the training, the seed.
         limits: What the client allows.
+        state: Folder in which clients keep what they remember from round to round.
         trust_remote_code: Let the proxy's own Python code run.
 
     Raises:
         ArtifactError: the proxy cannot be used.
+        FederationError: the server builds on first values of the adapter that are not those drawn here.
     """
 
     def __init__(
-        self, proxy: Path, offer: Offer, limits: Limits | None = None, *, trust_remote_code: bool = False
+        self,
+        proxy: Path,
+        offer: Offer,
+        limits: Limits | None = None,
+        *,
+        state: Path,
+        trust_remote_code: bool = False,
     ) -> None:
-        self._offer, self._limits = offer, limits or Limits()
+        self._offer, self._limits, self._state = offer, limits or Limits(), state
         self._tokenizer = load_tokenizer(proxy, trust_remote_code=trust_remote_code)
         self._model = load_trainable(proxy, offer.train, seed=offer.seed, trust_remote_code=trust_remote_code)
-        self._federate = Federate(
-            rounds=offer.rounds, regulariser=offer.regulariser, regulariser_strength=offer.regulariser_strength
-        )
+        fresh, chosen = adapter_state(self._model), space(offer.space)
+        train_only(self._model, chosen.trains)
+        self._start = trained(chosen, fresh)
+        if (len(self._start) < len(fresh) or offer.wire_down != PLAIN) and digest(fresh) != offer.start:
+            raise FederationError(
+                "The adapter's first values are other here than at the server, and what it sends builds on them. Install "
+                'the server\'s version of torch, or ask for wire_down = "fp32" and another space than "frozen-a".'
+            )
         self._examples: dict[str, list[Encoded]] = {}
-        self.order_limit = order_limit(adapter_state(self._model))
+        self.order_limit = order_limit(self._start, offer.wire_down)
 
     def knows(self, client: str) -> bool:
         """Whether the rows of `client` are there."""
@@ -81,7 +96,7 @@ class Session:
         """
         number = 1
         try:
-            order = decode_order(data)
+            order = decode_order(data, self._start, self._offer.wire_down)
             number = order.round
             if number > self._offer.rounds:
                 raise FederationError(f"round {number} was ordered of {self._offer.rounds} that were offered.")
@@ -92,9 +107,10 @@ class Session:
                     self._model,
                     self._examples[client],
                     train_settings=self._offer.train,
-                    federate_settings=self._federate,
+                    federate_settings=self._offer.federate,
                     pad=self._tokenizer.pad_token_id,
                     seed=self._offer.seed,
+                    state=ClientState(self._state / client),
                     on_step=on_step and (lambda step, steps, loss: on_step(number, step, steps, loss)),
                 )
             )

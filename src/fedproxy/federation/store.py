@@ -12,7 +12,8 @@ from fedproxy.errors import ArtifactError
 from fedproxy.federation.messages import Closed
 from fedproxy.tensor_files import load_tensors, save_tensors
 
-_ADAPTER, _CONFLICT, _SERVER = "adapter.safetensors", "conflict.safetensors", "server_optimizer.safetensors"
+_ADAPTER, _CONFLICT = "adapter.safetensors", "conflict.safetensors"
+_SERVER, _CONTROL = "server_optimizer.safetensors", "control.safetensors"
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class Stored:
     adapter: dict[str, torch.Tensor]
     conflict: dict[str, torch.Tensor]
     server_state: dict[str, torch.Tensor]
+    control: dict[str, torch.Tensor]
     records: list[dict[str, Any]]
 
 
 class RoundStore:
     """The folder RUN/rounds: 0001/, 0002/, ..., each with adapter.safetensors, conflict.safetensors and round.json.
 
-    With a server optimizer that has a state there is server_optimizer.safetensors, too.
+    With a server optimizer that has a state there is server_optimizer.safetensors, too; with SCAFFOLD
+    control.safetensors; in the space "product" there is no conflict.
 
     Args:
         folder: The folder.
@@ -69,14 +72,18 @@ class RoundStore:
         """
         with new_directory(self._of(closed.round)) as folder:
             save_tensors(folder / _ADAPTER, closed.adapter)
-            save_tensors(folder / _CONFLICT, closed.conflict)
-            if closed.server_state:
-                save_tensors(folder / _SERVER, closed.server_state)
+            for name, tensors in (
+                (_CONFLICT, closed.conflict),
+                (_SERVER, closed.server_state),
+                (_CONTROL, closed.control),
+            ):
+                if tensors:
+                    save_tensors(folder / name, tensors)
             write_json(folder / "round.json", {**closed.record, "seconds": seconds})
         self._clear_spool()
         if self._keep:
             for number in range(1, closed.round - self._keep + 1):
-                for name in (_ADAPTER, _CONFLICT, _SERVER):
+                for name in (_ADAPTER, _CONFLICT, _SERVER, _CONTROL):
                     (self._of(number) / name).unlink(missing_ok=True)
 
     def count(self) -> int:
@@ -115,5 +122,7 @@ class RoundStore:
         if not records:
             return None
         folder = self._of(len(records))
-        state = load_tensors(folder / _SERVER) if (folder / _SERVER).is_file() else {}
-        return Stored(len(records), load_tensors(folder / _ADAPTER), load_tensors(folder / _CONFLICT), state, records)
+        conflict, server_state, control = (
+            load_tensors(folder / name) if (folder / name).is_file() else {} for name in (_CONFLICT, _SERVER, _CONTROL)
+        )
+        return Stored(len(records), load_tensors(folder / _ADAPTER), conflict, server_state, control, records)

@@ -3,13 +3,14 @@
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.offer import Offer
 from fedproxy.federation.protocol import strict_json
+from fedproxy.federation.wire import ENCODINGS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -33,27 +34,34 @@ class Introduction:
         public_key: Its public key, PEM (SubjectPublicKeyInfo).
         time: Seconds since 1970 on its clock.
         name: Its name, where no register tells it: in a run without keys.
-        signature: ECDSA with SHA-256 over purpose, time and name, base64.
+        wires: The encodings of updates that it agrees to, separated by commas.
+        signature: ECDSA with SHA-256 over purpose, time, name and encodings, base64.
     """
 
     public_key: str
     time: float
     name: str
+    wires: str
     signature: str
+
+    @property
+    def spoken(self) -> frozenset[str]:
+        """The encodings as a set."""
+        return frozenset(self.wires.split(","))
 
     def encode(self) -> bytes:
         """The introduction as JSON."""
         return json.dumps(asdict(self)).encode()
 
 
-def introduce(key: "ec.EllipticCurvePrivateKey", name: str = "") -> Introduction:
-    """Introduce the holder of `key`."""
+def introduce(key: "ec.EllipticCurvePrivateKey", name: str = "", wires: Collection[str] = ENCODINGS) -> Introduction:
+    """Introduce the holder of `key`, which agrees to updates in these encodings."""
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    now = time.time()
-    signature = key.sign(_signed(now, name), ec.ECDSA(hashes.SHA256()))
-    return Introduction(public_pem(key.public_key()), now, name, base64.b64encode(signature).decode())
+    now, spoken = time.time(), ",".join(wires)
+    signature = key.sign(_signed(now, name, spoken), ec.ECDSA(hashes.SHA256()))
+    return Introduction(public_pem(key.public_key()), now, name, spoken, base64.b64encode(signature).decode())
 
 
 def check_introduction(data: bytes) -> Introduction:
@@ -69,12 +77,14 @@ def check_introduction(data: bytes) -> Introduction:
     try:
         values = strict_json(data.decode())
         said = Introduction(**values)
-        if not all(isinstance(value, str) for value in (said.public_key, said.name, said.signature)):
+        if not all(isinstance(value, str) for value in (said.public_key, said.name, said.wires, said.signature)):
             raise TypeError("wrong types")
         key = serialization.load_pem_public_key(said.public_key.encode())
         if not isinstance(key, ec.EllipticCurvePublicKey) or public_pem(key) != said.public_key:
             raise TypeError("no ECDSA key")
-        key.verify(base64.b64decode(said.signature), _signed(said.time, said.name), ec.ECDSA(hashes.SHA256()))
+        key.verify(
+            base64.b64decode(said.signature), _signed(said.time, said.name, said.wires), ec.ECDSA(hashes.SHA256())
+        )
     except InvalidSignature as error:
         raise StrangerError("The introduction was signed with another key.") from error
     except (ValueError, TypeError, RecursionError) as error:
@@ -91,8 +101,8 @@ def public_pem(key: "ec.EllipticCurvePublicKey") -> str:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def _signed(now: float, name: str) -> bytes:
-    return f"{_PURPOSE} {now!r} {name}".encode()
+def _signed(now: float, name: str, wires: str) -> bytes:
+    return f"{_PURPOSE} {now!r} {name} {wires}".encode()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,12 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         if name.endswith((".lora_A.default.weight", ".lora_B.default.weight")):
             found[name.removesuffix(".default.weight") + ".weight"] = parameter
     return found
+
+
+def train_only(model: nn.Module, chosen: Callable[[str], bool]) -> None:
+    """Freeze the adapter's parameters but those whose names `chosen` picks."""
+    for name, parameter in adapter_parameters(model).items():
+        parameter.requires_grad_(chosen(name))
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """The inline engine: all clients one after the other in this process, on one proxy whose adapter is swapped."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fedproxy.errors import ArtifactError, FedproxyError, ResourceError, UsageError
 from fedproxy.federation.messages import Order, Refusal, Reply
@@ -24,11 +24,9 @@ class InlineExchange:
         """All clients."""
         return self._names
 
-    def ask(
-        self, order: Order, clients: Sequence[str], deadline: float | None
-    ) -> Iterator[tuple[str, Reply | Refusal]]:
-        """Train as each of `clients` in turn."""
-        for name in clients:
+    def ask(self, orders: Mapping[str, Order], deadline: float | None) -> Iterator[tuple[str, Reply | Refusal]]:
+        """Train as each of the clients in turn."""
+        for name, order in orders.items():
             yield name, self._try(order, name)
 
     def _try(self, order: Order, name: str) -> Reply | Refusal:

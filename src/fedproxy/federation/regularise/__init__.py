@@ -1,4 +1,7 @@
-"""Terms added to a client's loss. To add one: a file here with a `Penalty` function, and its row in `PENALTIES`."""
+"""What keeps clients together while they train: a term added to the loss, or SCAFFOLD's correction of the steps.
+
+To add a term: a file here with a `Penalty` function, and its row in `PENALTIES`.
+"""
 
 from collections.abc import Callable
 
@@ -9,7 +12,7 @@ from fedproxy.federation.regularise.fedprox import fedprox
 from fedproxy.federation.regularise.pcr import pcr
 from fedproxy.tensors import Tensors
 
-__all__ = ["PENALTIES", "Penalty", "none", "penalty"]
+__all__ = ["PCR", "PENALTIES", "REGULARISERS", "SCAFFOLD", "Penalty", "none", "penalty"]
 
 Penalty = Callable[[Tensors, Tensors, Tensors | None, float], torch.Tensor]
 
@@ -20,6 +23,10 @@ def none(parameters: Tensors, anchor: Tensors, conflict: Tensors | None, strengt
 
 
 PENALTIES: dict[str, Penalty] = {"none": none, "fedprox": fedprox, "pcr": pcr}
+
+PCR, SCAFFOLD = "pcr", "scaffold"
+REGULARISERS = (*PENALTIES, SCAFFOLD)
+"""What an experiment may name."""
 
 
 def penalty(name: str) -> Penalty:

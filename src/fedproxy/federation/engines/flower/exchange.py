@@ -9,6 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedproxy.federation.messages import Order, Refusal, Reply
+from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import encode_order, take_reply
 
 ORDER = "fedproxy.order"
@@ -51,39 +52,47 @@ class GridExchange:
         grid: Flower's connection to the nodes.
         nodes: Tells the clients that are connected: name → Flower's node id.
         spool: Makes the empty folder in which the answers of an order are kept until the round is stored.
+        wire: The encoding of updates.
+        options: Its options.
     """
 
-    def __init__(self, grid: Grid, nodes: Callable[[], Mapping[str, int]], spool: Callable[[], Path]) -> None:
-        self._grid, self._nodes, self._spool = grid, nodes, spool
+    def __init__(
+        self,
+        grid: Grid,
+        nodes: Callable[[], Mapping[str, int]],
+        spool: Callable[[], Path],
+        wire: str = PLAIN,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._grid, self._nodes, self._spool, self._wire = grid, nodes, spool, (wire, options)
         self._late: dict[str, str] = {}
 
     def available(self) -> Sequence[str]:
         """Names of the clients that are connected."""
         return sorted(self._nodes())
 
-    def ask(
-        self, order: Order, clients: Sequence[str], deadline: float | None
-    ) -> Iterator[tuple[str, Reply | Refusal]]:
-        """Send `order` to `clients` and yield what comes back, late answers to earlier orders among it."""
-        folder, nodes = self._spool(), self._nodes()
-        for name in clients:
+    def ask(self, orders: Mapping[str, Order], deadline: float | None) -> Iterator[tuple[str, Reply | Refusal]]:
+        """Send each client its order and yield what comes back, late answers to earlier orders among it."""
+        folder, nodes, number = self._spool(), self._nodes(), next(iter(orders.values())).round
+        for name in orders:
             if name not in nodes:
-                yield name, Refusal(name, order.round, "it left before the order was sent")
-        asked = [name for name in clients if name in nodes]
+                yield name, Refusal(name, number, "it left before the order was sent")
+        asked = {name: order for name, order in orders.items() if name in nodes}
         until = None if deadline is None else time.monotonic() + deadline
         waiting: dict[str, str] = {}
-        for identifier, name in self._pushed(order, asked, nodes, FOREVER if deadline is None else deadline + 60.0):
+        for identifier, name in self._pushed(asked, nodes, FOREVER if deadline is None else deadline + 60.0):
             if identifier:
                 waiting[identifier] = name
             else:
-                yield name, Refusal(name, order.round, "Flower did not take its order")
+                yield name, Refusal(name, number, "Flower did not take its order")
         looked = time.monotonic()
         while waiting and (until is None or time.monotonic() < until):
             idle = True
             for identifier, answer in self._pulled({**waiting, **self._late}):
                 idle = False
                 name = waiting.pop(identifier) if identifier in waiting else self._late.pop(identifier)
-                yield name, self._read(answer, folder / f"{identifier[:16]}.safetensors", order, name)
+                path = folder / f"{identifier[:16]}.safetensors"
+                yield name, self._read(answer, path, orders.get(name) or next(iter(orders.values())), name)
             if idle:
                 if time.monotonic() - looked > PRESENCE_SECONDS:
                     looked, present = time.monotonic(), self._nodes()
@@ -91,27 +100,22 @@ class GridExchange:
                         if name not in present:
                             del waiting[identifier]
                             self._late[identifier] = name
-                            yield name, Refusal(name, order.round, "it left before it answered")
+                            yield name, Refusal(name, number, "it left before it answered")
                 time.sleep(POLL_SECONDS)
         self._late |= waiting
 
-    def _pushed(
-        self, order: Order, clients: Sequence[str], nodes: Mapping[str, int], life: float
-    ) -> Iterator[tuple[str, str]]:
-        """Send the order, and yield the identifier of each message and whom it went to."""
-        record = pack(ORDER, encode_order(order))[ORDER]
+    def _pushed(self, orders: Mapping[str, Order], nodes: Mapping[str, int], life: float) -> Iterator[tuple[str, str]]:
+        """Send the orders, and yield the identifier of each message and whom it went to."""
+        clients = sorted(orders, key=lambda name: (id(orders[name]), name))
+        encoded: tuple[Order, ArrayRecord] | None = None
         for begin in range(0, len(clients), PUSHED_AT_ONCE):
-            group = clients[begin : begin + PUSHED_AT_ONCE]
-            messages = [
-                Message(
-                    RecordDict({ORDER: record, TO: ConfigRecord({"client": name})}),
-                    nodes[name],
-                    "train",
-                    ttl=life,
-                    group_id=str(order.round),
-                )
-                for name in group
-            ]
+            group, messages = clients[begin : begin + PUSHED_AT_ONCE], []
+            for name in group:
+                order = orders[name]
+                if encoded is None or encoded[0] is not order:
+                    encoded = order, pack(ORDER, encode_order(order))[ORDER]
+                content = RecordDict({ORDER: encoded[1], TO: ConfigRecord({"client": name})})
+                messages.append(Message(content, nodes[name], "train", ttl=life, group_id=str(order.round)))
             yield from zip(self._grid.push_messages(messages), group, strict=True)
 
     def _pulled(self, identifiers: Mapping[str, str]) -> Iterator[tuple[str, Message]]:
@@ -127,4 +131,4 @@ class GridExchange:
             data: Any = unpack(answer.content, ANSWER)
         except ValueError as error:
             return Refusal(sender, order.round, str(error), "invalid")
-        return take_reply(data, path, order, sender)
+        return take_reply(data, path, order, sender, *self._wire)
