@@ -102,7 +102,7 @@ def join(
     rows = rows_of(data, joining.evaluate, offer.seed)
     cache = joining.cache or default_cache()
     proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes)
-    state = cache.parent / "clients" / offer.id
+    state = cache / "clients" / offer.id
     session = Session(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
     steps = session.add(name, rows)
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:

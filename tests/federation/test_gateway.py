@@ -87,7 +87,9 @@ def start(tmp_path, proxy, superlink):
                 None,
                 None,
                 members=Members(keys, tmp_path / "run", ["bank", "shop"]),
-                offer=lambda name: make_offer(EXPERIMENT, name, run_id="r1", proxy=listing.sha256),
+                offer=lambda name, spoken: make_offer(
+                    EXPERIMENT, name, run_id="r1", proxy=listing.sha256, start="1" * 64, spoken=spoken
+                ),
                 upstream=Upstream(upstream or superlink.port, None),
                 pause=0.2,
             )

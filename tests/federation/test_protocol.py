@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import math
 
@@ -65,7 +66,7 @@ def test_every_conflict_that_the_analysis_can_give_survives(voters):
     shares = conflict(updates)
     data = encode_order(Order(2, {"w": torch.zeros(voters + 1)}, shares, voters))
     assert torch.equal(decode_order(data).conflict["w"], shares["w"])
-    assert len(data) < 5 * (voters + 1) + 500 + (voters + 1) * (voters > 255)
+    assert len(data) <= 4 * (voters + 1) + math.ceil((voters + 1) * voters.bit_length() / 8) + 600
 
 
 def test_the_first_order_has_no_conflict():
@@ -117,7 +118,7 @@ def test_another_version_is_told_so(tmp_path, theirs, monkeypatch):
     monkeypatch.setattr(protocol, "version", lambda: "9.9")
     order, answer = encode_order(Order(1, PHI, None)), encode_reply(reply("x"))
     monkeypatch.undo()
-    says = rf"protocol {theirs!r} \(fedproxy '9\.9'\), this side protocol 1 \(fedproxy '0\.\d+.*same version"
+    says = rf"protocol {theirs!r} \(fedproxy '9\.9'\), this side protocol {PROTOCOL} \(fedproxy '0\.\d+.*same version"
     with pytest.raises(ArtifactError, match="the order speaks " + says):
         decode_order(order)
     (tmp_path / "1").write_bytes(answer)
@@ -126,14 +127,16 @@ def test_another_version_is_told_so(tmp_path, theirs, monkeypatch):
 
 
 def order_bytes(tensors=None, **head):
-    whole = {"message": "order", "protocol": PROTOCOL, "version": "1", "round": 2, "voters": 2, **head}
-    tensors = {"adapter/w": torch.zeros(2), "conflict/w": torch.ones(2, dtype=torch.uint8), **(tensors or {})}
+    tensors = {"adapter/w": torch.zeros(2), "conflict/w": torch.tensor([0b0110], dtype=torch.uint8), **(tensors or {})}
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    content = b"".join(bytes(tensor_bytes(tensor)) for tensor in tensors.values())
+    whole = {"message": "order", "protocol": PROTOCOL, "version": "1", "sha256": hashlib.sha256(content).hexdigest()}
+    whole |= {"round": 2, "voters": 2, "share": 1.0, "wire": "fp32", **head}
     names = {torch.float32: "F32", torch.uint8: "U8", torch.uint16: "U16", torch.int64: "I64"}
     header = header_bytes(
         {n: (names[t.dtype], tuple(t.shape)) for n, t in tensors.items()}, {"head": json.dumps(whole)}
     )
-    return b"".join([header, *map(bytes, map(tensor_bytes, tensors.values()))])
+    return header + content
 
 
 @pytest.mark.parametrize(
@@ -146,10 +149,18 @@ def order_bytes(tensors=None, **head):
         (order_bytes(voters=-1), "voters is -1"),
         (order_bytes(voters=0), "0 voters, and a conflict of 1"),
         (order_bytes({"conflict/w": None}), "2 voters, and a conflict of 0"),
-        (order_bytes({"conflict/v": torch.ones(2, dtype=torch.uint8)}), "a conflict of 2 of 1"),
-        (order_bytes({"conflict/w": torch.full((2,), 3, dtype=torch.uint8)}), "exceeds 1"),
-        (order_bytes({"conflict/w": torch.ones(2, dtype=torch.uint16)}), "dtype torch.uint16"),
-        (order_bytes({"conflict/w": torch.ones(3, dtype=torch.uint8)}), "shape"),
+        (order_bytes({"conflict/v": torch.zeros(1, dtype=torch.uint8)}), "a conflict of 2 of 1"),
+        (order_bytes({"conflict/w": torch.tensor([0b0011], dtype=torch.uint8)}), "the conflict of w"),
+        (order_bytes({"conflict/w": torch.zeros(1, dtype=torch.uint16)}), "the conflict of w"),
+        (order_bytes({"conflict/w": torch.zeros(2, dtype=torch.uint8)}), "the conflict of w"),
+        (order_bytes({"control/w": torch.zeros(3)}), "control variate has another layout"),
+        (order_bytes({"control/w": torch.zeros(2, dtype=torch.float16)}), "control variate has another layout"),
+        (order_bytes({"control/w": torch.tensor([0, math.inf])}), "Inf"),
+        (order_bytes(sha256="0" * 64), "the content is damaged"),
+        (order_bytes()[:-1] + b"\x01", "the content is damaged"),
+        (order_bytes(share=1.5), "share is 1.5"),
+        (order_bytes(wire="int4"), "came as int4; fp32 was offered"),
+        (order_bytes(wire="int3"), "wire is 'int3'"),
         (order_bytes({"adapter/w": torch.zeros(2, dtype=torch.int64)}), "not floating point"),
         (order_bytes({"adapter/w": torch.tensor([0, math.nan])}), "NaN"),
         (order_bytes({"other": torch.zeros(2)}), "neither"),

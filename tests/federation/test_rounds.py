@@ -19,8 +19,8 @@ class Scripted:
     def available(self):
         return self.there.pop(0) if len(self.there) > 1 else self.there[0]
 
-    def ask(self, order, clients, deadline):
-        self.orders.append((order.round, clients, deadline))
+    def ask(self, orders, deadline):
+        self.orders.append((next(iter(orders.values())).round, tuple(orders), deadline))
         yield from self.answers.pop(0)
 
 
@@ -49,9 +49,9 @@ def test_rounds_go_on_until_all_are_complete_and_each_is_stored_before_the_next(
     stored = []
 
     class Exchange(Scripted):
-        def ask(self, order, clients, deadline):
-            assert stored == list(range(1, order.round))
-            return super().ask(order, clients, deadline)
+        def ask(self, orders, deadline):
+            assert stored == list(range(1, orders["x"].round))
+            return super().ask(orders, deadline)
 
     exchange = Exchange(["xy"], [good("x", "y"), good("y", "x", round=2)])
     drive(coordinator(deadline="1m"), exchange, lambda done, taken: stored.append(done.round))

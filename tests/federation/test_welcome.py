@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from fedproxy.federation.wire import ENCODINGS
 
 from fedproxy.errors import ArtifactError
 from fedproxy.federation import welcome
@@ -20,10 +21,12 @@ def test_an_introduction_comes_back_as_made():
     said = introduce(KEY, "bank")
     assert check_introduction(said.encode()) == said
     assert (said.public_key, said.name) == (public_pem(KEY.public_key()), "bank")
+    assert said.spoken == ENCODINGS.keys()
+    assert introduce(KEY, wires=("bf16", "fp32")).spoken == {"bf16", "fp32"}
 
 
 @pytest.mark.parametrize(
-    "change", [{"name": "shop"}, {"time": 1e9}, {"public_key": public_pem(make_key().public_key())}]
+    "change", [{"name": "shop"}, {"wires": "fp32"}, {"time": 1e9}, {"public_key": public_pem(make_key().public_key())}]
 )
 def test_nothing_of_it_can_be_changed(change):
     with pytest.raises(StrangerError, match="signed with another key"):
@@ -64,6 +67,8 @@ GOOD = asdict(introduce(KEY))
                 {},
                 {**GOOD, "more": 1},
                 {**GOOD, "name": 1},
+                {**GOOD, "wires": ["fp32"]},
+                {key: value for key, value in GOOD.items() if key != "wires"},
                 {**GOOD, "time": "0"},
                 {**GOOD, "time": [0]},
                 {**GOOD, "public_key": "-----BEGIN"},

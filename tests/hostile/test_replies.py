@@ -5,6 +5,7 @@ They go the way of any reply: spooled to a file, read, judged by the coordinator
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from fedproxy.config import Federate
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.merge import merge
 from fedproxy.federation.messages import Closed, Refusal, Reply
-from fedproxy.federation.protocol import encode_reply, take_reply
+from fedproxy.federation.protocol import PROTOCOL, encode_reply, take_reply
 from fedproxy.tensors import Tensors
 
 HONEST = ("bank", "clinic", "shop")
@@ -50,13 +51,14 @@ def _value(value: float) -> Attack:
 
 
 def _raw_head(text: str) -> Attack:
-    """The reply with another text for a head."""
+    """The reply with another text for a head; SHA256 stands for the hash of its content."""
 
     def attack(reply: Reply) -> bytes:
         data = encode_reply(reply)
         (length,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + length])
-        header["__metadata__"]["head"] = text
+        digest = hashlib.sha256(data[8 + length :]).hexdigest()
+        header["__metadata__"]["head"] = text.replace("SHA256", digest)
         changed = json.dumps(header).encode()
         return struct.pack("<Q", len(changed)) + changed + data[8 + length :]
 
@@ -167,19 +169,28 @@ ATTACKS: dict[str, Attack] = {
     "loss as text": _head(loss="1.5"),
     "loss of 1e300": _head(loss=1e300),
     "loss as null": _head(loss=None),
-    "loss that overflows": _raw_head('{"message":"reply","protocol":1,"version":"0","loss":1e999}'),
+    "loss that overflows": _raw_head('{"message":"reply","protocol":2,"version":"0","sha256":"SHA256","loss":1e999}'),
     "negative seconds": _head(seconds=-1),
     "seconds as boolean": _head(seconds=False),
-    "another protocol": _head(protocol=2),
+    "another protocol": _head(protocol=PROTOCOL + 1),
     "protocol as boolean": _head(protocol=True),
-    "version as table": _head(protocol=2, version={"a": ["b"] * 100}),
+    "version as table": _head(protocol=PROTOCOL + 1, version={"a": ["b"] * 100}),
+    "damaged content": lambda reply: encode_reply(reply)[:-1] + b"\x3e",
+    "another's hash": _head(sha256="0" * 64),
+    "no hash": _head(sha256=...),
+    "hash as number": _head(sha256=5),
+    "encoding that was not offered": _head(wire="int4"),
+    "encoding that is none": _head(wire="int3"),
+    "encoding as list": _head(wire=["fp32"]),
+    "negative sum of rates": _head(rate_sum=-1.0),
+    "memory as float": _head(peak_memory=1.5),
     "an order": _head(message="order"),
     "message as list": _head(message=["reply"]),
     "refusal with tensors": _raw_head(
-        '{"message":"refusal","protocol":1,"version":"0","client":"evil","round":1,"kind":"failed","reason":"x"}'
+        '{"message":"refusal","protocol":2,"version":"0","sha256":"SHA256","client":"evil","round":1,"kind":"failed","reason":"x"}'
     ),
     "refusal that says invalid": _raw_head(
-        '{"message":"refusal","protocol":1,"version":"0","client":"evil","round":1,"kind":"invalid","reason":"x"}'
+        '{"message":"refusal","protocol":2,"version":"0","sha256":"SHA256","client":"evil","round":1,"kind":"invalid","reason":"x"}'
     ),
     "head that is no table": _raw_head("[]"),
     "empty head": _raw_head(""),
@@ -200,7 +211,8 @@ class Server:
         self._spool, self._count = spool, 0
 
     def begin(self) -> None:
-        self.order = self.coordinator.begin(self.coordinator.clients)
+        self.coordinator.begin(self.coordinator.clients)
+        self.order = self.coordinator.order("evil")
 
     def send(self, sender: str, data: bytes) -> str | None:
         self._count += 1

@@ -74,7 +74,8 @@ def join(
         rounds = offer.rounds
         console().print(
             f"{address} knows you as {welcome.name}: {offer.run}, {offer.rounds} rounds, {offer.train.epochs:g} epochs "
-            f"each, learning rate {offer.train.learning_rate:g}, LoRA rank {offer.train.lora_r}, updates as {offer.wire}.",
+            f"each, learning rate {offer.train.learning_rate:g}, LoRA rank {offer.train.lora_r}, updates as "
+            f"{offer.wire}.",
             markup=False,
         )
 

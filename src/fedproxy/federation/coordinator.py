@@ -2,7 +2,8 @@
 
 It opens no socket, reads no file and imports no engine; `rounds.drive` moves it:
 
-    coordinator.begin(available)             # opens a round; coordinator.order(name) is what each of coordinator.asked gets
+    coordinator.begin(available)             # opens a round
+    order = coordinator.order(client)        # what each client of `coordinator.asked` gets
     coordinator.receive(sender, answer)      # one at a time; what cannot be used is recorded with its reason
     closed = coordinator.close()             # the merged adapter, or QuorumError
 
@@ -197,7 +198,7 @@ class Coordinator:
         return made
 
     def _share(self, client: str) -> float:
-        """What top-k lets a client send: its retention (Eq. 10) in the last round that merged it, at first the highest."""
+        """What top-k lets a client send: its retention (Eq. 10) in the round before, at first the highest."""
         return self._retention.get(client, self._most) if self.settings.wire == TOP_K else 1.0
 
     def _order(self, number: int, rank: int | None, share: float) -> Order:

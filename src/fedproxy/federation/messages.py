@@ -116,7 +116,7 @@ def size_in_bytes(tensors: Tensors | None) -> int:
 
 
 def order_size(order: Order) -> int:
-    """Bytes of the order's tensors as they travel: the adapter as it is encoded, the conflict bit-packed, the variate."""
+    """Bytes of the order's tensors as they travel: the adapter in its encoding, the conflict in bits, the variate."""
     adapter = order.parcel.parts if order.parcel else order.adapter
     conflict = sum(packed_bytes(t.numel(), order.voters) for t in (order.conflict or {}).values())
     return size_in_bytes(adapter) + conflict + size_in_bytes(order.control)

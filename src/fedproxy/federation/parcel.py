@@ -1,4 +1,4 @@
-"""Tensors in the encoding that they travel in: updates with error feedback, adapters as what they moved since the start."""
+"""Tensors in the encoding that they travel in: updates with error feedback, adapters as what moved since the start."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -16,6 +16,7 @@ from fedproxy.models.checkpoints import load_tokenizer
 from fedproxy.models.lora import adapter_state, train_only
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import Encoded, encode, optimizer_steps
+from fedproxy.tensors import digest
 
 OnStep = Callable[[int, int, int, float], None]
 """Told the round, the step, the number of steps and the loss."""
@@ -53,8 +54,8 @@ class Session:
         self._start = trained(chosen, fresh)
         if (len(self._start) < len(fresh) or offer.wire_down != PLAIN) and digest(fresh) != offer.start:
             raise FederationError(
-                "The adapter's first values are other here than at the server, and what it sends builds on them. Install "
-                'the server\'s version of torch, or ask for wire_down = "fp32" and another space than "frozen-a".'
+                "The adapter's first values are others here than at the server, which builds on them. Install "
+                "the server's version of torch, or ask for wire_down = fp32 and another space than frozen-a."
             )
         self._examples: dict[str, list[Encoded]] = {}
         self.order_limit = order_limit(self._start, offer.wire_down)

@@ -27,8 +27,8 @@ def check_settings(federate: Federate) -> None:
         raise UsageError(f"[federate] {without_conflict(chosen)}")
     if federate.regulariser == SCAFFOLD:
         raise UsageError(
-            f'[federate] regulariser = "scaffold" has no meaning in the space "{federate.space}": re-factoring turns the '
-            'factors from round to round, and control variates with them. Choose the space "factors" or "frozen-a".'
+            f'[federate] regulariser = "scaffold" has no meaning in the space "{federate.space}": re-factoring turns '
+            'the factors from round to round, and control variates with them. Choose "factors" or "frozen-a".'
         )
     if federate.wire_down != PLAIN:
         raise UsageError(

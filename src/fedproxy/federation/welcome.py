@@ -88,7 +88,9 @@ def check_introduction(data: bytes) -> Introduction:
     except InvalidSignature as error:
         raise StrangerError("The introduction was signed with another key.") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise StrangerError(f"The introduction cannot be read: {error!s:.100}.") from error
+        raise StrangerError(
+            f"The introduction cannot be read: {error!s:.100}. Install the same version of fedproxy on both sides."
+        ) from error
     if not abs(time.time() - said.time) <= CLOCK_SECONDS:
         raise StrangerError("The clocks of client and server differ by more than five minutes. Set them.")
     return said

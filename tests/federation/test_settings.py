@@ -1,0 +1,40 @@
+import pytest
+from fedproxy.federation.space import SPACES
+from fedproxy.federation.wire import ENCODINGS, TOP_K
+
+from fedproxy.config import Federate
+from fedproxy.errors import UsageError
+from fedproxy.federation.regularise import REGULARISERS
+from fedproxy.federation.settings import check_settings
+
+
+def test_the_defaults_go_together():
+    check_settings(Federate())
+
+
+@pytest.mark.parametrize("space", [name for name, row in SPACES.items() if row.conflicts])
+@pytest.mark.parametrize("regulariser", REGULARISERS)
+def test_where_factors_are_merged_every_regulariser_has_a_meaning(space, regulariser):
+    check_settings(Federate(space=space, regulariser=regulariser))
+
+
+@pytest.mark.parametrize("wire", ENCODINGS)
+def test_every_encoding_goes_up_and_all_but_top_k_down(wire):
+    check_settings(Federate(wire=wire, wire_down="fp32" if wire == TOP_K else wire))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"space": "product"}, "pcr.*trained parameters"),
+        ({"space": "product", "regulariser": "scaffold"}, "scaffold.*no meaning.*re-factoring"),
+        ({"space": "product", "regulariser": "none", "wire_down": "int8"}, 'wire_down = "int8".*re-factoring'),
+        ({"wire": "int4", "wire_options": {"blok": 64}}, "blok.*Did you mean 'block'"),
+        ({"wire": "int3"}, "Unknown encoding 'int3'"),
+        ({"merge_options": {"row": 1.1}}, "Did you mean 'rho'"),
+        ({"server_options": {"momentum": 0.9}}, "Unknown option of the server optimizer none"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(settings, says):
+    with pytest.raises(UsageError, match=says):
+        check_settings(Federate(**settings))

@@ -1,0 +1,243 @@
+"""Every choice of wire, space and regulariser, through the whole rounds: inline, by bytes, and resumed, to the same bits."""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fedproxy
+from fedproxy.errors import ConfigError, FederationError, UsageError
+from fedproxy.federation import client
+from fedproxy.federation.offer import make_offer
+from fedproxy.federation.protocol import encode_order, take_reply
+from fedproxy.federation.session import Session
+from fedproxy.federation.store import RoundStore
+from fedproxy.pipeline import prepare, read_experiment
+from fedproxy.simulation import LocalClients
+from fedproxy.tuning import client_names, open_run, tune
+from tests.test_pipeline import adapter_bytes, write_experiment
+
+VARIANTS = {
+    "bf16": 'wire = "bf16"\nwire_down = "bf16"\n',
+    "int8": 'wire = "int8"\nwire_down = "int8"\n',
+    "int4": 'wire = "int4"\nwire_down = "int4"\n',
+    "top-k": 'wire = "top-k"\nwire_options = { values = "int8" }\nmerge_options = { r0 = 0.5 }\nwire_down = "int8"\n',
+    "top-k 10 %": 'wire = "top-k"\nwire_options = { share = 0.1, values = "int4" }\n',
+    "frozen-a": 'space = "frozen-a"\n',
+    "frozen-a, int4": 'space = "frozen-a"\nwire = "int4"\nwire_down = "int4"\n',
+    "product": 'space = "product"\nregulariser = "none"\n',
+    "product, mean, momentum": 'space = "product"\nmerge = "mean"\nregulariser = "none"\nserver_optimizer = "fedavgm"\n',
+    "scaffold": 'regulariser = "scaffold"\nmerge = "mean"\n',
+    "scaffold, frozen-a, int4": 'regulariser = "scaffold"\nspace = "frozen-a"\nwire = "int4"\n',
+    "two of three clients": 'wire = "int4"\nparticipation = 0.5\nquorum = 1\n',
+}
+
+
+class BytesExchange:
+    """Clients of this process behind the bytes of the protocol, as over a network."""
+
+    def __init__(self, run, experiment, folder):
+        self._clients, self._names, self._folder = LocalClients(run), client_names(experiment), folder
+        self._wire = experiment.federate.wire, experiment.federate.wire_options
+        self.sent = {}
+
+    def available(self):
+        return self._names
+
+    def ask(self, orders, deadline):
+        for name, order in orders.items():
+            answer = self._clients.answer(name, encode_order(order))
+            self.sent[order.round, name] = len(answer)
+            yield name, take_reply(answer, self._folder / f"{order.round}-{name}", order, name, *self._wire)
+
+
+@pytest.fixture
+def make(tmp_path, tiny_checkpoint, calibration):
+    def written(extra, rounds=3):
+        path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=rounds)
+        if "regulariser" in extra:
+            path.write_text(path.read_text().replace("regulariser_strength = 1.0\n", ""))
+        return path
+
+    return written
+
+
+def by_bytes(experiment, out, folder):
+    """The rounds of `federate`, with every order and reply turned into bytes and back."""
+    prepare(experiment, out)
+    folder.mkdir()
+    with open_run(out) as (settings, directory):
+        exchange = BytesExchange(out, settings, folder)
+        tune(settings, directory, lambda store: exchange, client_names(settings))
+    return exchange
+
+
+def same_rounds(first, second):
+    for path in sorted((first / "rounds").rglob("*.safetensors")):
+        assert path.read_bytes() == (second / path.relative_to(first)).read_bytes(), path
+    return adapter_bytes(first) == adapter_bytes(second)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_inline_and_by_bytes_end_in_the_same_bits(make, tmp_path, variant):
+    experiment = make(VARIANTS[variant])
+    run = fedproxy.federate(experiment, tmp_path / "inline")
+    exchange = by_bytes(experiment, tmp_path / "bytes", tmp_path / "spool")
+    assert same_rounds(tmp_path / "inline", tmp_path / "bytes")
+    for record in run.rounds:
+        for name, found in record["clients"].items():
+            assert found["bytes_up"] < exchange.sent[record["round"], name] < found["bytes_up"] + 4000
+            assert found["peak_memory_bytes"] > 0
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("call", [3, 4, 5])
+def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(make, tmp_path, monkeypatch, variant, call):
+    """With two clients the third and fourth training are those of round 2; before the fifth it is complete."""
+    experiment = make(VARIANTS[variant])
+    fedproxy.federate(experiment, tmp_path / "whole")
+    real, calls = client.train, 0
+
+    def train(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(client, "train", train)
+    with contextlib.suppress(Killed):
+        fedproxy.federate(experiment, tmp_path / "killed")
+    monkeypatch.undo()
+    fedproxy.federate(experiment, tmp_path / "killed", resume=True)
+    assert same_rounds(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("variant", ["int4", "scaffold", "frozen-a, int4"])
+def test_a_round_whose_storing_failed_is_done_again_in_the_same_bits(make, tmp_path, monkeypatch, variant):
+    experiment = make(VARIANTS[variant])
+    fedproxy.federate(experiment, tmp_path / "whole")
+    real = RoundStore.save
+
+    def save(store, closed, *, seconds):
+        if closed.round == 2:
+            raise Killed
+        real(store, closed, seconds=seconds)
+
+    monkeypatch.setattr(RoundStore, "save", save)
+    with pytest.raises(Killed):
+        fedproxy.federate(experiment, tmp_path / "killed")
+    monkeypatch.undo()
+    fedproxy.federate(experiment, tmp_path / "killed", resume=True)
+    assert same_rounds(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_less_precise_wires_send_fewer_bytes(make, tmp_path):
+    up, down = {}, {}
+    for variant in ("fp32", "bf16", "int8", "int4", "top-k 10 %"):
+        run = fedproxy.federate(make(VARIANTS.get(variant, "")), tmp_path / variant)
+        last = run.rounds[-1]["clients"]["colours"]
+        up[variant], down[variant] = last["bytes_up"], last["bytes_down"]
+    assert up["bf16"] == up["fp32"] / 2
+    assert up["fp32"] > up["bf16"] > up["int8"] > up["int4"] > up["top-k 10 %"]
+    assert down["fp32"] > down["bf16"] > down["int8"] > down["int4"]
+
+
+def test_a_plain_and_a_lossy_wire_learn_alike(make, tmp_path):
+    """With error feedback the adapter after some rounds is near the one of plain updates, nearer than the start."""
+    plain, lossy = (tmp_path / "plain", tmp_path / "lossy")
+    fedproxy.federate(make("", rounds=6), plain)
+    fedproxy.federate(make('wire = "int8"\n', rounds=6), lossy)
+    start, one, other = (
+        load_file(path / "adapter_model.safetensors")
+        for path in (plain / "start", plain / "adapter", lossy / "adapter")
+    )
+    moved = torch.cat([(one[name] - start[name]).flatten() for name in start]).norm()
+    apart = torch.cat([(one[name] - other[name]).flatten() for name in start]).norm()
+    assert apart < 0.2 * moved
+
+
+def test_on_a_frozen_a_only_b_moves_and_travels(make, tmp_path):
+    run = fedproxy.federate(make(VARIANTS["frozen-a"]), tmp_path / "run")
+    start, end = (load_file(run.path / name / "adapter_model.safetensors") for name in ("start", "adapter"))
+    for name, before in start.items():
+        assert torch.equal(before, end[name]) == (".lora_A." in name), name
+    conflict = load_file(run.path / "rounds" / "0001" / "conflict.safetensors")
+    assert conflict.keys() == {name for name in start if ".lora_B." in name}
+    sent = sum(4 * tensor.numel() for name, tensor in start.items() if ".lora_B." in name)
+    assert {client["bytes_up"] for client in run.rounds[0]["clients"].values()} == {sent}
+
+
+def test_clients_of_different_ranks_tune_one_adapter(make, tmp_path):
+    experiment = make(VARIANTS["product"])
+    experiment.write_text(experiment.read_text().replace('name = "colours"', 'name = "colours"\nlora_r = 1'))
+    run = fedproxy.federate(experiment, tmp_path / "inline")
+    by_bytes(experiment, tmp_path / "bytes", tmp_path / "spool")
+    assert same_rounds(tmp_path / "inline", tmp_path / "bytes")
+    first = run.rounds[0]["clients"]
+    assert 2 * first["colours"]["bytes_up"] == first["numbers"]["bytes_up"]
+    adapter = load_file(run.adapter / "adapter_model.safetensors")
+    assert {t.shape[0] for name, t in adapter.items() if ".lora_A." in name} == {2}
+    assert not (run.path / "rounds" / "0001" / "conflict.safetensors").exists()
+
+
+def test_scaffolds_variate_is_the_mean_of_the_clients(make, tmp_path):
+    run = fedproxy.federate(make(VARIANTS["scaffold"]), tmp_path / "run")
+    server = load_file(run.path / "rounds" / "0003" / "control.safetensors")
+    own = [load_file(run.path / "clients" / name / "0004.safetensors") for name in ("colours", "numbers")]
+    for name, tensor in server.items():
+        mean = sum(state[f"control/{name}"] for state in own) / 2
+        assert torch.allclose(tensor, mean, rtol=1e-4, atol=1e-5 * float(mean.abs().max()))
+
+
+def test_scaffold_changes_what_is_learned_from_the_second_round_on(make, tmp_path):
+    first = fedproxy.federate(make('regulariser = "none"\nmerge = "mean"\n'), tmp_path / "none")
+    second = fedproxy.federate(make(VARIANTS["scaffold"]), tmp_path / "scaffold")
+    files = [[run.path / "rounds" / n / "adapter.safetensors" for run in (first, second)] for n in ("0001", "0002")]
+    assert files[0][0].read_bytes() == files[0][1].read_bytes()
+    assert files[1][0].read_bytes() != files[1][1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("extra", "error", "says"),
+    [
+        ('space = "product"\n', UsageError, "pcr"),
+        ('space = "products"\n', ConfigError, 'Did you mean "product"'),
+        ('wire_down = "top-k"\n', ConfigError, "wire_down"),
+        ('wire = "int4"\nwire_options = { block = 3 }\n', UsageError, "block"),
+    ],
+)
+def test_what_cannot_be_is_found_before_anything_is_written(make, tmp_path, extra, error, says):
+    with pytest.raises(error, match=says):
+        fedproxy.federate(make(extra), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("space", "rank", "says"), [("factors", 1, "product"), ("product", 3, "at most that of")])
+def test_impossible_ranks_are_found(make, tmp_path, space, rank, says):
+    experiment = make(f'space = "{space}"\nregulariser = "none"\n')
+    experiment.write_text(experiment.read_text().replace('name = "colours"', f'name = "colours"\nlora_r = {rank}'))
+    with pytest.raises(ConfigError, match=says):
+        fedproxy.federate(experiment, tmp_path / "run")
+
+
+def test_first_values_that_differ_from_the_servers_are_noticed_where_they_matter(make, tmp_path):
+    prepare(make(VARIANTS["int4"]), tmp_path / "run")
+    settings = read_experiment(tmp_path / "experiment.toml")
+
+    def session(**changes):
+        federate = dataclasses.replace(settings.federate, **changes)
+        experiment = dataclasses.replace(settings, federate=federate)
+        offer = make_offer(experiment, "colours", run_id="r", proxy="0" * 64, start="0" * 64)
+        return Session(tmp_path / "run" / "proxy", offer, state=tmp_path / "state")
+
+    session(wire_down="fp32")
+    for changes in ({}, {"wire_down": "fp32", "space": "frozen-a"}):
+        with pytest.raises(FederationError, match="first values are others"):
+            session(**changes)
