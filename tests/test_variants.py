@@ -1,4 +1,4 @@
-"""Every choice of wire, space and regulariser, through the whole rounds: inline, by bytes, and resumed, to the same bits."""
+"""Every choice of wire, space and regulariser in whole rounds: inline, by bytes, and resumed, to the same bits."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ VARIANTS = {
     "frozen-a": 'space = "frozen-a"\n',
     "frozen-a, int4": 'space = "frozen-a"\nwire = "int4"\nwire_down = "int4"\n',
     "product": 'space = "product"\nregulariser = "none"\n',
-    "product, mean, momentum": 'space = "product"\nmerge = "mean"\nregulariser = "none"\nserver_optimizer = "fedavgm"\n',
+    "product, momentum": 'space = "product"\nregulariser = "none"\nserver_optimizer = "fedavgm"\n',
     "scaffold": 'regulariser = "scaffold"\nmerge = "mean"\n',
     "scaffold, frozen-a, int4": 'regulariser = "scaffold"\nspace = "frozen-a"\nwire = "int4"\n',
     "two of three clients": 'wire = "int4"\nparticipation = 0.5\nquorum = 1\n',

@@ -74,7 +74,7 @@ def experiment_choices() -> dict[str, Sequence[str]]:
         "regulariser": list(REGULARISERS),
         "space": list(SPACES),
         "wire": list(ENCODINGS),
-        "wire_down": [name for name in ENCODINGS if name != TOP_K],
+        "wire_down": [name for name in ENCODINGS if name != TOP_K.name],
     }
 
 

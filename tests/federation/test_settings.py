@@ -20,7 +20,7 @@ def test_where_factors_are_merged_every_regulariser_has_a_meaning(space, regular
 
 @pytest.mark.parametrize("wire", ENCODINGS)
 def test_every_encoding_goes_up_and_all_but_top_k_down(wire):
-    check_settings(Federate(wire=wire, wire_down="fp32" if wire == TOP_K else wire))
+    check_settings(Federate(wire=wire, wire_down="fp32" if wire == TOP_K.name else wire))
 
 
 @pytest.mark.parametrize(

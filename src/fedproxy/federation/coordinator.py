@@ -199,7 +199,7 @@ class Coordinator:
 
     def _share(self, client: str) -> float:
         """What top-k lets a client send: its retention (Eq. 10) in the round before, at first the highest."""
-        return self._retention.get(client, self._most) if self.settings.wire == TOP_K else 1.0
+        return self._retention.get(client, self._most) if self.settings.wire == TOP_K.name else 1.0
 
     def _order(self, number: int, rank: int | None, share: float) -> Order:
         adapter, parcel = trained(self._space, self.adapter), None
