@@ -32,7 +32,7 @@ def _checked(kind: str, name: str, key: str, value: object, kinds: Mapping[str, 
         allowed = typing.get_args(wanted)
         if value not in allowed:
             raise UsageError(f"{name}: {key} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
-        return value
+        return allowed[allowed.index(value)]  # the command line gives 64.0 for 64
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"{name}: {key} is {value!r}; it must be a number.")
     return float(value)

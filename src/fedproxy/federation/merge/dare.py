@@ -1,10 +1,9 @@
 """DARE: drop each coordinate of each update with a probability, and rescale the rest so that the expectation stays.
 
-Whether a coordinate is dropped depends on the seed, the client's name and the coordinate's index alone: the draws are
-those of the SplitMix64 generator, whose i-th value can be computed directly.
+Whether a coordinate is dropped depends on the seed, the client's name and the coordinate's index alone.
 
 Reference: Yu et al., "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch",
-2024, Section 3.1. Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", 2014 (SplitMix64).
+2024, Section 3.1.
 """
 
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ import torch
 from fedproxy.federation.merge.mean import MeanOptions, mean, row_weights
 from fedproxy.federation.merge.rule import Place, Rule, equal_weights, require_range
 from fedproxy.federation.merge.ties import TiesOptions, ties
+from fedproxy.federation.splitmix64 import shifted, splitmix64
 from fedproxy.seeds import derive_seed
 
 LARGEST_DROP = 0.9999
-_GAMMA = 0x9E3779B97F4A7C15
-_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _BITS = 53
 
 
@@ -53,31 +51,6 @@ class DareTiesOptions:
         require_range("dare-ties", "drop", self.drop, 0.0, LARGEST_DROP)
 
 
-def splitmix64(key: int, indices: torch.Tensor) -> torch.Tensor:
-    """The values at `indices` (0 is the first) of the SplitMix64 sequence that starts from `key`.
-
-    Args:
-        key: Start of the sequence, 64 bits.
-        indices: [n], int64.
-
-    Returns:
-        [n], int64: the bits of the unsigned 64-bit values.
-    """
-    state = (indices + 1) * _signed(_GAMMA) + _signed(key)
-    for shift, factor in _ROUNDS:
-        state = (state ^ _shifted(state, shift)) * _signed(factor)
-    return state ^ _shifted(state, 31)
-
-
-def _signed(value: int) -> int:
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _shifted(values: torch.Tensor, shift: int) -> torch.Tensor:
-    """The values as unsigned numbers, shifted right."""
-    return (values >> shift) & ((1 << (64 - shift)) - 1)
-
-
 def drop_and_rescale(values: torch.Tensor, place: Place, drop: float) -> torch.Tensor:
     """Set each entry to zero with probability `drop` and divide the others by 1 - drop.
 
@@ -93,7 +66,7 @@ def drop_and_rescale(values: torch.Tensor, place: Place, drop: float) -> torch.T
     limit = int(drop * (1 << _BITS))
     result = values / (1.0 - drop)
     for row, name in zip(result, place.names, strict=True):
-        draws = _shifted(splitmix64(derive_seed(place.seed, "dare", name), indices), 64 - _BITS)
+        draws = shifted(splitmix64(derive_seed(place.seed, "dare", name), indices), 64 - _BITS)
         row.masked_fill_(draws < limit, 0.0)
     return result
 

@@ -1,0 +1,25 @@
+"""What an update looks like on the wire. To add an encoding: a file here that ends in an `Encoding`, and its row."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedproxy.federation.choice import choose
+from fedproxy.federation.options import build
+from fedproxy.federation.wire.blockwise import INT4, INT8
+from fedproxy.federation.wire.contract import Encoding
+from fedproxy.federation.wire.floats import BF16, FP32
+from fedproxy.federation.wire.top_k import TOP_K
+
+__all__ = ["ENCODINGS", "Encoding", "encoding"]
+
+ENCODINGS: dict[str, Encoding[Any]] = {row.name: row for row in (FP32, BF16, INT8, INT4, TOP_K)}
+
+
+def encoding(name: str, given: Mapping[str, object]) -> tuple[Encoding[Any], Any]:
+    """The encoding called `name` and its options, as an experiment gives them.
+
+    Raises:
+        UsageError: there is none of that name, an option is unknown, or its value of the wrong type or out of range.
+    """
+    row = choose("encoding", name, ENCODINGS)
+    return row, build("encoding", name, row.options, given)
