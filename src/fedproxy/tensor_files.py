@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from fedproxy.artifacts import new_file
 from fedproxy.errors import ArtifactError
+from fedproxy.tensors import outlines
 
 DTYPES = {
     "U64": torch.uint64,
@@ -224,7 +225,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: M
     """Write named tensors as one safetensors file, atomically; the same tensors give the same bytes."""
     write_tensors(
         path,
-        {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()},
+        {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in outlines(tensors).items()},
         (tensors[name].detach().cpu() for name in sorted(tensors)),
         metadata=metadata,
     )

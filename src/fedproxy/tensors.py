@@ -2,7 +2,7 @@
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,12 @@ class Span:
 
 def parameter_count(tensors: Tensors) -> int:
     """Number of values in all tensors together."""
-    return sum(tensor.numel() for tensor in tensors.values())
+    return sum(tensor.numel() for tensor in outlines(tensors).values())
+
+
+def outlines(tensors: Tensors) -> Tensors:
+    """The tensors for their shapes, dtypes and device alone: without values where these would have to be computed."""
+    return tensors.outlines if isinstance(tensors, ComputedTensors) else tensors
 
 
 def digest(tensors: Tensors) -> str:
@@ -57,6 +62,7 @@ def check_layout(reference: Tensors, other: Tensors, name: str) -> None:
     Raises:
         ArtifactError: a tensor is missing, unknown, or of another shape or dtype.
     """
+    reference, other = outlines(reference), outlines(other)
     for tensor in sorted(reference.keys() - other.keys()):
         raise ArtifactError(f"{name}: the tensor {tensor} is missing. Updates of one round must hold the same tensors.")
     for tensor in sorted(other.keys() - reference.keys()):
@@ -89,6 +95,7 @@ def chunks(tensors: Tensors, size: int) -> Iterator[list[Span]]:
     """Cut the long vector into chunks of `size` values (the last may be shorter), each a list of spans in order."""
     spans: list[Span] = []
     room = size
+    tensors = outlines(tensors)
     for name in sorted(tensors):
         start, end = 0, tensors[name].numel()
         while start < end:
@@ -114,7 +121,7 @@ def stacked(vectors: Sequence[Tensors], elements: int = CHUNK_ELEMENTS) -> Itera
         The spans of a chunk and its values [K, n], float32, or float64 if any tensor is. The buffer is used
         again for the next chunk; the caller may change it.
     """
-    first = vectors[0]
+    first = outlines(vectors[0])
     size = max(1, min(elements // len(vectors), parameter_count(first)))
     wide = any(tensor.dtype == torch.float64 for tensor in first.values())
     device = next(iter(first.values())).device
@@ -179,3 +186,37 @@ class MappedTensors(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+class ComputedTensors(Mapping[str, torch.Tensor]):
+    """Tensors that are computed when touched; the last one is kept, so that a walk computes each of them once.
+
+    Args:
+        outlines: For each name, a tensor of the shape, dtype and device; its values do not count (`outline` makes one
+            that takes no memory).
+        compute: A name → its tensor, with the same bits every time.
+    """
+
+    def __init__(self, outlines: Tensors, compute: Callable[[str], torch.Tensor]) -> None:
+        self.outlines = outlines
+        self._compute = compute
+        self._last: tuple[str, torch.Tensor] | None = None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if self._last is None or self._last[0] != name:
+            if name not in self.outlines:
+                raise KeyError(name)
+            self._last = None  # given back before the next one is made
+            self._last = (name, self._compute(name))
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outlines)
+
+    def __len__(self) -> int:
+        return len(self.outlines)
+
+
+def outline(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of that shape, dtype and device that takes no memory; its values say nothing."""
+    return torch.empty((), dtype=dtype, device=device).expand(*shape)

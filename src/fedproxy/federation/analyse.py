@@ -10,7 +10,16 @@ from typing import Any
 import torch
 
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.tensors import CHUNK_ELEMENTS, Span, Tensors, check_finite, check_layout, parameter_count, stacked
+from fedproxy.tensors import (
+    CHUNK_ELEMENTS,
+    Span,
+    Tensors,
+    check_finite,
+    check_layout,
+    outlines,
+    parameter_count,
+    stacked,
+)
 
 EQUAL = 1e-9
 """Heterogeneities closer than this are one value: what remains between them is rounding of the dot products."""
@@ -92,7 +101,7 @@ def check_updates(updates: Sequence[Tensors], names: Sequence[str] | None) -> li
         raise UsageError(f"{len(names)} names were given for {len(updates)} updates.")
     for name, update in zip(names, updates, strict=True):
         check_layout(updates[0], update, name)
-    for tensor, value in updates[0].items():
+    for tensor, value in outlines(updates[0]).items():
         if not value.is_floating_point():
             raise ArtifactError(f"{names[0]}: {tensor} has dtype {value.dtype}; only floating point can be merged.")
     if parameter_count(updates[0]) == 0:
@@ -185,7 +194,7 @@ def _disagreement(values: torch.Tensor) -> torch.Tensor:
 def empty_levels(updates: Sequence[Tensors]) -> dict[str, torch.Tensor]:
     """Tensors for the disagreement K - |sum of signs| of every coordinate: uint8, or int16 from 256 clients on."""
     dtype = torch.uint8 if len(updates) < 256 else torch.int16
-    return {name: torch.empty(t.shape, dtype=dtype, device=t.device) for name, t in updates[0].items()}
+    return {name: torch.empty(t.shape, dtype=dtype, device=t.device) for name, t in outlines(updates[0]).items()}
 
 
 def conflict_of(levels: Tensors, clients: int) -> dict[str, torch.Tensor]:
@@ -323,7 +332,9 @@ def conflict(updates: Sequence[Tensors]) -> dict[str, torch.Tensor]:
         ArtifactError: an update differs from the first in names, shapes or dtypes.
     """
     check_updates(updates, None)
-    result = {name: torch.empty(t.shape, dtype=torch.float32, device=t.device) for name, t in updates[0].items()}
+    result = {
+        name: torch.empty(t.shape, dtype=torch.float32, device=t.device) for name, t in outlines(updates[0]).items()
+    }
     for span, piece in conflict_pieces(updates):
         span.of(result).copy_(piece)
     return result

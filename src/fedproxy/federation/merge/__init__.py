@@ -20,7 +20,7 @@ from fedproxy.federation.merge.rule import Rule, build_options
 from fedproxy.federation.merge.ties import TIES
 from fedproxy.federation.merge.trimmed_mean import TRIMMED_MEAN
 from fedproxy.tensor_files import read_header, write_tensors
-from fedproxy.tensors import CHUNK_ELEMENTS, MappedTensors, Tensors, chunks
+from fedproxy.tensors import CHUNK_ELEMENTS, MappedTensors, Tensors, chunks, outlines
 
 __all__ = ["RULES", "Rule", "build_options", "configured", "merge", "merge_files", "merge_round", "merge_rule"]
 
@@ -139,7 +139,7 @@ def _merged(
 ) -> tuple[dict[str, torch.Tensor], Analysis]:
     row, chosen = configured(rule, options)
     check_updates(updates, names)
-    merged = {name: torch.empty(t.shape, dtype=t.dtype, device=t.device) for name, t in updates[0].items()}
+    merged = {name: torch.empty(t.shape, dtype=t.dtype, device=t.device) for name, t in outlines(updates[0]).items()}
     analysis, pieces = drive(
         updates,
         row,

@@ -9,7 +9,7 @@ from fedproxy.federation.analyse import Analysis, check_updates, measure
 from fedproxy.federation.merge.kernels import combines, kernels_for
 from fedproxy.federation.merge.rule import Place, Rule
 from fedproxy.federation.merge.top_k import kept_count, thresholds, trimmed
-from fedproxy.tensors import CHUNK_ELEMENTS, Tensors
+from fedproxy.tensors import CHUNK_ELEMENTS, Tensors, outlines
 
 Options = TypeVar("Options")
 
@@ -74,7 +74,7 @@ def drive(
             merged = rule.combine(wide * factors.to(wide.device), weights.to(wide.device), options)
             parts = merged.split_with_sizes([span.stop - span.start for span in spans])
             for span, part in zip(spans, parts, strict=True):
-                dtype = updates[0][span.name].dtype
+                dtype = outlines(updates[0])[span.name].dtype
                 piece = part if dtype == torch.float64 else part.float().to(dtype)
                 if into is not None:
                     span.of(into).copy_(piece)

@@ -23,10 +23,14 @@ from fedproxy.federation.merge.h_ties import elected_from, h_ties
 from fedproxy.federation.merge.mean import mean
 from fedproxy.federation.merge.ties import ties
 from fedproxy.federation.merge.top_k import Threshold, thresholds
-from fedproxy.tensors import MappedTensors, Tensors, chunks, parameter_count
+from fedproxy.tensors import ComputedTensors, MappedTensors, Tensors, chunks, outlines, parameter_count
 
 SMALLEST = 1 << 22
 """Values of all updates together from which the kernels are quicker than torch, their loading counted."""
+
+LARGEST_COMPUTED = 1 << 28
+"""Values of all updates together up to which tensors that are computed when touched are all computed and held (1 GiB in
+float32), as the kernels need it; beyond, torch walks them one tensor at a time."""
 
 TASK_VALUES = 1 << 21
 """Values that one call of a kernel reads, about; at least those of one segment."""
@@ -69,7 +73,10 @@ class Selection:
 
 def kernels_for(updates: Sequence[Tensors]) -> "Kernels | None":
     """The kernels over these updates, of one checked layout; none where torch serves them better or alone can."""
-    if len(updates) * parameter_count(updates[0]) < SMALLEST or importlib.util.find_spec("numba") is None:
+    values = len(updates) * parameter_count(updates[0])
+    if values < SMALLEST or importlib.util.find_spec("numba") is None:
+        return None
+    if values > LARGEST_COMPUTED and any(isinstance(update, ComputedTensors) for update in updates):
         return None
     readable = all(
         tensor.dtype in _FORMATS and tensor.device.type == "cpu" and tensor.is_contiguous()
@@ -97,7 +104,7 @@ class Kernels:
 
         self._code: Any = kernels_compiled
         self._updates = updates
-        self._names = [name for name in sorted(updates[0]) if updates[0][name].numel()]
+        self._names = [name for name in sorted(updates[0]) if outlines(updates[0])[name].numel()]
         self._held = [[update[name].detach() for name in self._names] for update in updates]
         first = self._held[0]
         self._addresses = np.array([[tensor.data_ptr() for tensor in row] for row in self._held], dtype=np.int64)

@@ -13,7 +13,7 @@ from decimal import ROUND_FLOOR, Decimal
 
 import torch
 
-from fedproxy.tensors import CHUNK_ELEMENTS, Span, Tensors, parameter_count, stacked
+from fedproxy.tensors import CHUNK_ELEMENTS, Span, Tensors, outlines, parameter_count, stacked
 
 _DIGIT = 16
 
@@ -58,7 +58,7 @@ def thresholds(
         One threshold a vector; none where everything is kept.
     """
     total = parameter_count(vectors[0])
-    wide = any(tensor.dtype == torch.float64 for tensor in vectors[0].values())
+    wide = any(tensor.dtype == torch.float64 for tensor in outlines(vectors[0]).values())
     infinity = torch.tensor(math.inf, dtype=torch.float64 if wide else torch.float32)
     nothing = Threshold(int(magnitude_bits(infinity)), 0)
     result = [None if count >= total else nothing for count in keep]

@@ -1,0 +1,42 @@
+"""The contract of a space: in which coordinates the clients' updates of the adapter are merged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fedproxy.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Space:
+    """The coordinates in which adapters are merged.
+
+    A round goes through it so: client k gets φ_k,t = `for_rank(φ_t, r_k)` (or φ_t itself), trains the tensors that
+    `trains` names, and returns their update τ_k. The server merges `vector(φ_k,t, τ_k)` of all clients by any rule, and
+    `apply(φ_t, merged)` is φ_{t+1}. Adapters are pairs of LoRA by their PEFT names, `LAYER.lora_A.weight` [r, n] and
+    `LAYER.lora_B.weight` [m, r].
+
+    Attributes:
+        name: Its name in configurations.
+        trains: Whether a client trains and sends the adapter's tensor of that name.
+        vector: The adapter that a client was given and its update → what is merged of it. ArtifactError if they do
+            not fit.
+        apply: The adapter φ_t and the merged vector (as a server optimizer leaves it) → all of φ_{t+1}; nothing given
+            is changed. ArtifactError if they do not fit.
+        for_rank: The adapter and a client's rank → the adapter as that client gets it. None: all have one rank.
+        conflicts: Whether the merged coordinates are trained parameters, so that a merge's conflict (Eq. 7) says which
+            of them a client holds still (PCR, Eq. 8-9).
+    """
+
+    name: str
+    trains: Callable[[str], bool]
+    vector: Callable[[Tensors, Tensors], Tensors]
+    apply: Callable[[Tensors, Tensors], dict[str, torch.Tensor]]
+    for_rank: Callable[[Tensors, int], dict[str, torch.Tensor]] | None
+    conflicts: bool
+
+
+def trained(space: Space, adapter: Tensors) -> dict[str, torch.Tensor]:
+    """The adapter's tensors that a client trains and sends."""
+    return {name: tensor for name, tensor in adapter.items() if space.trains(name)}
