@@ -1,11 +1,11 @@
 import pytest
-from fedproxy.federation.space import SPACES
-from fedproxy.federation.wire import ENCODINGS, TOP_K
 
 from fedproxy.config import Federate
 from fedproxy.errors import UsageError
 from fedproxy.federation.regularise import REGULARISERS
 from fedproxy.federation.settings import check_settings
+from fedproxy.federation.space import SPACES
+from fedproxy.federation.wire import ENCODINGS, TOP_K
 
 
 def test_the_defaults_go_together():

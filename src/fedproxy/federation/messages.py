@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from fedproxy.federation.parcel import PLAIN, Parcel
+from fedproxy.federation.wire import packed_bytes
 from fedproxy.tensors import Tensors
 
 
@@ -118,10 +119,5 @@ def size_in_bytes(tensors: Tensors | None) -> int:
 def order_size(order: Order) -> int:
     """Bytes of the order's tensors as they travel: the adapter in its encoding, the conflict in bits, the variate."""
     adapter = order.parcel.parts if order.parcel else order.adapter
-    conflict = sum(packed_bytes(t.numel(), order.voters) for t in (order.conflict or {}).values())
+    conflict = sum(packed_bytes(t.numel(), order.voters.bit_length()) for t in (order.conflict or {}).values())
     return size_in_bytes(adapter) + conflict + size_in_bytes(order.control)
-
-
-def packed_bytes(count: int, voters: int) -> int:
-    """Bytes of `count` levels K − |Σ sign| = 0 ... K, of `voters` K, bit-packed."""
-    return (count * voters.bit_length() + 7) // 8

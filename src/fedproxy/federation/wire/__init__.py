@@ -7,10 +7,12 @@ from fedproxy.federation.choice import choose
 from fedproxy.federation.options import build
 from fedproxy.federation.wire.blockwise import INT4, INT8
 from fedproxy.federation.wire.contract import Encoding
+from fedproxy.federation.wire.feedback import feedback
 from fedproxy.federation.wire.floats import BF16, FP32
+from fedproxy.federation.wire.packing import pack_levels, packed_bytes, unpack_levels
 from fedproxy.federation.wire.top_k import TOP_K
 
-__all__ = ["ENCODINGS", "Encoding", "encoding"]
+__all__ = ["ENCODINGS", "TOP_K", "Encoding", "encoding", "feedback", "pack_levels", "packed_bytes", "unpack_levels"]
 
 ENCODINGS: dict[str, Encoding[Any]] = {row.name: row for row in (FP32, BF16, INT8, INT4, TOP_K)}
 

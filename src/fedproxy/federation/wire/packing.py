@@ -9,7 +9,6 @@ from math import prod
 import torch
 
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.messages import level_dtype
 
 _BYTE = 8
 _CHUNK = 1 << 16
@@ -91,6 +90,11 @@ def unpack(packed: torch.Tensor, count: int, bits: int, where: str) -> torch.Ten
     return values[:count]
 
 
+def level_dtype(most: int) -> torch.dtype:
+    """The integers that hold levels 0 ... K outside of a message."""
+    return torch.uint8 if most <= 255 else torch.uint16
+
+
 def pack_levels(levels: torch.Tensor, most: int) -> torch.Tensor:
     """The levels K - |Σ sign| = 0 ... K of a conflict in ⌈log2(K + 1)⌉ bits each.
 
@@ -121,7 +125,7 @@ def unpack_levels(packed: torch.Tensor, shape: torch.Size, most: int, where: str
         where: What they are, for the error.
 
     Returns:
-        The levels, in the type that carries them elsewhere (`messages.level_dtype`).
+        The levels, in the type that carries them elsewhere (`level_dtype`).
 
     Raises:
         ArtifactError: there are more or fewer bytes, a level exceeds K, or a bit beyond the last value is set.
