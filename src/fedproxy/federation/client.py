@@ -7,8 +7,9 @@ import torch
 from fedproxy.config import Federate, Train
 from fedproxy.federation.messages import Order, Reply
 from fedproxy.federation.regularise import penalty
+from fedproxy.models.encoding import Encoded
 from fedproxy.models.lora import AdaptedModel, adapter_state, set_adapter_state
-from fedproxy.models.training import Encoded, Penalty, train
+from fedproxy.models.training import Penalty, train
 from fedproxy.seeds import derive_seed
 
 STRENGTH = {"fedprox": 0.01, "pcr": 1e-5}

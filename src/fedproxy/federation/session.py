@@ -11,9 +11,10 @@ from fedproxy.federation.messages import Refusal
 from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
 from fedproxy.models.checkpoints import load_tokenizer
+from fedproxy.models.encoding import Encoded, encode
 from fedproxy.models.lora import adapter_state
 from fedproxy.models.trainable import load_trainable
-from fedproxy.models.training import Encoded, encode, optimizer_steps
+from fedproxy.models.training import optimizer_steps
 
 OnStep = Callable[[int, int, int, float], None]
 """Told the round, the step, the number of steps and the loss."""
