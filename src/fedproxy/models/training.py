@@ -5,11 +5,11 @@ the loop is our own; it has what federated rounds need: a fresh optimizer every 
 parameters, and the same bits for the same seed.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,13 +19,11 @@ from fedproxy.config import Train
 from fedproxy.errors import FedproxyError
 from fedproxy.memory import peak_memory, restart_peak
 from fedproxy.models.encoding import Encoded
-from fedproxy.models.label_loss import summed_loss
-from fedproxy.models.layouts import layout_for
+from fedproxy.models.gradients import in_training
 from fedproxy.models.lora import AdaptedModel, adapter_parameters
 from fedproxy.seeds import derive_seed
 
 Penalty = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
-EAGER_ATTENTION_UP_TO = 256
 
 
 @dataclass(frozen=True)
@@ -73,32 +71,6 @@ def batches(
     return [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
 
 
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def suit_attention(model: Any, longest: int, device: torch.device) -> str:
-    """Choose the attention to train with: on a CPU, short sequences go without the fused one.
-
-    There its backward pass costs more than the rest of the step.
-
-    Args:
-        model: The base model, changed.
-        longest: Tokens of the longest sequence.
-        device: Where it is trained.
-
-    Returns:
-        What the model had, for `set_attn_implementation` afterwards.
-    """
-    before: str = model.config._attn_implementation
-    if device.type == "cpu" and before == "sdpa" and longest <= EAGER_ATTENTION_UP_TO:
-        model.set_attn_implementation("eager")
-    return before
-
-
 def optimizer_steps(examples: int, settings: Train) -> int:
     """How many optimizer steps `settings` ask for on so many examples."""
     a_epoch = math.ceil(examples / (settings.batch_size * settings.gradient_accumulation_steps))
@@ -142,16 +114,9 @@ def train(
     device = accelerator.device
     parameters = {name: parameter for name, parameter in adapter_parameters(model).items() if parameter.requires_grad}
     trained: list[torch.Tensor] = list(parameters.values())
-    autocast = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_fast(device))
     total = steps or optimizer_steps(len(examples), settings)
     _restart_peak(device)
     model.to(device)
-    base: Any = model.get_base_model()
-    attention = suit_attention(base, max(len(e.ids) for e in examples), device)
-    layout = layout_for(model, settings.padding_free)
-    model.train()
-    if settings.gradient_checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(
         trained,
         lr=settings.learning_rate,
@@ -165,46 +130,30 @@ def train(
     losses: list[float] = []
     tokens, rate_sum = 0, 0.0
     started = time.perf_counter()
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed(seed, "dropout"))
-            for chosen in step_batches(examples, settings, seed):
-                count = sum(example.counting for batch in chosen for example in batch)
-                loss = 0.0
-                for batch in chosen:
-                    inputs = {name: tensor.to(device) for name, tensor in layout(batch, pad).items()}
-                    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                        part = summed_loss(model, inputs) / count
-                    loss += part.item()
-                    accelerator.backward(part)
-                    tokens += sum(len(example.ids) for example in batch)
-                if not math.isfinite(loss):
-                    raise FedproxyError(
-                        f"The loss became {loss} at step {len(losses) + 1} of {total}. Lower learning_rate, or try "
-                        'precision = "fp32".'
-                    )
-                if penalty is not None:
-                    accelerator.backward(penalty(parameters))
-                accelerator.clip_grad_norm_(trained, settings.max_grad_norm)
-                rate = float(optimizer.param_groups[0]["lr"])
-                optimizer.step()
-                if drifts is not None:
-                    with torch.no_grad():
-                        torch._foreach_add_(trained, drifts, alpha=-rate)
-                schedule.step()
-                optimizer.zero_grad()
-                rate_sum += rate
-                losses.append(loss)
-                if on_step is not None:
-                    on_step(len(losses), total, loss)
-                if len(losses) == total:
-                    break
-    finally:
-        if base.config._attn_implementation != attention:
-            base.set_attn_implementation(attention)
-        if settings.gradient_checkpointing:
-            base.activation_checkpointing_disable()
-        model.eval()
+    with torch.random.fork_rng(), in_training(model, settings, pad) as backward:
+        torch.manual_seed(derive_seed(seed, "dropout"))
+        for chosen in itertools.islice(step_batches(examples, settings, seed), total):
+            loss = backward(chosen, sum(example.counting for batch in chosen for example in batch))
+            if not math.isfinite(loss):
+                raise FedproxyError(
+                    f"The loss became {loss} at step {len(losses) + 1} of {total}. Lower learning_rate, or try "
+                    'precision = "fp32".'
+                )
+            if penalty is not None:
+                accelerator.backward(penalty(parameters))
+            accelerator.clip_grad_norm_(trained, settings.max_grad_norm)
+            rate = float(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if drifts is not None:
+                with torch.no_grad():
+                    torch._foreach_add_(trained, drifts, alpha=-rate)
+            schedule.step()
+            optimizer.zero_grad()
+            tokens += sum(len(example.ids) for batch in chosen for example in batch)
+            rate_sum += rate
+            losses.append(loss)
+            if on_step is not None:
+                on_step(len(losses), total, loss)
     return Training(losses, tokens, time.perf_counter() - started, _peak(device), rate_sum)
 
 
