@@ -150,6 +150,7 @@ class Train:
     max_length: int = limited(512, lambda v: v >= 2, "2 or more")
     completion_only_loss: bool = True
     group_by_length: bool = True
+    padding_free: bool = True
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     lora_r: int = _positive(32)
     lora_alpha: float = _positive(64.0)

@@ -22,9 +22,9 @@ from fedproxy.federation.rounds import Exchange, drive
 from fedproxy.federation.space import space
 from fedproxy.federation.store import RoundStore
 from fedproxy.models.checkpoints import load_tokenizer
+from fedproxy.models.encoding import Encoded, encode
 from fedproxy.models.lora import CONFIG_FILE, AdaptedModel, adapter_state, read_adapter, train_only, write_adapter
 from fedproxy.models.trainable import load_trainable
-from fedproxy.models.training import Encoded, encode
 from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
 

@@ -1,74 +1,25 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from fedproxy.config import Train
-from fedproxy.errors import ArtifactError, FedproxyError, UsageError
-from fedproxy.models.lora import adapter_state, attach, set_adapter_state
-from fedproxy.models.training import IGNORED, Encoded, batches, collate, encode, optimizer_steps, train
+from fedproxy.errors import FedproxyError
+from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.layouts import IGNORED, collate
+from fedproxy.models.lora import adapter_parameters, adapter_state, attach, set_adapter_state
+from fedproxy.models.training import batches, optimizer_steps, train
 from tests.conftest import make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
-EOS = TOKENIZER.eos_token_id
 ROWS = [{"prompt": f"say {word}:", "completion": f" {word}"} for word in ("yes", "no", "perhaps", "never", "always")]
 SETTINGS = Train(epochs=2, batch_size=2, learning_rate=1e-2, lora_dropout=0.0, precision="fp32")
 
 
-def ids(text):
-    return TOKENIZER(text)["input_ids"]
-
-
 def adapted(seed=0, dropout=0.0):
     return attach(make_model(num_hidden_layers=2), r=2, alpha=4, dropout=dropout, seed=seed)
-
-
-def test_loss_counts_from_the_completion_and_the_text_ends():
-    [example] = encode([{"prompt": "ab", "completion": " c"}], TOKENIZER, max_length=16)
-    assert example == Encoded([*ids("ab c"), EOS], 2)
-
-
-def test_trailing_spaces_of_the_prompt_belong_to_the_completion():
-    assert encode([{"prompt": "ab ", "completion": "c"}], TOKENIZER, max_length=16) == encode(
-        [{"prompt": "ab", "completion": " c"}], TOKENIZER, max_length=16
-    )
-
-
-def test_text_rows_and_whole_rows_learn_every_token_but_the_first():
-    assert encode([{"text": "abc"}], TOKENIZER, max_length=16) == [Encoded([*ids("abc"), EOS], 1)]
-    row = {"prompt": "a", "completion": "bc"}
-    assert encode([row], TOKENIZER, max_length=16, completion_only=False) == [Encoded([*ids("abc"), EOS], 1)]
-
-
-def test_long_prompts_lose_their_beginning_and_long_completions_their_end():
-    [example] = encode([{"prompt": "abcdef", "completion": "gh"}], TOKENIZER, max_length=5)
-    assert example == Encoded([*ids("efgh"), EOS], 2)
-    [example] = encode([{"prompt": "ab", "completion": "cdefgh"}], TOKENIZER, max_length=4)
-    assert example == Encoded(ids("cdef"), 1)
-
-
-def test_messages_go_through_the_chat_template():
-    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    with pytest.raises(UsageError, match="chat template"):
-        encode([row], TOKENIZER, max_length=64)
-    chat = make_tokenizer()
-    chat.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}"
-    chat.chat_template += "{% if add_generation_prompt %}[assistant]{% endif %}"
-    [example] = encode([row], chat, max_length=64)
-    assert example == Encoded(ids("[user]a;[assistant]b;"), len("[user]a;[assistant]"))
-
-
-def test_nothing_to_learn_is_an_error():
-    with pytest.raises(ArtifactError, match="No row has a token to learn"):
-        encode([], TOKENIZER, max_length=8)
-
-
-def test_collate_pads_and_masks():
-    batch = collate([Encoded([5, 6, 7], 1), Encoded([8, 9], 1)], 0)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [IGNORED, 9, IGNORED]]
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -135,6 +86,74 @@ def test_checkpointing_changes_no_result():
     train(plain, examples, SETTINGS, pad=256, seed=0)
     train(checkpointed, examples, Train(**{**vars(SETTINGS), "gradient_checkpointing": True}), pad=256, seed=0)
     assert all(torch.allclose(v, adapter_state(checkpointed)[n], atol=1e-6) for n, v in adapter_state(plain).items())
+
+
+def test_padding_changes_no_result():
+    examples = encode([*ROWS, {"prompt": "a", "completion": "b"}], TOKENIZER, max_length=32)
+    settings = replace(SETTINGS, batch_size=4, group_by_length=False)
+    packed, padded = adapted(), adapted()
+    done = [
+        train(model, examples, replace(settings, padding_free=free), pad=256, seed=0)
+        for model, free in ((packed, True), (padded, False))
+    ]
+    assert done[0].losses == pytest.approx(done[1].losses, rel=1e-5)
+    assert done[0].tokens == done[1].tokens
+    assert all(torch.allclose(v, adapter_state(padded)[n], atol=1e-5) for n, v in adapter_state(packed).items())
+
+
+def test_the_learning_rates_are_summed_up():
+    examples = encode(ROWS, TOKENIZER, max_length=32)
+    settings = replace(SETTINGS, lr_scheduler_type="linear", learning_rate=0.25)
+    assert train(adapted(), examples, SETTINGS, pad=256, seed=0, steps=3).rate_sum == pytest.approx(0.03)
+    assert train(adapted(), examples, settings, pad=256, seed=0, steps=4).rate_sum == pytest.approx(
+        0.25 * (1 + 0.75 + 0.5 + 0.25)
+    )
+
+
+def test_drift_is_taken_away_after_every_step_with_its_rate():
+    """One step after which nothing depends on the drift but the parameters themselves: they differ by η·drift."""
+    examples = encode(ROWS, TOKENIZER, max_length=32)
+    plain, drifted = adapted(), adapted()
+    drift = {name: torch.full_like(value, 0.5) for name, value in adapter_state(plain).items()}
+    train(plain, examples, SETTINGS, pad=256, seed=0, steps=1)
+    train(drifted, examples, SETTINGS, pad=256, seed=0, steps=1, drift=drift)
+    for name, value in adapter_state(plain).items():
+        assert torch.allclose(adapter_state(drifted)[name], value - 1e-2 * 0.5, atol=1e-7)
+
+
+def test_a_drift_of_zero_changes_nothing():
+    examples = encode(ROWS, TOKENIZER, max_length=32)
+    plain, drifted = adapted(), adapted()
+    drift = {name: torch.zeros_like(value) for name, value in adapter_state(plain).items()}
+    train(plain, examples, SETTINGS, pad=256, seed=0)
+    train(drifted, examples, SETTINGS, pad=256, seed=0, drift=drift)
+    assert all(torch.equal(v, adapter_state(drifted)[n]) for n, v in adapter_state(plain).items())
+
+
+def test_only_what_requires_gradients_is_trained():
+    """As with A frozen: it stays, B moves, and penalty and drift need know nothing of A."""
+    examples = encode(ROWS, TOKENIZER, max_length=32)
+    model = adapted()
+    for name, parameter in adapter_parameters(model).items():
+        parameter.requires_grad_(".lora_B." in name)
+    before = adapter_state(model)
+    seen = set()
+
+    def penalty(parameters):
+        seen.update(parameters)
+        return sum(parameter.square().sum() for parameter in parameters.values())
+
+    drift = {name: torch.ones_like(value) for name, value in before.items() if ".lora_B." in name}
+    train(model, examples, SETTINGS, pad=256, seed=0, penalty=penalty, drift=drift)
+    assert seen == drift.keys()
+    assert all(torch.equal(v, before[n]) is (".lora_A." in n) for n, v in adapter_state(model).items())
+
+
+def test_memory_and_speed_are_told():
+    examples = encode(ROWS, TOKENIZER, max_length=32)
+    done = train(adapted(), examples, SETTINGS, pad=256, seed=0)
+    assert done.tokens_per_second == done.tokens / done.seconds > 0
+    assert done.peak_memory > sum(p.numel() * p.element_size() for p in adapted().parameters())
 
 
 def test_same_seed_same_bits_and_the_global_state_is_untouched():

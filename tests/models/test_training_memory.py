@@ -74,7 +74,8 @@ import torch
 from fedproxy.config import Train
 from fedproxy.models.checkpoints import load_model
 from fedproxy.models.lora import attach
-from fedproxy.models.training import Encoded, train
+from fedproxy.models.encoding import Encoded
+from fedproxy.models.training import train
 
 torch.set_num_threads(2)
 llm, rows, length, checkpointing = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "1"

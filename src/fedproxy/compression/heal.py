@@ -21,12 +21,12 @@ from fedproxy.compression.teacher import ask_teacher, perplexity_of
 from fedproxy.config import HEALING_RATES, Heal
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.models.checkpoints import Tokenizer
+from fedproxy.models.encoding import Encoded
 from fedproxy.models.families import vocabulary
 from fedproxy.models.loading import release
 from fedproxy.models.placement import open_stream
 from fedproxy.models.source import Source, open_source
 from fedproxy.models.text_batches import Batch, batches
-from fedproxy.models.training import Encoded
 from fedproxy.seeds import derive_seed
 
 _MOST_LOSSES = 100

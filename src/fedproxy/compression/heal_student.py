@@ -13,10 +13,10 @@ from fedproxy.checkpoint_files import INDEX, weight_files
 from fedproxy.config import Heal
 from fedproxy.models.checkpoints import load_model, save_checkpoint
 from fedproxy.models.families import blocks
+from fedproxy.models.gradients import bf16_is_fast, suit_attention
 from fedproxy.models.lora import AdaptedModel, adapter_config, adapter_parameters, adapter_state, attach
 from fedproxy.models.merging import merge_adapter
 from fedproxy.models.source import Source
-from fedproxy.models.training import bf16_is_fast, suit_attention
 
 _ALPHA_PER_RANK = 2
 HALF_DONE = "healed"
@@ -40,7 +40,8 @@ class Student:
         self._proxy = proxy
         base: Any = load_model(proxy.path, trust_remote_code=proxy.trust_remote_code)
         self._dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
-        self._attention = suit_attention(base, longest, self.device)
+        self._attention = base.config._attn_implementation
+        suit_attention(base, self._attention, longest, self.device)
         self._blocks = blocks(base)
         if settings.mode == "full" or self.device.type == "cpu":  # where half precision is slow, but for autocast
             base.float()

@@ -14,7 +14,9 @@ from fedproxy.compression.heal_student import Student
 from fedproxy.compression.teacher import Teacher, check_same
 from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, FedproxyError
-from fedproxy.models.training import Encoded, batches, collate
+from fedproxy.models.encoding import Encoded
+from fedproxy.models.layouts import collate
+from fedproxy.models.training import batches
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors, read_header, save_tensors
 

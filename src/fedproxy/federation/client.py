@@ -11,8 +11,9 @@ from fedproxy.federation.messages import Order, Reply, size_in_bytes
 from fedproxy.federation.parcel import PLAIN, wrap_update
 from fedproxy.federation.regularise import SCAFFOLD, penalty
 from fedproxy.federation.regularise.scaffold import client_variate, drift
+from fedproxy.models.encoding import Encoded
 from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state
-from fedproxy.models.training import Encoded, Penalty, train
+from fedproxy.models.training import Penalty, train
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors
 

@@ -13,9 +13,10 @@ from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
 from fedproxy.federation.space import space, trained
 from fedproxy.models.checkpoints import load_tokenizer
+from fedproxy.models.encoding import Encoded, encode
 from fedproxy.models.lora import adapter_state, train_only
 from fedproxy.models.trainable import load_trainable
-from fedproxy.models.training import Encoded, encode, optimizer_steps
+from fedproxy.models.training import optimizer_steps
 from fedproxy.tensors import digest
 
 OnStep = Callable[[int, int, int, float], None]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fedproxy.config import Train
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.families import blocks, linear_layers
-from fedproxy.models.training import EAGER_ATTENTION_UP_TO
+from fedproxy.models.gradients import EAGER_ATTENTION_UP_TO
 
 _FLOAT, _HALF = 4, 2
 _HEAP_UP_TO = 32 << 20

@@ -1,0 +1,104 @@
+"""A client's rows as token ids, made once for all rounds."""
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from fedproxy.errors import ArtifactError, UsageError
+
+_AT_ONCE = 1000
+"""Rows that the tokenizer is given together: fast ones share them out among the processors."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One training example.
+
+    Attributes:
+        ids: Token ids; `encode` keeps them as 32-bit integers.
+        start: Position of the first one that counts in the loss, at least 1.
+    """
+
+    ids: Sequence[int]
+    start: int
+
+    @property
+    def counting(self) -> int:
+        """How many of its tokens count in the loss."""
+        return len(self.ids) - self.start
+
+
+def _pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, completion_only: bool) -> tuple[str, str, bool]:
+    """A row as (prompt, completion, whether the tokenizer may add its special tokens)."""
+    if "messages" in row:
+        if tokenizer.chat_template is None:
+            raise UsageError("The rows hold messages, but the model's tokenizer has no chat template.")
+        messages = row["messages"]
+        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        prompt = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
+        if not whole.startswith(prompt):
+            raise UsageError("The tokenizer's chat template does not repeat the prompt before the last answer.")
+        pair = (prompt, whole[len(prompt) :], False)
+    elif "text" in row:
+        pair = ("", row["text"], True)
+    else:
+        pair = (row["prompt"], row["completion"], True)
+    prompt, completion, special = pair if completion_only else ("", pair[0] + pair[1], pair[2])
+    bare = prompt.rstrip()
+    return bare, prompt[len(bare) :] + completion, special
+
+
+def _tokens(
+    pairs: Sequence[tuple[str, str, bool]], tokenizer: PreTrainedTokenizerBase, special: bool
+) -> Iterator[tuple[list[int], int]]:
+    """Token ids of each prompt with its completion, and how many of them are the prompt's."""
+    if not pairs:
+        return
+    whole = tokenizer([prompt + completion for prompt, completion, _ in pairs], add_special_tokens=special)["input_ids"]
+    prompts = [prompt for prompt, _, _ in pairs if prompt]
+    begun = iter(tokenizer(prompts, add_special_tokens=special)["input_ids"] if prompts else ())
+    for ids, (prompt, _, _) in zip(whole, pairs, strict=True):
+        yield ids, len(next(begun)) if prompt else 0
+
+
+def encode(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    completion_only: bool = True,
+) -> list[Encoded]:
+    """Encode rows in TRL's formats.
+
+    Prompt and completion are encoded together, and the prompt alone tells where the completion begins; trailing
+    spaces of the prompt belong to the completion. That is how the LM evaluation harness encodes what it scores, so
+    that training tokens are scored tokens. The end-of-text token follows each completion. What is longer than
+    `max_length` loses the beginning of its prompt (the harness truncates on the same side), then the end of its
+    completion.
+
+    Raises:
+        UsageError: rows hold messages and the tokenizer has no usable chat template.
+        ArtifactError: no row has a token to learn.
+    """
+    end = tokenizer.eos_token_id
+    encoded = []
+    for begin in range(0, len(rows), _AT_ONCE):
+        pairs = [_pair(row, tokenizer, completion_only) for row in rows[begin : begin + _AT_ONCE]]
+        found = {
+            special: _tokens([pair for pair in pairs if pair[2] is special], tokenizer, special)
+            for special in (True, False)
+        }
+        for _, _, special in pairs:
+            ids, start = next(found[special])
+            if special and end is not None and (not ids or ids[-1] != end):
+                ids.append(end)
+            cut = max(0, min(start, len(ids) - max_length))
+            ids, start = ids[cut:][:max_length], start - cut
+            if len(ids) > max(start, 1):
+                encoded.append(Encoded(array("i", ids), max(start, 1)))
+    if not encoded:
+        raise ArtifactError("No row has a token to learn. Check the rows, and max_length.")
+    return encoded

@@ -1,0 +1,52 @@
+"""The loss of what counts, with the head applied to nothing else."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedproxy.models.layouts import IGNORED
+from fedproxy.models.lora import AdaptedModel
+
+
+@contextlib.contextmanager
+def head_only_at(head: nn.Module, where: torch.Tensor) -> Iterator[None]:
+    """Let the head of a model see some positions alone.
+
+    What a family does to the logits afterwards (a cap, a scale) stays its own.
+
+    Args:
+        head: The model's output embeddings; they turn [rows, tokens, width] into logits.
+        where: The positions, [rows, tokens] of truth values; the logits become [1, positions, vocabulary].
+    """
+
+    def select(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0][where][None], *inputs[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def summed_loss(model: AdaptedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy of the labels, summed over those that count, in float32.
+
+    Args:
+        model: The model, on the device of the batch.
+        batch: `input_ids`, `labels` and what else a layout makes, all [rows, tokens].
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    ahead = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    counts = ahead != IGNORED
+    base: Any = model.get_base_model()
+    head = base.get_output_embeddings()
+    with contextlib.nullcontext() if head is None else head_only_at(head, counts):
+        logits = model(**inputs, use_cache=False).logits
+    if logits.shape[:2] == counts.shape:  # of a model that does not call its head as a module
+        logits = logits[counts]
+    return F.cross_entropy(logits.flatten(0, -2).float(), ahead[counts], reduction="sum")
