@@ -75,7 +75,10 @@ def test_a_run_leaves_what_the_contract_promises(experiment, tmp_path, tiny_chec
     assert read_json(path / "results.json") == json.loads(json.dumps(results))
     record = read_json(path / "rounds" / "0002" / "round.json")
     assert record["analysis"]["names"] == ["colours", "numbers"]
-    assert set(record["clients"]["colours"]) == {"rows", "tokens", "steps", "loss", "seconds", "bytes_up", "bytes_down"}
+    client = record["clients"]["colours"]
+    assert set(client) >= {"rows", "tokens", "steps", "loss", "seconds", "wire", "bytes_up", "bytes_down"}
+    assert client["tokens_per_second"] == pytest.approx(client["tokens"] / client["seconds"])
+    assert client["peak_memory_bytes"] > 10 << 20
     llm = AutoModelForCausalLM.from_pretrained(tiny_checkpoint())
     PeftModel.from_pretrained(llm, path / "fused")
     proxy = AutoModelForCausalLM.from_pretrained(path / "proxy")

@@ -88,7 +88,7 @@ def test_inline_and_by_bytes_end_in_the_same_bits(make, tmp_path, variant):
     assert same_rounds(tmp_path / "inline", tmp_path / "bytes")
     for record in run.rounds:
         for name, found in record["clients"].items():
-            assert found["bytes_up"] < exchange.sent[record["round"], name] < found["bytes_up"] + 4000
+            assert found["bytes_up"] < exchange.sent[record["round"], name] < found["bytes_up"] + 8000
             assert found["peak_memory_bytes"] > 0
 
 
@@ -160,7 +160,7 @@ def test_a_plain_and_a_lossy_wire_learn_alike(make, tmp_path):
     )
     moved = torch.cat([(one[name] - start[name]).flatten() for name in start]).norm()
     apart = torch.cat([(one[name] - other[name]).flatten() for name in start]).norm()
-    assert apart < 0.2 * moved
+    assert apart < 0.5 * moved
 
 
 def test_on_a_frozen_a_only_b_moves_and_travels(make, tmp_path):

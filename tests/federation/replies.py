@@ -23,13 +23,17 @@ def reply(client: str, *values: float, round: int = 1, **changes: Any) -> Reply:
         "loss": 1.0,
         "seconds": 3.0,
         "update": update(*(values or (1, 1, 1))),
+        "rate_sum": 0.5,
+        "size": 12,
     }
     return Reply(client=client, round=round, **{**fields, **changes})
 
 
-def coordinator(clients: Any = ("x", "y"), *, seed: int = 0, records: Any = (), **settings: Any) -> Coordinator:
+def coordinator(
+    clients: Any = ("x", "y"), *, seed: int = 0, records: Any = (), conflict: Any = None, **settings: Any
+) -> Coordinator:
     table = Federate(**{"merge": "mean", "rounds": 2, "quorum": 0.5, **settings})
-    return Coordinator(clients, PHI, table, seed=seed, records=records)
+    return Coordinator(clients, PHI, table, seed=seed, records=records, conflict=conflict)
 
 
 def take(server: Coordinator, answer: Any) -> str | None:

@@ -22,7 +22,7 @@ from fedproxy.federation.protocol import (
     reply_limit,
     take_reply,
 )
-from fedproxy.tensor_files import header_bytes, tensor_bytes
+from fedproxy.tensor_files import DTYPE_NAMES, header_bytes, tensor_bytes
 from fedproxy.tensors import MappedTensors
 from tests.federation.replies import PHI, reply, update
 
@@ -123,7 +123,7 @@ def test_another_version_is_told_so(tmp_path, theirs, monkeypatch):
         decode_order(order)
     (tmp_path / "1").write_bytes(answer)
     with pytest.raises(ArtifactError, match="x speaks " + says):
-        read_reply(tmp_path / "1", "x")
+        read_reply(tmp_path / "1", answer, "x", Order(1, PHI))
 
 
 def order_bytes(tensors=None, **head):
@@ -132,9 +132,8 @@ def order_bytes(tensors=None, **head):
     content = b"".join(bytes(tensor_bytes(tensor)) for tensor in tensors.values())
     whole = {"message": "order", "protocol": PROTOCOL, "version": "1", "sha256": hashlib.sha256(content).hexdigest()}
     whole |= {"round": 2, "voters": 2, "share": 1.0, "wire": "fp32", **head}
-    names = {torch.float32: "F32", torch.uint8: "U8", torch.uint16: "U16", torch.int64: "I64"}
     header = header_bytes(
-        {n: (names[t.dtype], tuple(t.shape)) for n, t in tensors.items()}, {"head": json.dumps(whole)}
+        {n: (DTYPE_NAMES[t.dtype], tuple(t.shape)) for n, t in tensors.items()}, {"head": json.dumps(whole)}
     )
     return header + content
 

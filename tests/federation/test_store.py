@@ -10,7 +10,7 @@ from fedproxy.federation.store import RoundStore
 
 
 def closed(number):
-    return Closed(number, {"w": torch.full((3,), float(number))}, {"w": torch.zeros(3)}, {}, {"round": number})
+    return Closed(number, {"w": torch.full((3,), float(number))}, {"w": torch.zeros(3)}, {}, {}, {"round": number})
 
 
 def test_rounds_come_back_as_stored(tmp_path):
@@ -29,6 +29,14 @@ def test_the_state_of_the_server_optimizer_comes_back_and_is_kept_as_long_as_the
         store.save(replace(closed(number), server_state={"momentum.w": torch.full((3,), number / 2)}), seconds=1)
     assert store.latest().server_state["momentum.w"].tolist() == [1.0, 1.0, 1.0]
     assert [path.name for path in sorted((tmp_path / "0001").iterdir())] == ["round.json"]
+
+
+def test_scaffolds_variate_comes_back_and_a_round_may_have_no_conflict(tmp_path):
+    store = RoundStore(tmp_path)
+    store.save(replace(closed(1), conflict={}, control={"w": torch.full((3,), 0.5)}), seconds=1)
+    last = store.latest()
+    assert (last.conflict, last.server_state, last.control["w"].tolist()) == ({}, {}, [0.5, 0.5, 0.5])
+    assert not (tmp_path / "0001" / "conflict.safetensors").exists()
 
 
 def test_a_half_written_round_does_not_count_and_is_cleared(tmp_path):

@@ -212,7 +212,7 @@ class Server:
 
     def begin(self) -> None:
         self.coordinator.begin(self.coordinator.clients)
-        self.order = self.coordinator.order("evil")
+        self.order = self.coordinator.order(HONEST[0])
 
     def send(self, sender: str, data: bytes) -> str | None:
         self._count += 1

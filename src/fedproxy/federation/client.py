@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from fedproxy.config import Federate, Train
-from fedproxy.errors import ArtifactError
 from fedproxy.federation.client_state import ClientState, Memory
 from fedproxy.federation.messages import Order, Reply, size_in_bytes
 from fedproxy.federation.parcel import PLAIN, wrap_update
@@ -39,10 +38,8 @@ def regularisation(settings: Federate, order: Order, device: torch.device) -> Pe
 
 def _take(order: Order, model: AdaptedModel) -> None:
     """Put the order's adapter into the model; tensors that are not trained keep their values."""
-    trained = {name for name, parameter in adapter_parameters(model).items() if parameter.requires_grad}
-    if missing := sorted(trained - order.adapter.keys()):
-        raise ArtifactError(f"the order: the adapter lacks {len(missing)} tensors that are trained: {missing[:3]}.")
-    set_adapter_state(model, {**adapter_state(model), **order.adapter})
+    frozen = {name: tensor for name, tensor in adapter_parameters(model).items() if not tensor.requires_grad}
+    set_adapter_state(model, {**frozen, **order.adapter})
 
 
 def answer(

@@ -118,8 +118,9 @@ class Coordinator:
         self._start = trained(self._space, adapter if start is None else start)
         self._optimizer, self._options = server_optimizer(settings.server_optimizer, settings.server_options)
         self._most = min(1.0, float(settings.merge_options.get("r0", 1.0)))
-        last = records[-1]["analysis"] if records else {"clients": 0, "names": [], "retention": []}
-        self._voters, self._retention = int(last["clients"]), dict(zip(last["names"], last["retention"], strict=True))
+        last: Mapping[str, Any] = records[-1]["analysis"] if records else {"clients": 0}
+        self._voters = int(last["clients"])
+        self._retention = dict(zip(last.get("names", ()), last.get("retention", ()), strict=True))
         self._attempts: list[dict[str, Any]] = []
         self._open: _Open | None = None
 

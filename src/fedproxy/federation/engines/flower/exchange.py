@@ -107,14 +107,14 @@ class GridExchange:
     def _pushed(self, orders: Mapping[str, Order], nodes: Mapping[str, int], life: float) -> Iterator[tuple[str, str]]:
         """Send the orders, and yield the identifier of each message and whom it went to."""
         clients = sorted(orders, key=lambda name: (id(orders[name]), name))
-        encoded: tuple[Order, ArrayRecord] | None = None
+        encoded: tuple[Order, RecordDict] | None = None
         for begin in range(0, len(clients), PUSHED_AT_ONCE):
             group, messages = clients[begin : begin + PUSHED_AT_ONCE], []
             for name in group:
                 order = orders[name]
                 if encoded is None or encoded[0] is not order:
-                    encoded = order, pack(ORDER, encode_order(order))[ORDER]
-                content = RecordDict({ORDER: encoded[1], TO: ConfigRecord({"client": name})})
+                    encoded = order, pack(ORDER, encode_order(order))
+                content = RecordDict({ORDER: encoded[1][ORDER], TO: ConfigRecord({"client": name})})
                 messages.append(Message(content, nodes[name], "train", ttl=life, group_id=str(order.round)))
             yield from zip(self._grid.push_messages(messages), group, strict=True)
 
