@@ -63,6 +63,26 @@ def memory() -> str:
     return "\n".join(lines)
 
 
+def wire() -> str:
+    """Encodings of updates: size, error, speed."""
+    result = load("wire_speed")
+    lines = ["| encoding | bits a value | relative error | encode, MB/s | decode, MB/s |", "|---" * 5 + "|"]
+    for name, row in result["rows"].items():
+        speeds = [
+            f"{row[way]['median']:,.0f} ({row[way]['least']:,.0f}–{row[way]['most']:,.0f})"
+            for way in ("encode_mb_per_s", "decode_mb_per_s")
+        ]
+        lines.append(f"| {name} | {row['bits']:.2f} | {row['error']:.4f} | {' | '.join(speeds)} |")
+    copies = [row["copy_mb_per_s"]["median"] for row in result["rows"].values()]
+    missed = "" if result["within_limit"] else " **missed**"
+    lines += [
+        "",
+        f"{result['parameters']:,} Gaussian float32 values; MB/s of those values, medians and ranges of {result['repeats']} turns; a plain "
+        f"copy reaches {min(copies):,.0f}–{max(copies):,.0f} MB/s. Limit for int8 and int4, both ways: ≥ {result['limit_mb_per_s']:g} MB/s{missed}.",
+    ]
+    return "\n".join(lines)
+
+
 def training() -> str:
     """Training loop throughput."""
     result = load("training_loop")
@@ -187,6 +207,10 @@ Rendered by `make docs` from `benchmarks/results/*.json`, which `make bench` wri
 Two updates of ten million float32 parameters, file to file.
 
 {memory()}
+
+## Encodings of updates (`benchmarks/wire_speed.py`)
+
+{wire()}
 
 ## Compress and fuse at 7B (`benchmarks/large_model.py`)
 

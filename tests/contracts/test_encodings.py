@@ -54,9 +54,14 @@ def flat(tensors):
     return torch.cat([torch.empty(0), *(tensors[name].reshape(-1).float() for name in sorted(tensors))])
 
 
+def value_code(name, given):
+    """How the values that are sent are written."""
+    return encoding(name, given)[1].values if name == "top-k" else name
+
+
 def step(name, given, tensors):
     """The largest step of each value's tensor, over the whole vector."""
-    factor = STEPS[encoding(name, given)[1].values if name == "top-k" else name]
+    factor = STEPS[value_code(name, given)]
     return flat(
         {key: torch.full_like(t, factor * float(t.abs().max()) if t.numel() else 0) for key, t in tensors.items()}
     )
@@ -118,9 +123,9 @@ def test_another_seed_changes_nothing_or_only_what_the_mean_over_seeds_restores(
 
 def test_encodings_in_steps_draw_and_others_do_not():
     tensors = made(4)
-    for name, given in CASES:
-        same = equal(encoded(name, given, tensors, 1), encoded(name, given, tensors, 2))
-        assert same == ("int" not in str(given.get("values", "int8") if name == "top-k" else name))
+    for name, chosen in CASES:
+        same = equal(encoded(name, chosen, tensors, 1), encoded(name, chosen, tensors, 2))
+        assert same == (value_code(name, chosen) in ("fp32", "bf16"))
 
 
 @cases
@@ -242,11 +247,10 @@ def test_any_bytes_give_finite_tensors_or_are_refused(name, given, data):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     try:
         found = decoded(name, given, {**parts, part: raw.view(parts[part].dtype)}, shapes_of(tensors))
-    except ArtifactError as error:
-        assert str(error).startswith("bank: ")
-    else:
-        assert shapes_of(found) == shapes_of(tensors)
-        assert flat(found).isfinite().all()
+    except ArtifactError:
+        return
+    assert shapes_of(found) == shapes_of(tensors)
+    assert flat(found).isfinite().all()
 
 
 def test_a_row_and_its_name_agree():

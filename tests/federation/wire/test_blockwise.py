@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.splitmix64 import splitmix64
@@ -92,6 +94,21 @@ def test_steps_are_finite_cover_the_largest_value_and_are_no_coarser_than_they_m
     assert step <= largest / levels * (1 + 2**-7) + 2.0**-133
     found = decoded(blockwise(bits, 32), parts, 2).double()
     assert ((found - torch.tensor([largest, -largest / 3]).double()).abs() <= step * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@given(
+    values=st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=70),
+    key=st.integers(0, (1 << 63) - 1),
+)
+@settings(deadline=None)
+def test_no_value_is_off_by_more_than_its_blocks_step(bits, values, key):
+    code, exact = blockwise(bits, 32), torch.tensor(values, dtype=torch.float64)
+    parts = code.encode(exact.float(), key)
+    found = decoded(code, parts, len(values)).double()
+    steps = parts["scales"].double().repeat_interleave(32)[: len(values)]
+    assert found.isfinite().all()
+    assert ((found - exact).abs() <= steps * (1 + 1e-6)).all()
 
 
 def test_a_block_of_zeros_has_no_step():

@@ -63,15 +63,14 @@ def test_bytes_that_are_accepted_are_those_that_packing_gives(bits, count, data)
     packed = torch.tensor(list(data.draw(st.binary(min_size=size, max_size=size))), dtype=torch.uint8)
     try:
         values = unpack(packed, count, bits, "x")
-    except ArtifactError as error:
-        assert str(error) == "x: a bit beyond the last value is set."
-    else:
-        assert torch.equal(pack(values.long(), bits), packed)
+    except ArtifactError:
+        return
+    assert torch.equal(pack(values.long(), bits), packed)
 
 
 @pytest.mark.parametrize("packed", [torch.zeros(1), torch.zeros(2, dtype=torch.int8), torch.zeros(1, 2)])
 def test_other_lengths_and_types_are_refused(packed):
-    with pytest.raises(ArtifactError, match="x is .*; 3 values of 4 bits take 2 bytes"):
+    with pytest.raises(ArtifactError, match=r"x is .*; 3 values of 4 bits take 2 bytes"):
         unpack(packed, 3, 4, "x")
 
 
@@ -97,5 +96,5 @@ def test_levels_beyond_the_most_are_refused():
         unpack_levels(pack_levels(torch.tensor([7]), 7), torch.Size((1,)), 4, "x")
     with pytest.raises(ArtifactError, match=r"x: a bit beyond the last value is set"):
         unpack_levels(torch.tensor([0b1000], dtype=torch.uint8), torch.Size((1,)), 4, "x")
-    with pytest.raises(AssertionError, match="between 0 and 5, not in 0 ... 4"):
+    with pytest.raises(AssertionError, match=r"between 0 and 5, not in 0 \.\.\. 4"):
         pack_levels(torch.tensor([0, 5]), 4)

@@ -68,11 +68,10 @@ def test_bytes_that_are_accepted_are_those_that_encoding_gives(data, total):
         raw[data.draw(st.integers(0, size - 1))] ^= 1 << data.draw(st.integers(0, 7))
     try:
         found = decode_positions(raw, count, total, "x")
-    except ArtifactError as error:
-        assert str(error).startswith("x: ")
-    else:
-        assert len(found) == count
-        assert torch.equal(encode_positions(mask(total, found)), raw)
+    except ArtifactError:
+        return
+    assert len(found) == count
+    assert torch.equal(encode_positions(mask(total, found)), raw)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
 
 with L = 127 (int8) or 7 (int4) and u uniform in 0 ... 1, so E[x̂] = x. The draws are those of SplitMix64 at the value's
 index, so they depend neither on chunks nor on threads, and not on torch's generator. u has 23 bits and x/s those of
-float32: the expectation is within 2^-17 of a step. A multiple of the step, zero among them, comes back exactly.
+float32: the expectation is within 2^-17 of a step. A multiple of the step, zero among them, comes back exactly. q·s has
+15 bits at most, so it is exact in float32 and the same on every machine.
 
 Reference: Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding", 2017, Section
 3.1 (random rounding; there with the norm of the whole vector for a step). Dettmers et al., "8-bit Optimizers via
