@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -10,6 +11,7 @@ from fedproxy.config import Federate
 from fedproxy.errors import FederationError
 from fedproxy.federation.coordinator import Coordinator, QuorumError
 from fedproxy.federation.messages import Refusal
+from fedproxy.federation.protocol import decode_order, encode_order
 from fedproxy.federation.reply_checks import strikes
 from tests.federation.replies import PHI, coordinator, reply, take, update
 
@@ -373,3 +375,129 @@ def test_bytes_count_adapter_conflict_levels_and_update():
         record = server.close().record["clients"]["x"]
         assert (record["bytes_up"], record["bytes_down"]) == (12, 12 + 2 * (round - 1))
         # the conflict of one client, a bit each, takes a byte of each tensor
+
+
+def test_scaffold_sends_the_variate_that_the_replies_made():
+    """R = 0.5 a client: after round 1 c is the mean of -τ/R, and φ moves by the mean of τ."""
+    server = coordinator(regulariser="scaffold")
+    server.begin("xy")
+    assert server.order("x").control is None
+    take(server, reply("x", 1, 0, 0))
+    take(server, reply("y", 0, 3, 0))
+    closed = server.close()
+    assert closed.control["a"].tolist() == [-1.0, -3.0]
+    server.begin("xy")
+    assert torch.equal(server.order("y").control["a"], closed.control["a"])
+    assert server.order("y").conflict is None  # nobody looks at it
+    resumed = coordinator(regulariser="scaffold", records=[closed.record])
+    assert resumed.completed == 1
+
+
+def test_without_scaffold_there_is_no_variate():
+    server = coordinator()
+    server.begin("xy")
+    take(server, reply("x"))
+    take(server, reply("y"))
+    assert server.close().control == {}
+
+
+@pytest.mark.parametrize("rate_sum", [0.0, 1e-30, 1e6])
+def test_a_sum_of_learning_rates_that_cannot_be_is_left_out(rate_sum):
+    server = coordinator("xyz", regulariser="scaffold")
+    server.begin("xyz")
+    take(server, reply("x", rate_sum=rate_sum))
+    take(server, reply("y"))
+    take(server, reply("z"))
+    closed = server.close()
+    assert list(closed.record["clients"]) == ["y", "z"]
+    assert closed.control["a"].tolist() == pytest.approx([-4 / 3, -4 / 3])  # of three clients two replied, τ/R = 2
+
+
+def test_clients_get_one_order_unless_something_differs():
+    server = coordinator("xyz")
+    server.begin("xyz")
+    assert server.order("x") is server.order("y") is server.order("z")
+
+
+def test_top_k_sends_each_client_its_retention_of_the_round_before():
+    options = {"merge": "h-ties", "merge_options": {"r0": 0.6, "delta": 0.4}, "wire": "top-k"}
+    server = coordinator("xyz", **options)
+    server.begin("xyz")
+    assert {server.order(name).share for name in "xyz"} == {0.6}
+    for name, values in (("x", (1, 0, 0)), ("y", (1, 0.1, 0)), ("z", (-1, 0, 3))):
+        take(server, reply(name, *values))
+    closed = server.close()
+    kept = dict(zip(closed.record["analysis"]["names"], closed.record["analysis"]["retention"], strict=True))
+    assert kept["z"] < kept["x"] <= 0.6
+    resumed = coordinator("xyz", records=[json.loads(json.dumps(closed.record))], **options)
+    for follower in (server, resumed):
+        follower.begin("xyz")
+        assert {name: follower.order(name).share for name in "xyz"} == pytest.approx(kept)
+
+
+PAIR = {
+    "l.lora_A.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]]),
+    "l.lora_B.weight": torch.tensor([[3.0, 0.0], [0.0, 1.0]]),
+}
+
+
+def pair_server(space, ranks=None, **settings):
+    table = Federate(**{"merge": "mean", "rounds": 2, "quorum": 1.0, "regulariser": "none", "space": space, **settings})
+    return Coordinator(("x", "y"), PAIR, table, ranks=ranks)
+
+
+def answers(server, changes):
+    for name in server.asked:
+        given = server.order(name).adapter
+        update = {key: torch.full_like(tensor, changes[name]) for key, tensor in given.items()}
+        take(server, dataclasses.replace(reply(name), update=update))
+    return server.close()
+
+
+def test_on_a_frozen_a_only_b_is_sent_and_changed():
+    server = pair_server("frozen-a")
+    server.begin("xy")
+    assert server.order("x").adapter.keys() == {"l.lora_B.weight"}
+    closed = answers(server, {"x": 1.0, "y": 3.0})
+    assert torch.equal(closed.adapter["l.lora_A.weight"], PAIR["l.lora_A.weight"])
+    assert torch.equal(closed.adapter["l.lora_B.weight"], PAIR["l.lora_B.weight"] + 2.0)
+    assert closed.conflict.keys() == {"l.lora_B.weight"}
+
+
+def test_in_the_product_space_the_mean_is_that_of_the_products():
+    server = pair_server("product")
+    server.begin("xy")
+    closed = answers(server, {"x": 0.5, "y": -0.5})
+    a, b = PAIR["l.lora_A.weight"], PAIR["l.lora_B.weight"]
+    expected = ((b + 0.5) @ (a + 0.5) + (b - 0.5) @ (a - 0.5)) / 2
+    product = closed.adapter["l.lora_B.weight"] @ closed.adapter["l.lora_A.weight"]
+    assert torch.allclose(product, expected, atol=1e-5)
+    assert closed.conflict == {}
+
+
+def test_a_client_of_lower_rank_gets_the_best_adapter_of_its_rank():
+    server = pair_server("product", ranks={"x": 1})
+    server.begin("xy")
+    low, full = server.order("x").adapter, server.order("y").adapter
+    assert (low["l.lora_A.weight"].shape, low["l.lora_B.weight"].shape) == ((1, 2), (2, 1))
+    assert torch.allclose(
+        low["l.lora_B.weight"] @ low["l.lora_A.weight"], torch.tensor([[3.0, 0.0], [0.0, 0.0]]), atol=1e-6
+    )
+    assert torch.equal(full["l.lora_A.weight"], PAIR["l.lora_A.weight"])
+    closed = answers(server, {"x": 0.0, "y": 0.0})
+    product = closed.adapter["l.lora_B.weight"] @ closed.adapter["l.lora_A.weight"]
+    assert torch.allclose(product, PAIR["l.lora_B.weight"] @ PAIR["l.lora_A.weight"], atol=1e-5)
+
+
+@pytest.mark.parametrize("wire", ["bf16", "int8", "int4"])
+def test_what_clients_read_of_an_encoded_adapter_is_what_their_update_is_held_against(wire):
+    start = {name: torch.randn(3, 4, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("ab")}
+    moved = {name: tensor + 0.1 * tensor.sin() for name, tensor in start.items()}
+    server = Coordinator(("x",), moved, Federate(wire_down=wire, rounds=2), start=start)
+    server.begin("x")
+    order = server.order("x")
+    read = decode_order(encode_order(order), start, wire)
+    assert all(torch.equal(read.adapter[name], order.adapter[name]) for name in start)
+    error = max(float((read.adapter[name] - moved[name]).abs().max()) for name in start)
+    assert 0 < error < {"bf16": 1e-3, "int8": 2e-3, "int4": 3e-2}[wire]
+    assert all(torch.equal(server.adapter[name], moved[name]) for name in start)  # the server's own stays exact

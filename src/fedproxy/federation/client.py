@@ -86,7 +86,7 @@ def answer(
         pad=pad,
         seed=derive_seed(seed, "train", order.round, name),
         penalty=regularisation(federate_settings, order, device),
-        drift=drift(order.control, memory.control) if scaffold else None,
+        drift=(drift(order.control, memory.control) or None) if scaffold else None,
         on_step=on_step,
     )
     trained = adapter_state(model)

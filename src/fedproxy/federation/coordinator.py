@@ -25,7 +25,7 @@ from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, or
 from fedproxy.federation.parcel import PLAIN, wrap_adapter
 from fedproxy.federation.regularise import PCR, SCAFFOLD
 from fedproxy.federation.regularise.scaffold import server_variate
-from fedproxy.federation.reply_checks import checked_norm, outliers, strikes
+from fedproxy.federation.reply_checks import checked_norm, odd_rates, outliers, strikes
 from fedproxy.federation.server_optimizer import server_optimizer
 from fedproxy.federation.space import space, trained
 from fedproxy.federation.wire import TOP_K
@@ -286,7 +286,11 @@ class Coordinator:
             QuorumError: fewer valid replies than needed.
         """
         state, self._open = self._current(), None
-        for name, reason in outliers(state.norms, self.settings.max_norm_ratio).items():
+        odd = outliers(state.norms, self.settings.max_norm_ratio)
+        if self.settings.regulariser == SCAFFOLD:
+            rates = {name: reply.rate_sum / reply.steps for name, reply in state.replies.items()}
+            odd = odd_rates(rates, self.settings.max_norm_ratio) | odd
+        for name, reason in odd.items():
             del state.replies[name]
             self._fault(state, name, "invalid", reason)
         if len(state.replies) < state.needed:
