@@ -8,7 +8,17 @@ from safetensors.torch import save_file
 
 from fedproxy.errors import ArtifactError
 from fedproxy.tensor_files import read_header
-from fedproxy.tensors import MappedTensors, Span, check_finite, check_layout, chunks, parameter_count, stacked
+from fedproxy.tensors import (
+    ComputedTensors,
+    MappedTensors,
+    Span,
+    check_finite,
+    check_layout,
+    chunks,
+    outline,
+    parameter_count,
+    stacked,
+)
 
 
 def vector(tensors):
@@ -69,6 +79,28 @@ def test_check_finite_names_client_tensor_and_place(bad):
     tensors = {"a": torch.zeros(3), "b": torch.tensor([[0.0, 1.0], [bad, 0.0]])}
     with pytest.raises(ArtifactError, match=r"bank: b holds a NaN or Inf \(flat index 2\)"):
         check_finite(tensors, "bank")
+
+
+def test_computed_tensors_are_computed_when_touched_and_not_for_their_shapes():
+    made = []
+
+    def compute(name):
+        made.append(name)
+        return torch.full((2, 3), float(name))
+
+    tensors = ComputedTensors({name: outline((2, 3), torch.float32, torch.device("cpu")) for name in "12"}, compute)
+    assert parameter_count(tensors) == 12
+    assert (list(tensors), len(tensors), "1" in tensors, "3" in tensors) == (["1", "2"], 2, True, False)
+    with pytest.raises(KeyError):
+        tensors["3"]
+    assert list(chunks(tensors, 9)) == list(chunks({name: torch.zeros(2, 3) for name in "12"}, 9))
+    check_layout(tensors, {name: torch.zeros(2, 3) for name in "12"}, "bank")
+    assert made == []
+    assert vector(tensors).tolist() == [1.0] * 6 + [2.0] * 6
+    assert made == ["1", "2"]
+    for _ in stacked([tensors], 4):
+        pass
+    assert made == ["1", "2", "1", "2"]
 
 
 def test_mapped_tensors_equal_the_saved_and_never_change_the_file(tmp_path):

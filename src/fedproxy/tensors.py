@@ -204,11 +204,14 @@ class ComputedTensors(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if self._last is None or self._last[0] != name:
-            if name not in self.outlines:
+            if name not in self:
                 raise KeyError(name)
             self._last = None  # given back before the next one is made
             self._last = (name, self._compute(name))
         return self._last[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.outlines
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.outlines)

@@ -81,7 +81,7 @@ def _leading_tall(matrix: torch.Tensor, count: int) -> Triplets:
         gain = captured - before
         if gain <= max(GAIN * (total - captured), ROUNDING * total) or basis.shape[1] == columns:
             break
-        image /= torch.linalg.vector_norm(image)  # MᵀM itself would leave float32's range where M is tiny
+        image /= image.abs().max()  # MᵀM itself would leave float32's range where M is tiny
         block = (matrix.T @ image).double()[:, : columns - basis.shape[1]]
         for _ in range(2):
             block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
