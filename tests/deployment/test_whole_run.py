@@ -1,5 +1,6 @@
 """Real processes of one owner and three data owners end in the bits of the engine inline; only the proxy leaves."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,23 @@ def test_without_keys_beyond_loopback_only_by_force(one: Federation) -> None:
 def test_the_simulation(one: Federation) -> None:
     one.federate("simulated", "--engine", "simulation").ends()
     check_run(one, "simulated")
+
+
+def test_encoded_updates_over_tls(federation: Callable[..., Federation]) -> None:
+    options = {"wire_options.share": 0.5, "wire_options.values": "int4"}
+    two = federation(rows=8, rounds=2, quorum=3, wire="top-k", wire_down="int8", **options)
+    two.federate("inline").ends()
+    for out, flags, wire in (("tls", (), "top-k"), ("mixed", ("--wire", "bf16"), "fp32")):
+        owner = two.serve(out)
+        clients = [two.join(name, *(flags if name == "animals" else ())) for name in WORDS]
+        owner.ends()
+        for client in clients:
+            client.ends()
+        for number in (1, 2):
+            sent = two.record(out, number)["clients"]
+            assert {name: reply["wire"] for name, reply in sent.items()} == dict.fromkeys(WORDS, "top-k") | {
+                "animals": wire
+            }
+            assert wire == "top-k" or sent["numbers"]["bytes_up"] < sent["animals"]["bytes_up"] / 6
+    assert two.adapter("tls") == two.adapter("inline")
+    assert two.adapter("mixed") != two.adapter("inline")

@@ -45,7 +45,7 @@ def test_rounding_follows_the_published_draws():
 def test_the_chunk_does_not_matter(bits, monkeypatch):
     values = torch.randn(5001, generator=torch.Generator().manual_seed(1))
     whole = blockwise(bits, 128).encode(values, 5)
-    monkeypatch.setattr(module, "_CHUNK", 256)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 256)
     pieces = blockwise(bits, 128).encode(values, 5)
     assert all(torch.equal(whole[part], pieces[part]) for part in whole)
 

@@ -51,7 +51,7 @@ def test_what_was_packed_is_unpacked(bits, data):
 def test_the_chunk_does_not_matter(bits, monkeypatch):
     values = torch.randint(1 << bits, (1003,), generator=torch.Generator().manual_seed(bits))
     packed = pack(values, bits)
-    monkeypatch.setattr(packing, "_CHUNK", 64)
+    monkeypatch.setattr(packing, "CHUNK_ELEMENTS", 64)
     assert torch.equal(pack(values, bits), packed)
     assert torch.equal(unpack(packed, 1003, bits, "x").long(), values)
 

@@ -22,12 +22,11 @@ from fedproxy.federation.splitmix64 import splitmix64
 from fedproxy.federation.wire.contract import Code, Parts, Sizes
 from fedproxy.federation.wire.dense import dense
 from fedproxy.federation.wire.packing import pack, packed_bytes, unpack
-from fedproxy.tensors import Tensors
+from fedproxy.tensors import CHUNK_ELEMENTS, Tensors
 
 Block = Literal[32, 64, 128, 256]
 """Values that share a step. The error for the same bytes was least at 128, on Gaussian values and on LoRA updates."""
 
-_CHUNK = 1 << 16
 _DRAWN_BITS = 23
 
 
@@ -47,7 +46,7 @@ def blockwise(bits: Literal[4, 8], block: int) -> Code:
 
     Args:
         bits: Of a multiple, -L ... L with L = 2^(bits-1) - 1; four are packed as q + 7, two a byte.
-        block: Values that share a step, which divide 2^16.
+        block: Values that share a step, a power of two.
     """
     levels = (1 << (bits - 1)) - 1
     largest = _largest_step(levels)
@@ -59,8 +58,8 @@ def blockwise(bits: Literal[4, 8], block: int) -> Code:
     def encode(values: torch.Tensor, key: int) -> Parts:
         multiples = torch.empty(len(values), dtype=torch.int8)
         steps = torch.empty(-(-len(values) // block), dtype=torch.bfloat16)
-        for start in range(0, len(values), _CHUNK):
-            some = values[start : start + _CHUNK]
+        for start in range(0, len(values), CHUNK_ELEMENTS):
+            some = values[start : start + CHUNK_ELEMENTS]
             blocks = torch.nn.functional.pad(some, (0, -len(some) % block)).view(-1, block)
             step = _steps(blocks.abs().amax(dim=1), levels, largest)
             steps[start // block : start // block + len(step)] = step

@@ -9,9 +9,13 @@ from math import prod
 import torch
 
 from fedproxy.errors import ArtifactError
+<<<<<<< HEAD
+=======
+from fedproxy.federation.messages import level_dtype
+from fedproxy.tensors import CHUNK_ELEMENTS
+>>>>>>> wire
 
 _BYTE = 8
-_CHUNK = 1 << 16
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -37,8 +41,8 @@ def pack(values: torch.Tensor, bits: int) -> torch.Tensor:
         return torch.cat([(values & 0xFF).to(torch.uint8), pack(values >> _BYTE, bits - _BYTE)])
     count = len(values)
     packed = torch.zeros(-(-count // _BYTE), bits, dtype=torch.uint8)
-    for start in range(0, count if bits else 0, _CHUNK):
-        eights = _words(values[start : start + _CHUNK], bits).view(torch.uint8).view(-1, _BYTE)
+    for start in range(0, count if bits else 0, CHUNK_ELEMENTS):
+        eights = _words(values[start : start + CHUNK_ELEMENTS], bits).view(torch.uint8).view(-1, _BYTE)
         packed[start // _BYTE : start // _BYTE + len(eights)] = eights[:, :bits]
     return packed.view(-1)[: packed_bytes(count, bits)]
 
@@ -77,8 +81,8 @@ def unpack(packed: torch.Tensor, count: int, bits: int, where: str) -> torch.Ten
     if bits > _BYTE:
         return packed[:count].long() | unpack(packed[count:], count, bits - _BYTE, where).long() << _BYTE
     values = torch.zeros(-(-count // _BYTE) * _BYTE, dtype=torch.uint8)
-    for start in range(0, len(values) if bits else 0, _CHUNK):
-        some = values[start : start + _CHUNK].view(-1, _BYTE)
+    for start in range(0, len(values) if bits else 0, CHUNK_ELEMENTS):
+        some = values[start : start + CHUNK_ELEMENTS].view(-1, _BYTE)
         piece = packed[start // _BYTE * bits : (start // _BYTE + len(some)) * bits]
         eights = torch.zeros(len(some), _BYTE, dtype=torch.uint8)
         whole = len(piece) // bits
