@@ -23,7 +23,7 @@ from fedproxy.tensors import Tensors, check_layout
 
 
 def drift(server: Tensors | None, own: Tensors | None) -> dict[str, torch.Tensor]:
-    """c - c_k, what a client adds to the direction of each of its steps.
+    """C - c_k, what a client adds to the direction of each of its steps.
 
     Args:
         server: c, float32; none before the first round.

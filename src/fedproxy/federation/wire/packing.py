@@ -9,11 +9,7 @@ from math import prod
 import torch
 
 from fedproxy.errors import ArtifactError
-<<<<<<< HEAD
-=======
-from fedproxy.federation.messages import level_dtype
 from fedproxy.tensors import CHUNK_ELEMENTS
->>>>>>> wire
 
 _BYTE = 8
 
