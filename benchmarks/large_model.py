@@ -106,7 +106,9 @@ def do_score(llm: str, text: str) -> dict[str, float]:
         assert [batch.input_ids.shape for batch in tokens] == [(SAMPLES, TOKENS)]
         passages = [stream.enter(batch.input_ids, batch.attention_mask) for batch in tokens]
         most = len(stream) - len(uniform_blocks(Path(llm)))
-        SCORES["block-influence"].score(stream, passages, most=most, seed=0, progress=lambda done: None)
+        SCORES["block-influence"].score(
+            stream, passages, most=most, among=range(len(stream)), seed=0, progress=lambda done: None
+        )
 
     return timed(work)
 

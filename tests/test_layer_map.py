@@ -1,7 +1,7 @@
 import pytest
 
 from fedproxy import layer_map
-from fedproxy.errors import ArtifactError
+from fedproxy.errors import ArtifactError, UsageError
 
 PREFIX = "base_model.model."
 
@@ -37,3 +37,10 @@ def test_rekey_moves_the_block_number_and_nothing_else(path: str, rest: str) -> 
 def test_rekey_refuses_what_is_no_tensor_of_a_mapped_block(name: str) -> None:
     with pytest.raises(ArtifactError, match="adapter tensor"):
         layer_map.rekey(name, [0, 3], "model.layers")
+
+
+def test_negative_block_numbers_count_from_the_end() -> None:
+    assert layer_map.block_numbers([-1, 0, 5, 1, -2], 6) == [0, 1, 4, 5]
+    for wrong in (6, -7):
+        with pytest.raises(UsageError, match="from -6 to 5"):
+            layer_map.block_numbers([0, wrong], 6)

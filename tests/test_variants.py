@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 import fedproxy
+from fedproxy.artifacts import Manifest, read_json
 from fedproxy.errors import ConfigError, FederationError, UsageError
 from fedproxy.federation import client
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.session import Session
 from fedproxy.federation.store import RoundStore
+from fedproxy.layer_map import split_name
 from fedproxy.pipeline import prepare, read_experiment
 from fedproxy.simulation import LocalClients
 from fedproxy.tuning import client_names, open_run, tune
@@ -241,3 +243,23 @@ def test_first_values_that_differ_from_the_servers_are_noticed_where_they_matter
     for changes in ({}, {"wire_down": "fp32", "space": "frozen-a"}):
         with pytest.raises(FederationError, match="first values are others"):
             session(**changes)
+
+
+def test_only_the_blocks_that_train_are_sent_returned_and_plugged_in(make, tmp_path):
+    experiment = make('regulariser = "none"\nmerge = "mean"\n')
+    experiment.write_text(experiment.read_text().replace("[train]\n", "[train]\nblocks = [0, -1]\n"))
+    fedproxy.federate(experiment, tmp_path / "run")
+    path = tmp_path / "run"
+    layers = Manifest.read(path / "proxy").layer_map
+    fedproxy.fuse(read_experiment(experiment).llm.path, path / "adapter", tmp_path / "fused")
+    for file, wanted in (
+        (path / "rounds" / "0003" / "adapter.safetensors", {0, len(layers) - 1}),
+        (path / "adapter" / "adapter_model.safetensors", {0, len(layers) - 1}),
+        (tmp_path / "fused" / "adapter_model.safetensors", {layers[0], layers[-1]}),
+    ):
+        assert {split_name(name)[1] for name in load_file(file)} == wanted
+    config = read_json(tmp_path / "fused" / "adapter_config.json")
+    assert config["layers_to_transform"] == [layers[0], layers[-1]]
+    experiment.write_text(experiment.read_text().replace("[0, -1]", "[3]"))
+    with pytest.raises(UsageError, match="3 blocks"):
+        fedproxy.federate(experiment, tmp_path / "no")

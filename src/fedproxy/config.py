@@ -46,10 +46,24 @@ class LLM:
 
 @dataclass(frozen=True)
 class Compress:
-    """[compress]: how the LLM becomes the proxy (DESIGN Eq. 4)."""
+    """[compress]: how the LLM becomes the proxy (DESIGN Eq. 4).
+
+    Attributes:
+        remove: Share of the LLM's blocks that is removed, rounded down to whole blocks.
+        score: Name of the score of the blocks.
+        keep_first: Blocks at the beginning of the LLM that are kept whatever they score.
+        keep_last: Blocks at its end, likewise.
+        calibration: Public text to score the blocks on.
+        samples: Documents drawn from it.
+        max_length: Tokens of a document at most.
+        batch_size: Documents in one forward pass.
+        placement: Where the LLM is run: "memory", "stream" (one block at a time from its files), or "auto".
+    """
 
     remove: float = _share(0.5)
     score: str = "block-influence"
+    keep_first: int = _not_negative(0)
+    keep_last: int = _not_negative(0)
     calibration: str = ""
     samples: int = _positive(512)
     max_length: int = limited(512, lambda v: v >= 2, "2 or more")
@@ -79,6 +93,9 @@ class Heal:
         held_out: Documents that are not trained on, to measure perplexity on; at most a quarter of all.
         lora_r: Rank in mode "lora".
         save_every: Steps between two savings of the state that a killed run goes on from.
+        spare_ends: Whether the blocks that [compress] keep_first and keep_last name stay as they are in the LLM.
+        realign_steps: Steps of the same teaching before every round but the first, now of the LLM with what the clients
+            learned so far plugged in, for the proxy blocks that [train] blocks leaves out. Engine inline only.
     """
 
     steps: int = _not_negative(0)
@@ -93,6 +110,8 @@ class Heal:
     held_out: int = _positive(64)
     lora_r: int = _positive(64)
     save_every: int = _positive(50)
+    spare_ends: bool = False
+    realign_steps: int = _not_negative(0)
 
     @property
     def highest_rate(self) -> float:
@@ -132,7 +151,12 @@ class Partition:
 
 @dataclass(frozen=True)
 class Train:
-    """[train]: local training. Names that SFTConfig has too mean the same here."""
+    """[train]: local training. Names that SFTConfig has too mean the same here.
+
+    Attributes:
+        blocks: Which blocks of the proxy train: "all", or their numbers, of which negative ones count from the end, as
+            in [0, 1, -2, -1] for the first and the last two.
+    """
 
     epochs: float = _positive(1.0)
     max_steps: int | None = _positive(None)
@@ -156,6 +180,9 @@ class Train:
     lora_alpha: float = _positive(64.0)
     lora_dropout: float = _share(0.1)
     lora_targets: str | list[str] = "all-linear"
+    blocks: Literal["all"] | list[int] = field(
+        default="all", metadata={"rule": lambda v: len(v) > 0, "says": '"all", or at least one number'}
+    )
 
 
 def _duration(default: str, optional: bool = False) -> Any:

@@ -7,7 +7,7 @@ The LoRA tensor of block i of a model whose blocks live at `model.layers` is cal
 import re
 from collections.abc import Sequence
 
-from fedproxy.errors import ArtifactError
+from fedproxy.errors import ArtifactError, UsageError
 
 ADAPTER_PREFIX = "base_model.model."
 _WORDS = r"[^0-9.][^.]*(?:\.[^0-9.][^.]*)*"
@@ -65,3 +65,22 @@ def rekey(name: str, layer_map: Sequence[int], blocks_path: str) -> str:
             "Was the adapter re-keyed already?"
         )
     return f"{ADAPTER_PREFIX}{path}.{layer_map[block]}.{rest}"
+
+
+def block_numbers(chosen: Sequence[int], count: int) -> list[int]:
+    """The blocks that numbers mean, rising and once each; negative ones count from the end.
+
+    Args:
+        chosen: Block numbers.
+        count: How many blocks there are.
+
+    Raises:
+        UsageError: there is no such block.
+
+    Example:
+        >>> block_numbers([0, 1, -2, -1], 6)
+        [0, 1, 4, 5]
+    """
+    if wrong := [number for number in chosen if not -count <= number < count]:
+        raise UsageError(f"blocks {wrong}: there are {count} blocks; give numbers from {-count} to {count - 1}.")
+    return sorted({number % count for number in chosen})

@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from fedproxy.run_directory import RunDirectory, environment
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import read_header
 from fedproxy.tuning import (
+    ALIGNED,
     OnProgress,
     adapter_manifest,
     begin,
@@ -39,6 +40,7 @@ from fedproxy.tuning import (
     encode_clients,
     load_proxy,
     tune_inline,
+    write_aligned,
 )
 
 if TYPE_CHECKING:
@@ -123,6 +125,8 @@ def _compress(experiment: Experiment, out: Path, on_progress: OnProgress, on_she
         remove=settings.remove,
         calibration=settings.calibration,
         score=settings.score,
+        keep_first=settings.keep_first,
+        keep_last=settings.keep_last,
         samples=settings.samples,
         max_length=settings.max_length,
         batch_size=settings.batch_size,
@@ -208,8 +212,13 @@ def prepare(
     on_progress: OnProgress | None = None,
     on_sheet: OnSheet | None = None,
 ) -> RunDirectory:
-    """Begin a run: the proxy and the fresh adapter; arguments and errors are those of `federate`."""
+    """Begin a run that is carried elsewhere: the proxy and the fresh adapter; arguments and errors as of `federate`."""
     experiment = read_experiment(experiment)
+    if experiment.heal.realign_steps:
+        raise UsageError(
+            f"[heal] realign_steps = {experiment.heal.realign_steps} changes the proxy between rounds, which only "
+            "the engine inline can. Choose it, or 0."
+        )
     directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
     _proxy(experiment, directory, on_progress or _silent, on_sheet)
     begin(experiment, directory)
@@ -234,6 +243,7 @@ def _federate(
     if not (directory.path / "adapter").is_dir():
         with directory.stage("federate"):
             tune_inline(experiment, directory, rows, on_progress)
+    write_aligned(directory)
     on_progress("federate", 1.0, "adapter written")
 
 
@@ -245,11 +255,12 @@ def _centralized(
     tokenizer = load_tokenizer(llm, trust_remote_code=experiment.llm.trust_remote_code)
     examples = encode_clients(rows, tokenizer, experiment)
     steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
-    model = load_proxy(experiment, llm)
+    settings = replace(experiment.train, blocks="all")
+    model = load_proxy(replace(experiment, train=settings), llm)
     train(
         model,
         [example for name in sorted(examples) for example in examples[name]],
-        experiment.train,
+        settings,
         pad=tokenizer.pad_token_id,
         seed=derive_seed(experiment.seed, "centralized"),
         steps=steps,
@@ -356,10 +367,11 @@ def _evaluate(experiment: Experiment, directory: RunDirectory, on_progress: OnPr
     if not tasks:
         return evaluation
     llm = experiment.llm.path
+    tuned = path / ALIGNED if (path / ALIGNED).is_dir() else path / "adapter"
     models: dict[str, tuple[str | Path, Path | None]] = {
         "llm": (llm, None),
         "proxy": (path / "proxy", None),
-        "proxy_tuned": (path / "proxy", path / "adapter"),
+        "proxy_tuned": (path / "proxy", tuned),
         "fused": (llm, path / "fused"),
         "proxy_tuning": (llm, path / "adapter"),
         "centralized": (llm, path / "centralized"),

@@ -1,16 +1,18 @@
 """Stage two: the rounds in which clients tune the proxy, for whatever engine carries them, and their adapter."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fedproxy.artifacts import Manifest, new_directory, read_json
+from fedproxy.compression.realign import Realigner, emulator_blocks, last_aligned
 from fedproxy.config import Client, Evaluate, Experiment, load_experiment
 from fedproxy.data import partition, read_rows
+from fedproxy.errors import UsageError
 from fedproxy.evaluation import training_rows
 from fedproxy.federation.client import answer
 from fedproxy.federation.client_state import ClientState
@@ -21,10 +23,21 @@ from fedproxy.federation.messages import Closed, Order, Reply
 from fedproxy.federation.rounds import Exchange, drive
 from fedproxy.federation.space import space
 from fedproxy.federation.store import RoundStore
-from fedproxy.models.checkpoints import load_tokenizer
+from fedproxy.layer_map import split_name
+from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.encoding import Encoded, encode
-from fedproxy.models.lora import CONFIG_FILE, AdaptedModel, adapter_state, read_adapter, train_only, write_adapter
+from fedproxy.models.lora import (
+    CONFIG_FILE,
+    AdaptedModel,
+    adapter_state,
+    read_adapter,
+    set_adapter_state,
+    train_only,
+    without_dropout,
+    write_adapter,
+)
 from fedproxy.models.trainable import load_trainable
+from fedproxy.public_text import read_documents
 from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
 
@@ -34,6 +47,8 @@ OnProgress = Callable[[str, float, str], None]
 
 START, CLIENTS = "start", "clients"
 """RUN/start: the adapter that the first round begins with. RUN/clients: what clients on this machine remember."""
+ALIGNMENT, ALIGNED = "alignment", "aligned"
+"""RUN/alignment: what aligns the proxy for each round. RUN/aligned: the adapter with that, for the proxy alone."""
 
 
 def rows_of(client: Client, evaluate: Evaluate, seed: int) -> Rows:
@@ -212,14 +227,21 @@ def tune_inline(
     proxy, settings = directory.path / "proxy", experiment.federate
     tokenizer = load_tokenizer(proxy, trust_remote_code=experiment.llm.trust_remote_code)
     examples = encode_clients(rows, tokenizer, experiment)
-    models = {experiment.train.lora_r: load_proxy(experiment, proxy)}
-    begin(experiment, directory, models[experiment.train.lora_r])
+    aligner = None
+    if experiment.heal.realign_steps:
+        begin(experiment, directory)
+        model, aligner = _aligning(experiment, directory, tokenizer)
+    else:
+        model = load_proxy(experiment, proxy)
+        begin(experiment, directory, model)
+    models = {experiment.train.lora_r: model}
     for name in experiment.ranks:
         train = experiment.train_of(name)
         if train.lora_r not in models:
-            models[train.lora_r] = load_proxy(dataclasses.replace(experiment, train=train), proxy)
+            models[train.lora_r] = load_proxy(replace(experiment, train=train), proxy)
+    _, fresh, _ = read_adapter(directory.path / START)
     for model in models.values():
-        train_only(model, space(settings.space).trains)
+        train_only(model, lambda name: name in fresh and space(settings.space).trains(name))
     place = {name: index for index, name in enumerate(sorted(examples))}
 
     def reply(order: Order, name: str) -> Reply:
@@ -232,6 +254,8 @@ def tune_inline(
                 f"round {order.round}/{settings.rounds} · {name} · step {step}/{steps} · loss {loss:.3f}",
             )
 
+        if aligner is not None:
+            aligner.before(order.round, {**fresh, **order.adapter})
         train = experiment.train_of(name)
         return answer(
             order,
@@ -247,3 +271,45 @@ def tune_inline(
         )
 
     tune(experiment, directory, lambda store: InlineExchange(reply, sorted(examples)), sorted(examples))
+
+
+def _aligning(experiment: Experiment, directory: RunDirectory, tokenizer: Any) -> tuple[AdaptedModel, Realigner]:
+    """The proxy with an adapter on all blocks, RUN/start in those that clients train, and what aligns the others."""
+    if experiment.ranks:
+        raise UsageError("[heal] realign_steps needs one rank for all clients: leave lora_r out of [[client]].")
+    proxy = directory.path / "proxy"
+    _, fresh, manifest = read_adapter(directory.path / START)
+    owned = sorted({split_name(name)[1] for name in fresh})
+    emulator = emulator_blocks(len(manifest.layer_map), owned)
+
+    def loaded(path: Path, blocks: Literal["all"] | list[int]) -> AdaptedModel:
+        return load_proxy(replace(experiment, train=replace(experiment.train, blocks=blocks)), path)
+
+    model = loaded(proxy, "all")
+    without_dropout(model, emulator)
+    set_adapter_state(model, {**adapter_state(model), **fresh})
+    llm = loaded(resolve(experiment.llm.path), [manifest.layer_map[block] for block in owned])
+    documents, _ = read_documents(Path(experiment.heal.text or experiment.compress.calibration))
+    aligner = Realigner(
+        llm,
+        model,
+        layer_map=manifest.layer_map,
+        owned=owned,
+        settings=experiment.heal,
+        documents=documents,
+        tokenizer=tokenizer,
+        seed=experiment.seed,
+        folder=directory.path / ALIGNMENT,
+    )
+    return model, aligner
+
+
+def write_aligned(directory: RunDirectory) -> None:
+    """Write RUN/aligned, RUN/adapter with what aligned the proxy, if anything did and it is not there."""
+    extra = last_aligned(directory.path / ALIGNMENT)
+    if not extra or (directory.path / ALIGNED).is_dir():
+        return
+    config, tensors, manifest = read_adapter(directory.path / "adapter")
+    config["layers_to_transform"] = list(range(len(manifest.layer_map)))
+    with new_directory(directory.path / ALIGNED) as folder:
+        write_adapter(folder, config, dict(sorted({**tensors, **extra}.items())), manifest)

@@ -46,6 +46,33 @@ def test_the_proxy_is_the_llm_with_blocks_skipped(
     assert torch.equal(found, skipped_logits(make_model(family), proxy.layer_map))
 
 
+def test_offsite_tuning_keeps_its_ends_and_spreads_the_blocks_between_evenly(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    llm = tiny_checkpoint(num_hidden_layers=12)
+    proxy = compress(llm, tmp_path / "ot", remove=0.5, score="uniform", keep_first=2, keep_last=2)
+    assert proxy.layer_map == [0, 1, 2, 9, 10, 11]  # E = 2 ... 9, k = 2: round(i · 7 / 1)
+    proxy = compress(llm, tmp_path / "biot", remove=0.5, score="uniform", keep_last=2)
+    assert proxy.layer_map == [0, 3, 6, 9, 10, 11]  # E = 0 ... 9, k = 4: round(i · 9 / 3)
+    with pytest.raises(UsageError, match="leave 8 of 12 blocks"):
+        compress(llm, tmp_path / "no", remove=0.75, score="uniform", keep_first=2, keep_last=2)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_healing_can_leave_the_ends_as_they_are(
+    mode: str, tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
+) -> None:
+    heal = Heal(steps=2, mode=mode, batch_size=2, max_length=16, lora_r=2, spare_ends=True)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"score": "uniform", "calibration": calibration, "keep_first": 1, "keep_last": 1}
+    proxy = compress(tiny_checkpoint(), tmp_path / "proxy", heal=heal, **options)
+    plain = compress(tiny_checkpoint(), tmp_path / "plain", **options)
+    before, after = (load_file(path / "model.safetensors") for path in (plain.path, proxy.path))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[2] for name in changed} == {"1"}
+    with pytest.raises(UsageError, match="spare_ends"):
+        compress(tiny_checkpoint(), tmp_path / "no", heal=heal, **{**options, "keep_first": 2})
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_proxy_holds(tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     llm = tiny_checkpoint(dtype=dtype)
@@ -76,6 +103,8 @@ def test_what_a_proxy_holds(tiny_checkpoint: Checkpoint, calibration: Path, tmp_
     assert settings == {
         "remove": 0.34,
         "score": "block-influence",
+        "keep_first": 0,
+        "keep_last": 0,
         "samples": 5,
         "max_length": 16,
         "parameters": sum(t.numel() for t in weights.values()),

@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {
 
 def healed(llm: Path, out: Path, *, documents: list[str] = DOCUMENTS, **changes: Any) -> dict[str, Any]:
     """Prune `llm` to `out` and heal it there, in the work directory `out`.heal."""
-    arguments = {"seed": 0, "placement": "stream", "progress": lambda done, text: None}
+    arguments = {"trained": range(len(KEEP)), "seed": 0, "placement": "stream", "progress": lambda done, text: None}
     arguments |= {name: changes.pop(name) for name in list(changes) if name in arguments}
     source = open_source(llm)
     out.mkdir(exist_ok=True, parents=True)
@@ -292,6 +292,7 @@ def test_the_llm_is_let_go(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
         source,
         KEEP,
         tmp_path / "proxy",
+        trained=range(len(KEEP)),
         settings=Heal(**SETTINGS),
         documents=DOCUMENTS,
         tokenizer=load_tokenizer(llm),

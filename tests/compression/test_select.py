@@ -2,14 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.compression.select import lowest, removed_count
+from fedproxy.compression.select import between, lowest, removed_count
 from fedproxy.errors import UsageError
 
 
 def test_by_hand() -> None:
-    assert lowest([0.9, 0.1, 0.5, 0.3, 0.7], 3) == [[], [1], [1, 3], [1, 2, 3]]
-    assert lowest([0.2, 0.2, 0.2, 0.2], 2) == [[], [3], [2, 3]]
-    assert lowest([0.1, 0.2, 0.3, 0.2], 2) == [[], [0], [0, 3]]
+    assert lowest([0.9, 0.1, 0.5, 0.3, 0.7], 3, range(5)) == [[], [1], [1, 3], [1, 2, 3]]
+    assert lowest([0.2, 0.2, 0.2, 0.2], 2, range(4)) == [[], [3], [2, 3]]
+    assert lowest([0.1, 0.2, 0.3, 0.2], 2, range(4)) == [[], [0], [0, 3]]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_whole_percents_are_exact(blocks: int, percent: int) -> None:
 @given(st.lists(st.floats(0, 2), min_size=1, max_size=40), st.data())
 def test_no_removed_block_outscores_a_kept_one(scores: list[float], data: st.DataObject) -> None:
     most = data.draw(st.integers(0, len(scores) - 1))
-    removals = lowest(scores, most)
+    removals = lowest(scores, most, range(len(scores)))
     assert [len(removed) for removed in removals] == list(range(most + 1))
     kept = set(range(len(scores))) - set(removals[most])
     assert removals[most] == sorted(removals[most])
@@ -39,3 +39,12 @@ def test_no_removed_block_outscores_a_kept_one(scores: list[float], data: st.Dat
 def test_impossible_shares_are_refused(remove: float) -> None:
     with pytest.raises(UsageError, match="remove"):
         removed_count(2, remove)
+
+
+def test_ends_that_are_kept_leave_the_blocks_between() -> None:
+    assert between(6, 0, 0, 6) == range(6)
+    assert between(6, 2, 1, 3) == range(2, 5)
+    assert len(between(6, 4, 4, 0)) == 0
+    for first, last, removed in ((2, 1, 4), (4, 4, 1)):
+        with pytest.raises(UsageError, match="keep_first"):
+            between(6, first, last, removed)

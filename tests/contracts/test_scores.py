@@ -44,6 +44,15 @@ def test_the_blocks_to_remove_have_the_lowest_scores(name: str) -> None:
 
 
 @every_score
+@pytest.mark.parametrize("most", range(4))
+def test_only_blocks_that_may_go_do_go(name: str, most: int) -> None:
+    stream = BlockStream(make_model())
+    found = score(name, stream, enter(stream, tokens(4, 7)), most=most, among=range(2, 5))
+    assert [len(removed) for removed in found.removals] == list(range(most + 1))
+    assert all(set(removed) <= {2, 3, 4} for removed in found.removals)
+
+
+@every_score
 def test_asking_for_fewer_gives_the_beginning(name: str) -> None:
     assert scored(name, tokens(4, 7), most=2).removals == scored(name, tokens(4, 7), most=4).removals[:3]
 
@@ -107,7 +116,7 @@ def test_the_same_seed_gives_the_same(name: str) -> None:
 def test_progress_rises_to_one(name: str) -> None:
     stream, told = BlockStream(make_model()), list[float]()
     passages = enter(stream, tokens(4), tokens(6))
-    SCORES[name].score(stream, passages, most=2, seed=0, progress=told.append)
+    SCORES[name].score(stream, passages, most=2, among=range(BLOCKS), seed=0, progress=told.append)
     assert told == sorted(told)
     assert told[0] > 0
     assert told[-1] == 1.0

@@ -12,7 +12,7 @@ from fedproxy.compression.heal import discard
 from fedproxy.compression.heal import heal as heal_proxy
 from fedproxy.compression.prune import check_proxy, prune
 from fedproxy.compression.scores import SCORES
-from fedproxy.compression.select import check_remove, removed_count
+from fedproxy.compression.select import between, check_remove, removed_count
 from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.block_stream import BlockStream, Passage
@@ -99,6 +99,8 @@ def compress(
     remove: float = 0.5,
     calibration: str | Path | None = None,
     score: str = "block-influence",
+    keep_first: int = 0,
+    keep_last: int = 0,
     samples: int = 512,
     max_length: int = 512,
     batch_size: int = 8,
@@ -122,6 +124,8 @@ def compress(
         calibration: Public text to score the blocks on: text with a blank line between documents, or JSON Lines. Scores
             that read no text do without.
         score: Name in `SCORES`.
+        keep_first: Blocks at the beginning that are kept whatever they score.
+        keep_last: Blocks at the end, likewise.
         samples: Number of documents to draw.
         max_length: Tokens of a document to use at most.
         batch_size: Documents in one forward pass.
@@ -160,10 +164,12 @@ def compress(
     stream = open_stream(source, placement)
     passages = enter(stream, tokenizer, text, max_length=max_length, batch_size=batch_size)
     most = removed_count(source.count, remove)
+    among = between(source.count, keep_first, keep_last, most)
     importance = SCORES[score].score(
         stream,
         passages,
         most=most,
+        among=among,
         seed=seed,
         progress=lambda done: report(0.02 + 0.5 * done, "scoring the blocks"),
     )
@@ -178,6 +184,8 @@ def compress(
     settings: dict[str, Any] = {
         "remove": remove,
         "score": score,
+        "keep_first": keep_first,
+        "keep_last": keep_last,
         "samples": 0 if text is None else len(text.documents),
         "max_length": max_length,
         "parameters": sheet["parameters"],
@@ -204,6 +212,7 @@ def compress(
                 source,
                 keep,
                 directory,
+                trained=[place for place, block in enumerate(keep) if block in among or not heal.spare_ends],
                 settings=heal,
                 documents=_documents(heal.text or calibration),
                 tokenizer=tokenizer,

@@ -39,6 +39,7 @@ def heal(
     keep: Sequence[int],
     proxy: Path,
     *,
+    trained: Sequence[int],
     settings: Heal,
     documents: Sequence[str],
     tokenizer: Tokenizer,
@@ -57,6 +58,7 @@ def heal(
         source: The LLM.
         keep: The LLM blocks that the proxy has, rising.
         proxy: Directory of the pruned proxy's checkpoint; only its weight files are replaced.
+        trained: Proxy blocks that are changed.
         settings: The [heal] table, with at least one step; its `text` is what `documents` come from.
         documents: Public text.
         tokenizer: The LLM's.
@@ -76,7 +78,7 @@ def heal(
         FedproxyError: the training diverged.
     """
     began = time.perf_counter()
-    _check(settings)
+    _check(settings, trained)
     learned, held_out = split_documents(documents, settings, seed)
     positions = getattr(source.decoder.config, "max_position_embeddings", None) or settings.max_length
     longest = min(settings.max_length, positions)
@@ -111,7 +113,7 @@ def heal(
         progress(done, f"healing, step {step} of {settings.steps}, KL {loss.divergence:.3f}")
 
     before, identity = perplexity(), model_identity(proxy)
-    student = Student(healed(), settings, seed=derive_seed(seed, "heal"), longest=longest)
+    student = Student(healed(), settings, trained, seed=derive_seed(seed, "heal"), longest=longest)
     losses = distil(
         student,
         said,
@@ -162,7 +164,11 @@ def split_documents(documents: Sequence[str], settings: Heal, seed: int) -> tupl
     return order[count:][: settings.steps * settings.batch_size], order[:count]
 
 
-def _check(settings: Heal) -> None:
+def _check(settings: Heal, trained: Sequence[int]) -> None:
+    if not trained:
+        raise UsageError(
+            "heal: spare_ends = true leaves no block of the proxy to heal. Keep fewer ends, or remove less."
+        )
     if settings.steps < 1:
         raise UsageError(f"healing needs steps ≥ 1, got {settings.steps}.")
     for field in dataclasses.fields(settings):

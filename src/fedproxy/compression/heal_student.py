@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,34 @@ HALF_DONE = "healed"
 """Name of the directory, within the work directory, that weights are written to before they replace the proxy's."""
 
 
+@contextlib.contextmanager
+def leaving(blocks: nn.ModuleList, numbers: Iterable[int]) -> Iterator[list[torch.Tensor]]:
+    """Collect the hidden states that leave the blocks of these numbers, in the order in which they are run."""
+    found: list[torch.Tensor] = []
+    handles = [blocks[i].register_forward_hook(lambda _m, _a, output: found.append(output)) for i in numbers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Student:
-    """A proxy in training. Only weights of its blocks are trained: embeddings and head stay the LLM's.
+    """A proxy in training. Only weights of blocks are trained: embeddings and head stay the LLM's.
 
     The model stays in evaluation state, so that no dropout disturbs the comparison with the teacher.
 
     Args:
         proxy: The proxy on disk.
         settings: The [heal] table.
+        trained: The blocks that are trained.
         seed: Seed of the LoRA adapter's beginning.
         longest: Tokens of the longest text.
     """
 
-    def __init__(self, proxy: Source, settings: Heal, *, seed: int, longest: int) -> None:
+    def __init__(self, proxy: Source, settings: Heal, trained: Sequence[int], *, seed: int, longest: int) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._proxy = proxy
+        self._proxy, self.trained = proxy, list(trained)
         base: Any = load_model(proxy.path, trust_remote_code=proxy.trust_remote_code)
         self._dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
         self._attention = base.config._attn_implementation
@@ -48,12 +61,16 @@ class Student:
         self._adapted: AdaptedModel | None = None
         if settings.mode == "lora":
             alpha = _ALPHA_PER_RANK * settings.lora_r
-            self._adapted = attach(base, r=settings.lora_r, alpha=alpha, dropout=0.0, seed=seed)
+            self._adapted = attach(base, r=settings.lora_r, alpha=alpha, dropout=0.0, layers=trained, seed=seed)
             self.parameters: dict[str, nn.Parameter] = dict(sorted(adapter_parameters(self._adapted).items()))
         else:
             base.requires_grad_(False)
-            trained = [(n, p) for n, p in self._blocks.named_parameters() if p.is_floating_point()]
-            self.parameters = {name: parameter.requires_grad_(True) for name, parameter in trained}  # type: ignore[misc]
+            self.parameters = {
+                f"{number}.{name}": parameter.requires_grad_(True)  # type: ignore[misc]
+                for number in trained
+                for name, parameter in self._blocks[number].named_parameters()
+                if parameter.is_floating_point()
+            }
         self._base = base
         self._model: Any = (self._adapted or base).to(self.device).eval()
 
@@ -72,19 +89,12 @@ class Student:
         """
         ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
         real = mask.bool()
-        with self._leaving() as hidden, torch.autocast(self.device.type, torch.bfloat16, bf16_is_fast(self.device)):
+        with (
+            leaving(self._blocks, range(len(self._blocks))) as hidden,
+            torch.autocast(self.device.type, torch.bfloat16, bf16_is_fast(self.device)),
+        ):
             logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return logits[real], [state[real] for state in hidden]
-
-    @contextlib.contextmanager
-    def _leaving(self) -> Iterator[list[torch.Tensor]]:
-        found: list[torch.Tensor] = []
-        handles = [block.register_forward_hook(lambda _m, _a, output: found.append(output)) for block in self._blocks]
-        try:
-            yield found
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def write(self, work: Path) -> None:
         """Replace the weights of the proxy's checkpoint by what was learned.

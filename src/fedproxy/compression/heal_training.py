@@ -22,7 +22,7 @@ from fedproxy.tensor_files import load_tensors, read_header, save_tensors
 
 FILE = "state.safetensors"
 _DESCRIPTION = "fedproxy.heal"
-_OF_THE_TEACHER = ("top_k", "text", "save_every", "held_out")
+_NOT_OF_THE_TRAINING = ("top_k", "text", "save_every", "held_out", "spare_ends", "realign_steps")
 _WARM_UP = 0.1
 _MOST_GRADIENT = 1.0
 
@@ -83,8 +83,14 @@ def distil(
     """
     parameters = student.parameters
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=0.0, weight_decay=0.0, fused=True)
-    wanted = {name: value for name, value in asdict(settings).items() if name not in _OF_THE_TEACHER}
-    description = {**wanted, "learning_rate": settings.highest_rate, "proxy": proxy, "seed": seed}
+    wanted = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_THE_TRAINING}
+    description = {
+        **wanted,
+        "learning_rate": settings.highest_rate,
+        "proxy": proxy,
+        "seed": seed,
+        "trained": student.trained,
+    }
     losses = _restore(work / FILE, description, student, optimizer)
     highest = settings.highest_rate
     a_pass = math.ceil(len(texts) / settings.batch_size)

@@ -124,6 +124,7 @@ def plan(
             stream,
             passages,
             most=most,
+            among=range(source.count),
             seed=seed,
             progress=lambda done: report(0.02 + 0.95 * done, "scoring the blocks"),
         )

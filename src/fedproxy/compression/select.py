@@ -29,22 +29,44 @@ def check_remove(remove: float) -> None:
         raise UsageError(f"remove must be from 0 to below 1 (0.5 removes half of the blocks), got {remove}.")
 
 
-def lowest(scores: Sequence[float], most: int) -> list[list[int]]:
-    """Return the n blocks with the lowest scores for n = 0, ..., most; of equal scores the lower number stays.
+def between(blocks: int, first: int, last: int, removed: int) -> range:
+    """Return the blocks between the first and the last ones that are always kept.
+
+    Args:
+        blocks: Number of blocks.
+        first: Blocks kept at the beginning.
+        last: Blocks kept at the end.
+        removed: How many blocks have to go.
+
+    Raises:
+        UsageError: fewer than `removed` blocks are between them.
+    """
+    middle = range(first, blocks - last)
+    if len(middle) < removed:
+        raise UsageError(
+            f"keep_first = {first} and keep_last = {last} leave {len(middle)} of {blocks} blocks to remove from; "
+            f"{removed} have to go. Remove or keep fewer."
+        )
+    return middle
+
+
+def lowest(scores: Sequence[float], most: int, among: Sequence[int]) -> list[list[int]]:
+    """Return the n blocks of `among` with the lowest scores for n = 0, ..., most; of equal ones the lower number stays.
 
     Args:
         scores: One score per block.
         most: The largest n.
+        among: The blocks that may go.
 
     Returns:
         For each n rising block numbers, 0-based.
 
     Example:
-        >>> lowest([0.3, 0.1, 0.2, 0.1], 2)
+        >>> lowest([0.3, 0.1, 0.2, 0.1], 2, range(4))
         [[], [3], [1, 3]]
 
     Reference:
         FedProxy, section on compression, below Eq. 4.
     """
-    ranked = sorted(range(len(scores)), key=lambda block: (scores[block], -block))
+    ranked = sorted(among, key=lambda block: (scores[block], -block))
     return [sorted(ranked[:count]) for count in range(most + 1)]

@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,15 @@ def train_only(model: nn.Module, chosen: Callable[[str], bool]) -> None:
     """Freeze the adapter's parameters but those whose names `chosen` picks."""
     for name, parameter in adapter_parameters(model).items():
         parameter.requires_grad_(chosen(name))
+
+
+def without_dropout(model: PeftModel, numbers: Collection[int]) -> None:
+    """Let the adapter's inputs in the blocks of these numbers pass whole, in training, too."""
+    base: Any = model.get_base_model()
+    held: list[Any] = [module for number in numbers for module in blocks(base)[number].modules()]
+    for module in held:
+        if hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = nn.Identity()
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:

@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 
 from fedproxy.config import Train
+from fedproxy.layer_map import block_numbers
 from fedproxy.models.checkpoints import load_model
+from fedproxy.models.families import blocks
 from fedproxy.models.lora import AdaptedModel, attach
 from fedproxy.seeds import derive_seed
 
@@ -27,11 +29,13 @@ def load_trainable(path: Path, settings: Train, *, seed: int, trust_remote_code:
     """
     narrow = settings.precision != "fp32" and torch.cuda.is_available()
     model = load_model(path, dtype=None if narrow else torch.float32, trust_remote_code=trust_remote_code)
+    chosen = settings.blocks
     return attach(
         model,
         r=settings.lora_r,
         alpha=settings.lora_alpha,
         dropout=settings.lora_dropout,
         targets=settings.lora_targets,
+        layers=None if chosen == "all" else block_numbers(chosen, len(blocks(model))),
         seed=derive_seed(seed, "adapter"),
     )

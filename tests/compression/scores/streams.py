@@ -41,6 +41,14 @@ def placed(llm: Path, placement: str) -> BlockStream:
     return open_stream(open_source(llm), placement)
 
 
-def score(name: str, stream: BlockStream, passages: Sequence[Passage], most: int = 3, seed: int = 0) -> Importance:
+def score(
+    name: str,
+    stream: BlockStream,
+    passages: Sequence[Passage],
+    most: int = 3,
+    seed: int = 0,
+    among: range | None = None,
+) -> Importance:
     """Score with a registered score."""
-    return SCORES[name].score(stream, passages, most=most, seed=seed, progress=silent)
+    among = range(len(stream)) if among is None else among
+    return SCORES[name].score(stream, passages, most=most, among=among, seed=seed, progress=silent)

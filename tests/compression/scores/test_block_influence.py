@@ -90,5 +90,5 @@ def test_the_last_block_is_taken_before_the_final_norm() -> None:
 def test_progress_is_told() -> None:
     stream, told = BlockStream(make_model(num_hidden_layers=2)), list[float]()
     passages = enter(stream, tokens(3), tokens(4))
-    block_influence(stream, passages, most=1, seed=0, progress=told.append)
+    block_influence(stream, passages, most=1, among=range(len(stream)), seed=0, progress=told.append)
     assert told == [0.25, 0.5, 0.75, 1.0]

@@ -11,7 +11,13 @@ from fedproxy.models.block_stream import BlockStream, Passage
 
 
 def angular_distance(
-    stream: BlockStream, passages: Sequence[Passage], *, most: int, seed: int, progress: Callable[[float], None]
+    stream: BlockStream,
+    passages: Sequence[Passage],
+    *,
+    most: int,
+    among: range,
+    seed: int,
+    progress: Callable[[float], None],
 ) -> Importance:
     """Return, for every n, the run of n consecutive blocks that turns the hidden state least; it goes as a whole.
 
@@ -28,6 +34,7 @@ def angular_distance(
         stream: The decoder.
         passages: Public text before the first block.
         most: The largest number of blocks that will be removed.
+        among: The blocks that may be removed.
         seed: Not used.
         progress: Told the fraction done.
 
@@ -52,7 +59,7 @@ def angular_distance(
             window[left % (longest + 1)][place].copy_(leaving)
             progress((number + (place + 1) / len(passages)) / len(stream))
     distances /= tokens
-    removals = [_best_run(distances, run) for run in range(most + 1)]
+    removals = [_best_run(distances, run, among) for run in range(most + 1)]
     starts = len(stream) - longest + 1
     scores = [
         float(distances[max(0, block - longest + 1) : min(block + 1, starts), longest].min())
@@ -61,7 +68,7 @@ def angular_distance(
     return Importance(scores, removals)
 
 
-def _best_run(distances: torch.Tensor, run: int) -> list[int]:
-    starts = range(len(distances) - run + 1) if run else ()
+def _best_run(distances: torch.Tensor, run: int, among: range) -> list[int]:
+    starts = among[: len(among) - run + 1] if run else ()
     start = min(starts, key=lambda first: (float(distances[first, run]), -first), default=0)
     return list(range(start, start + run))

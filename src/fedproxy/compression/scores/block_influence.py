@@ -26,7 +26,13 @@ def cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def block_influence(
-    stream: BlockStream, passages: Sequence[Passage], *, most: int, seed: int, progress: Callable[[float], None]
+    stream: BlockStream,
+    passages: Sequence[Passage],
+    *,
+    most: int,
+    among: range,
+    seed: int,
+    progress: Callable[[float], None],
 ) -> Importance:
     """Return the block influence of every block; those with the lowest go first.
 
@@ -37,6 +43,7 @@ def block_influence(
         stream: The decoder.
         passages: Public text before the first block.
         most: The largest number of blocks that will be removed.
+        among: The blocks that may be removed.
         seed: Not used.
         progress: Told the fraction done.
 
@@ -56,4 +63,4 @@ def block_influence(
             progress((number + (place + 1) / len(passages)) / len(stream))
     tokens = sum(int(passage.attention_mask.sum()) for passage in passages)
     scores = [float(value) for value in 1 - sums / tokens]
-    return Importance(scores, lowest(scores, most))
+    return Importance(scores, lowest(scores, most, among))

@@ -42,6 +42,7 @@ class Score(Protocol):
         passages: Sequence[Passage],
         *,
         most: int,
+        among: range,
         seed: int,
         progress: Callable[[float], None],
     ) -> Importance:
@@ -51,6 +52,7 @@ class Score(Protocol):
             stream: The decoder.
             passages: Public text that stands before the first block, to be left there; empty for scores that read none.
             most: The largest number of blocks that will be removed.
+            among: The blocks that may be removed, at least `most`; the others are kept.
             seed: For scores that draw.
             progress: Told the fraction done.
         """

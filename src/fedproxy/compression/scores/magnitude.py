@@ -13,7 +13,13 @@ _CHUNK = 1 << 22
 
 
 def magnitude(
-    stream: BlockStream, passages: Sequence[Passage], *, most: int, seed: int, progress: Callable[[float], None]
+    stream: BlockStream,
+    passages: Sequence[Passage],
+    *,
+    most: int,
+    among: range,
+    seed: int,
+    progress: Callable[[float], None],
 ) -> Importance:
     """Return mean |w| over all weights w of every block; those with the lowest go first.
 
@@ -21,6 +27,7 @@ def magnitude(
         stream: The decoder; its blocks are read one after the other.
         passages: Not used.
         most: The largest number of blocks that will be removed.
+        among: The blocks that may be removed.
         seed: Not used.
         progress: Told the fraction done.
 
@@ -35,7 +42,7 @@ def magnitude(
     for number, block in stream.walk():
         scores.append(_mean_absolute(block))
         progress((number + 1) / len(stream))
-    return Importance(scores, lowest(scores, most))
+    return Importance(scores, lowest(scores, most, among))
 
 
 def _mean_absolute(block: nn.Module) -> float:

@@ -11,12 +11,18 @@ from fedproxy.models.block_stream import BlockStream, Passage
 
 
 def perplexity(
-    stream: BlockStream, passages: Sequence[Passage], *, most: int, seed: int, progress: Callable[[float], None]
+    stream: BlockStream,
+    passages: Sequence[Passage],
+    *,
+    most: int,
+    among: range,
+    seed: int,
+    progress: Callable[[float], None],
 ) -> Importance:
     """Remove blocks greedily by the perplexity of what is left; of equal ones the lower number stays.
 
-    At each step every block that is left is tried. With NLL(S) the mean of -log p(token | tokens before it) of the
-    decoder without the blocks S, the score of a removed block is
+    At each step every block that is left is tried, and the best one of `among` goes. With NLL(S) the mean of
+    -log p(token | tokens before it) of the decoder without the blocks S, the score of a removed block is
 
         NLL(removed before it and itself) - NLL(none),
 
@@ -31,6 +37,7 @@ def perplexity(
         stream: The decoder.
         passages: Public text before the first block.
         most: The largest number of blocks that will be removed; if 0, one step is measured and nothing removed.
+        among: The blocks that may be removed.
         seed: Not used.
         progress: Told the fraction done.
 
@@ -54,7 +61,7 @@ def perplexity(
 
         losses, without = _losses(stream, passages, left, step_progress)
         base = losses if step == 0 else base
-        goes = min(left, key=lambda block: (without[block], -block))
+        goes = min(set(left).intersection(among) or left, key=lambda block: (without[block], -block))
         floor = max(floor, without[goes] - base)
         for block in left:
             scores[block] = max(floor, without[block] - base)

@@ -10,7 +10,13 @@ from fedproxy.seeds import derive_seed
 
 
 def random(
-    stream: BlockStream, passages: Sequence[Passage], *, most: int, seed: int, progress: Callable[[float], None]
+    stream: BlockStream,
+    passages: Sequence[Passage],
+    *,
+    most: int,
+    among: range,
+    seed: int,
+    progress: Callable[[float], None],
 ) -> Importance:
     """Draw the order in which the blocks go; whatever number goes, it is the beginning of that order.
 
@@ -18,6 +24,7 @@ def random(
         stream: The decoder; only its number of blocks counts.
         passages: Not used.
         most: The largest number of blocks that will be removed.
+        among: The blocks that may be removed.
         seed: The same seed gives the same order.
         progress: Told the fraction done.
 
@@ -27,4 +34,4 @@ def random(
     count = len(stream)
     scores = [float(place) for place in Random(derive_seed(seed, "random score")).sample(range(count), count)]
     progress(1.0)
-    return Importance(scores, lowest(scores, most))
+    return Importance(scores, lowest(scores, most, among))

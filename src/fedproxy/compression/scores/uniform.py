@@ -13,18 +13,25 @@ def evenly_spread(blocks: int, kept: int) -> list[int]:
         >>> evenly_spread(12, 6)
         [0, 2, 4, 7, 9, 11]
     """
-    return [round(i * (blocks - 1) / (kept - 1)) for i in range(kept)] if kept > 1 else [0]
+    return [round(i * (blocks - 1) / (kept - 1)) for i in range(kept)] if kept > 1 else [0][:kept]
 
 
 def uniform(
-    stream: BlockStream, passages: Sequence[Passage], *, most: int, seed: int, progress: Callable[[float], None]
+    stream: BlockStream,
+    passages: Sequence[Passage],
+    *,
+    most: int,
+    among: range,
+    seed: int,
+    progress: Callable[[float], None],
 ) -> Importance:
-    """Keep the first block, the last block, and blocks evenly between them; removals are not nested.
+    """Keep the first and the last block of `among`, and blocks evenly between them; removals are not nested.
 
     Args:
         stream: The decoder; only its number of blocks counts.
         passages: Not used.
         most: The largest number of blocks that will be removed.
+        among: The blocks that may be removed.
         seed: Not used.
         progress: Told the fraction done.
 
@@ -34,7 +41,9 @@ def uniform(
     Reference:
         Xiao et al., "Offsite-Tuning" (arXiv 2302.04870), the layers of the emulator.
     """
-    every = set(range(len(stream)))
-    removals = [sorted(every.difference(evenly_spread(len(stream), len(stream) - n))) for n in range(most + 1)]
+    removals = [
+        sorted(set(among).difference(among[place] for place in evenly_spread(len(among), len(among) - n)))
+        for n in range(most + 1)
+    ]
     progress(1.0)
     return Importance([float(block not in removals[most]) for block in range(len(stream))], removals)
