@@ -17,7 +17,7 @@ from fedproxy.federation.server_optimizer import SERVER_OPTIMIZERS
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 TABLES = {"llm": config.LLM, "compress": config.Compress, "heal": config.Heal, "[client]": config.Client}
 TABLES |= {"partition": config.Partition, "train": config.Train, "federate": config.Federate}
-TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate}
+TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate, "compare": config.Compare}
 NAMES = {"score": SCORES, "merge": RULES, "regulariser": PENALTIES, "server_optimizer": SERVER_OPTIMIZERS}
 
 

@@ -270,6 +270,33 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """[compare]: which methods `fedproxy compare` sets side by side on the same work.
+
+    Attributes:
+        methods: Their names; all if empty.
+        seeds: Every method runs with each of these seeds, in place of the experiment's own.
+        ratios: And removes each of these shares of the LLM's blocks, in place of [compress] remove; if empty, that one.
+    """
+
+    methods: list[str] = field(default_factory=list)
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2],
+        metadata={
+            "rule": lambda v: v and min(v) >= 0 and len(set(v)) == len(v),
+            "says": "at least one number, each 0 or more and given once",
+        },
+    )
+    ratios: list[float] = field(
+        default_factory=list,
+        metadata={
+            "rule": lambda v: all(0 <= ratio < 1 for ratio in v) and len(set(v)) == len(v),
+            "says": "shares of at least 0 and below 1, each given once",
+        },
+    )
+
+
+@dataclass(frozen=True)
 class Experiment:
     """The whole experiment file. Relative paths count from the folder of the file."""
 
@@ -284,6 +311,7 @@ class Experiment:
     federate: Federate = field(default_factory=Federate)
     fuse: Fuse = field(default_factory=Fuse)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    compare: Compare | None = None
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -452,15 +480,15 @@ def parse_experiment(
         raw: The parsed file.
         source: What to call it in errors.
         folder: The folder that relative paths count from.
-        choices: Names that are registered for `score`, `merge`, `space`, `server_optimizer`, `regulariser`, `wire` and
-            `wire_down`.
+        choices: Names that are registered for `score`, `merge`, `space`, `server_optimizer`, `regulariser`, `wire`,
+            `wire_down` and `methods`.
         remote: The clients are elsewhere: their data need not be here, and their names need not be known.
 
     Raises:
         ConfigError: anything is wrong; all problems are in it.
     """
     problems: list[str] = []
-    known = {*_TABLES, *_TOP, "client", "partition"}
+    known = {*_TABLES, *_TOP, "client", "partition", "compare"}
     for key in raw:
         if key not in known:
             problems.append(f'There is no table or key "{key}".{did_you_mean(key, known)}')
@@ -472,6 +500,13 @@ def parse_experiment(
                 problems.append(f"{key} = {raw[key]!r}: must be a {_type_name(kind)}{', 0 or more' * (key == 'seed')}.")
     tables = {key: read_table(kind, raw.get(key, {}), key, problems) for key, kind in _TABLES.items()}
     clients, partition = _clients(raw, problems, remote)
+    compare = read_table(Compare, raw["compare"], "compare", problems) if "compare" in raw else None
+    methods = (choices or {}).get("methods", ())
+    problems += [
+        f'[compare] methods: there is no "{name}"; choose from {", ".join(methods)}.{did_you_mean(name, methods)}'
+        for name in (compare.methods if compare and methods else ())
+        if name not in methods
+    ]
 
     def resolve(path: str) -> str:
         return str((folder / Path(path).expanduser()).resolve()) if path else ""
@@ -539,7 +574,7 @@ def parse_experiment(
     ]
     if problems:
         raise ConfigError(source, problems)
-    return Experiment(client=clients, partition=partition, **top, **tables)
+    return Experiment(client=clients, partition=partition, compare=compare, **top, **tables)
 
 
 def load_experiment(

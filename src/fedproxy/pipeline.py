@@ -24,6 +24,7 @@ from fedproxy.federation.space import SPACES
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.wire import ENCODINGS, TOP_K
 from fedproxy.fusion import fuse
+from fedproxy.methods import METHODS
 from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.training import optimizer_steps, train
@@ -77,6 +78,7 @@ def experiment_choices() -> dict[str, Sequence[str]]:
         "space": list(SPACES),
         "wire": list(ENCODINGS),
         "wire_down": [name for name in ENCODINGS if name != TOP_K.name],
+        "methods": list(METHODS),
     }
 
 

@@ -19,7 +19,20 @@ def updates(tmp_path):
     return paths
 
 
-COMMANDS = ["demo", "run", "compress", "federate", "serve", "join", "merge", "fuse", "evaluate", "report", "doctor"]
+COMMANDS = [
+    "demo",
+    "run",
+    "compress",
+    "federate",
+    "serve",
+    "join",
+    "merge",
+    "fuse",
+    "evaluate",
+    "report",
+    "doctor",
+    "methods",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -79,6 +79,16 @@ def test_accuracy_is_that_of_option_likelihoods_computed_by_hand(
     found = evaluate(model, tokenizer=tokenizer, tasks=list(expected), data=data, include=include, batch_size=5)
     assert found["tasks"] == expected
     assert found["average"] == pytest.approx(np.mean([metrics["acc"] for metrics in expected.values()]))
+    told: dict[str, list[float]] = {}
+    options: dict[str, Any] = {"tasks": [*expected, "spelling"], "data": data, "include": include, "batch_size": 5}
+    again = evaluate(model, tokenizer=tokenizer, **options, on_documents=told.__setitem__)
+    assert {name: metrics for name, metrics in again["tasks"].items() if name != "spelling"} == expected
+    assert {name: len(documents) for name, documents in told.items()} == {
+        name: metrics["n"] for name, metrics in again["tasks"].items()
+    }
+    for name, metrics in expected.items():
+        assert set(told[name]) <= {0.0, 1.0}
+        assert np.mean(told[name]) == pytest.approx(metrics["acc"])
 
 
 def test_a_peft_model_is_scored_with_its_adapter_and_everything_is_left_as_found(

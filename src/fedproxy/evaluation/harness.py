@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def evaluate(
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[float, str], None] | None = None,
+    on_documents: Callable[[str, list[float]], None] | None = None,
 ) -> dict[str, Any]:
     """Score a model on tasks of the LM evaluation harness.
 
@@ -50,6 +52,8 @@ def evaluate(
         tokenizer: The tokenizer of a loaded model; a checkpoint brings its own.
         trust_remote_code: Let the checkpoint's own Python code run.
         on_progress: Called with the fraction done and the task's name.
+        on_documents: Called for each task whose main metric is a mean over its documents, with the task's name and the
+            metric of every document, in the order of the rows.
 
     Returns:
         `{"tasks": {name: {metric: value, "n": rows scored}}, "average": x}`. The metrics are the harness's, without
@@ -81,7 +85,9 @@ def evaluate(
             if on_progress is not None:
                 on_progress(index / len(loaded), name)
                 scorer.on_answer = functools.partial(_report, on_progress, name, index, len(loaded), _fractions(task))
-            scores[name] = _score(scorer, task, limit)
+            scores[name], samples = _score(scorer, task, limit, samples=on_documents is not None)
+            if on_documents is not None and (documents := _by_document(samples, scores[name])):
+                on_documents(name, documents)
     if on_progress is not None:
         on_progress(1.0, "scored")
     return {"tasks": scores, "average": sum(map(main_metric, scores.values())) / len(scores)}
@@ -130,7 +136,11 @@ def _scorer(model: Any, tokenizer: Any, batch_size: int) -> Any:
 
 def main_metric(metrics: dict[str, Any]) -> float:
     """A task's main metric: "acc" if it has that, else the first one."""
-    return float(metrics["acc"] if "acc" in metrics else next(iter(metrics.values())))
+    return float(metrics[_main_name(metrics)])
+
+
+def _main_name(metrics: dict[str, Any]) -> str:
+    return "acc" if "acc" in metrics else next(iter(metrics))
 
 
 def _model(
@@ -176,14 +186,29 @@ def _fractions(task: Any) -> Iterator[float]:
         yield min(1.0, answers / total)
 
 
-def _score(scorer: Any, task: Any, limit: int | None) -> dict[str, float]:
+def _score(
+    scorer: Any, task: Any, limit: int | None, *, samples: bool
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The metrics of a task, and, if `samples`, what the harness knows of every document."""
     task.set_fewshot_seed(seed=SEED)
     results = harness_module("lm_eval.evaluator").evaluate(
-        lm=scorer, task_dict={"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=0, log_samples=False
+        lm=scorer, task_dict={"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=0, log_samples=samples
     )
     metrics: dict[str, float] = {}
     for name, value in results["results"][task.task_name].items():
         metric, comma, filtered = name.partition(",")
         if comma and not metric.endswith("_stderr"):
             metrics[metric if filtered == "none" else name] = float(value)
-    return {**metrics, "n": results["n-samples"][task.task_name]["effective"]}
+    found = {**metrics, "n": results["n-samples"][task.task_name]["effective"]}
+    return found, results["samples"][task.task_name] if samples else []
+
+
+def _by_document(samples: Sequence[dict[str, Any]], metrics: dict[str, float]) -> list[float]:
+    """The main metric of every document; none if the metric is no mean over the documents."""
+    name = _main_name(metrics)
+    metric, _, filtered = name.partition(",")
+    values: list[Any] = [sample.get(metric) for sample in samples if sample["filter"] == (filtered or "none")]
+    if not values or not all(isinstance(value, int | float) for value in values):
+        return []
+    mean = sum(values) / len(values)
+    return [float(value) for value in values] if math.isclose(mean, metrics[name], abs_tol=1e-9) else []
