@@ -119,7 +119,8 @@ def _silent(stage: str, fraction: float, text: str) -> None:
     pass
 
 
-def _compress(experiment: Experiment, out: Path, on_progress: OnProgress, on_sheet: OnSheet | None) -> Proxy:
+def make_proxy(experiment: Experiment, out: Path, on_progress: OnProgress, on_sheet: OnSheet | None = None) -> Proxy:
+    """Compress the LLM of an experiment as its [compress] and [heal] say; errors as of `compress`."""
     settings = experiment.compress
     return compress(
         experiment.llm.path,
@@ -230,7 +231,7 @@ def prepare(
 def _proxy(experiment: Experiment, directory: RunDirectory, on_progress: OnProgress, on_sheet: OnSheet | None) -> None:
     if not (directory.path / "proxy").is_dir():
         with directory.stage("compress"):
-            _compress(experiment, directory.path / "proxy", on_progress, on_sheet)
+            make_proxy(experiment, directory.path / "proxy", on_progress, on_sheet)
     on_progress("compress", 1.0, "proxy written")
 
 
@@ -304,7 +305,7 @@ def run(
     if served:
         _check_served(experiment, path)
     rows = {} if served else client_rows(experiment)
-    _check_tasks(experiment)
+    check_tasks(experiment)
     directory = RunDirectory(path, experiment, resume=resume, overwrite=overwrite)
     _federate(experiment, directory, rows, progress, on_sheet)
     if not (path / "fused").is_dir():
@@ -344,11 +345,12 @@ def _check_served(experiment: Experiment, run: Path) -> None:
         raise UsageError("[evaluate] centralized = true tunes on the clients' pooled data, which are elsewhere.")
 
 
-def _tasks(experiment: Experiment) -> list[str]:
+def scored_tasks(experiment: Experiment) -> list[str]:
+    """The tasks that models are scored on: those of [evaluate], or the clients'."""
     return experiment.evaluate.tasks or list(dict.fromkeys(c.task for c in experiment.client if c.task))
 
 
-def _check_tasks(experiment: Experiment) -> None:
+def check_tasks(experiment: Experiment) -> None:
     """Load the tasks that will be scored once before anything else, so that a fault in them shows before the training.
 
     Raises:
@@ -356,14 +358,14 @@ def _check_tasks(experiment: Experiment) -> None:
         ArtifactError: its rows cannot be read.
     """
     settings = experiment.evaluate
-    if tasks := _tasks(experiment):
+    if tasks := scored_tasks(experiment):
         data, include = (Path(folder) if folder else None for folder in (settings.data, settings.include))
         load_for_evaluation(tasks, data=data, include=include)
 
 
 def _evaluate(experiment: Experiment, directory: RunDirectory, on_progress: OnProgress) -> dict[str, Any]:
     """Score the models asked for; each score is stored at once, so that a resumed run does not repeat it."""
-    settings, path, tasks = experiment.evaluate, directory.path, _tasks(experiment)
+    settings, path, tasks = experiment.evaluate, directory.path, scored_tasks(experiment)
     stored = path / "evaluation.json"
     evaluation: dict[str, Any] = read_json(stored) if stored.is_file() else {}
     if not tasks:

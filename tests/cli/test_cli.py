@@ -31,6 +31,7 @@ COMMANDS = [
     "evaluate",
     "report",
     "doctor",
+    "compare",
     "methods",
 ]
 

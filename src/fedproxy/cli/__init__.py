@@ -21,6 +21,7 @@ INTERRUPTED = 130
 
 def _command() -> click.Command:
     from fedproxy.cli import (
+        compare,
         compress,
         demo,
         doctor,
@@ -46,7 +47,7 @@ def _command() -> click.Command:
         epilog="Every command takes --debug, which shows the traceback of an error. Exit codes: 0 done, 1 our bug, "
         "2 usage or config, 3 bad input artifact, 4 federation failed, 5 disk or memory.",
     )
-    for module in (demo, run, compress, federate, serve, join, merge, fuse, evaluate, methods, report, doctor):
+    for module in (demo, run, compress, federate, serve, join, merge, fuse, evaluate, compare, methods, report, doctor):
         name = module.__name__.rpartition(".")[2]
         app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
     app.add_typer(keys.app, name="keys")

@@ -1,1 +1,221 @@
-"""Methods compared on the same work."""
+"""Methods compared on the same work: the same rows, prompts, steps and order of batches for all; each cell once.
+
+DIR/experiment.toml, environment.json, events.jsonl
+DIR/cells/METHOD/seed-S-remove-R/    cell.json, and the scores of every document
+DIR/work/                            what cells share (see `work`); once all cells are there, it can go
+DIR/compare.json                     all cells, summaries over seeds, paired differences
+"""
+
+import dataclasses
+import shutil
+import statistics as spread
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fedproxy.artifacts import new_directory, read_json, write_json
+from fedproxy.comparison.cells import Bench
+from fedproxy.comparison.costs import FORMULA
+from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
+from fedproxy.comparison.work import DOCUMENTS, Work, digest
+from fedproxy.compression.realign import emulator_blocks
+from fedproxy.compression.select import between, removed_count
+from fedproxy.config import Compare, Experiment
+from fedproxy.errors import UsageError
+from fedproxy.federation.settings import check_settings
+from fedproxy.layer_map import block_numbers
+from fedproxy.methods import CENTRALIZED, FEDPROXY, METHODS, Method, configured
+from fedproxy.models.source import open_source
+from fedproxy.pipeline import check_tasks, read_experiment, scored_tasks
+from fedproxy.run_directory import RunDirectory
+from fedproxy.seeds import derive_seed
+from fedproxy.tensor_files import load_tensors, save_tensors
+from fedproxy.tuning import OnProgress, client_rows
+
+__all__ = ["cells_of", "compare"]
+
+Key = tuple[str, int, float]
+"""Method, seed, share of blocks removed."""
+AGAINST = (FEDPROXY, CENTRALIZED)
+"""What every method is compared with."""
+
+
+def cells_of(experiment: Experiment) -> list[Key]:
+    """The cells of a comparison, in the order in which they are run."""
+    asked = experiment.compare or Compare()
+    ratios = [float(ratio) for ratio in asked.ratios] or [experiment.compress.remove]
+    names = [name for name in METHODS if not asked.methods or name in asked.methods]
+    return [(name, seed, ratio) for seed, ratio, name in product(asked.seeds, ratios, names)]
+
+
+def compare(
+    experiment: Experiment | str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda stage, fraction, text: None,
+    on_cell: Callable[[dict[str, Any]], None] = lambda cell: None,
+) -> dict[str, Any]:
+    """Run every method with every seed at every ratio of [compare]; returns what compare.json holds.
+
+    Args:
+        experiment: An experiment file, or one loaded.
+        out: The directory of the comparison.
+        resume: Go on with one that was begun; methods, seeds and ratios may have been added since.
+        overwrite: Replace an earlier one.
+        on_progress: Told stage, fraction and text of what is being done.
+        on_cell: Told the record of each cell, also of those that were there.
+
+    Raises:
+        ConfigError, UsageError: the experiment or a path cannot be used, or a method does not fit the experiment.
+        ArtifactError: the LLM, a client's data or a task cannot be used.
+        FederationError: a round has no quorum.
+        ResourceError: memory or disk do not suffice; what was complete stays.
+    """
+    path, experiment = Path(out), read_experiment(experiment)
+    asked, keys = experiment.compare or Compare(), cells_of(experiment)
+    experiment = dataclasses.replace(experiment, compare=None)
+    if not scored_tasks(experiment):
+        raise UsageError("There is nothing to compare by: give [evaluate] tasks, or clients with a task.")
+    check_tasks(experiment)
+    _check(experiment, keys)
+    rows = client_rows(experiment)
+    directory = RunDirectory(path, experiment, resume=resume, overwrite=overwrite)
+    bench = Bench(experiment, rows, Work(path / "work", on_progress))
+    found: dict[Key, dict[str, Any]] = {}
+    for key in keys:
+        folder = _folder(path, key)
+        if not folder.is_dir():
+            name, seed, remove = key
+            with directory.stage(f"{name}, seed {seed}, remove {remove:g}"):
+                cell = bench.cell(METHODS[name], seed, remove)
+            with new_directory(folder) as new:
+                save_tensors(new / DOCUMENTS, cell.scored.documents)
+                write_json(new / "cell.json", cell.record)
+        found[key] = read_json(folder / "cell.json")
+        on_cell(found[key])
+    result = {
+        "name": experiment.name,
+        "compare": dataclasses.asdict(asked),
+        "experiment": experiment.as_dict(),
+        "experiment_sha256": digest(experiment.as_dict()),
+        "commit": _commit(),
+        "environment": read_json(path / "environment.json"),
+        "methods": {
+            name: {**METHODS[name].axes, "paper": METHODS[name].paper} for name in dict.fromkeys(k[0] for k in keys)
+        },
+        "flops": FORMULA,
+        "cells": _with_gaps(found),
+        "summary": _summary(found),
+        "differences": _differences(path, keys),
+    }
+    write_json(path / "compare.json", result)
+    return result
+
+
+def _folder(path: Path, key: Key) -> Path:
+    name, seed, remove = key
+    return path / "cells" / name / f"seed-{seed}-remove-{remove:g}"
+
+
+def _check(experiment: Experiment, keys: Sequence[Key]) -> None:
+    """Check that every method fits the experiment and the LLM, before anything is done."""
+    blocks = open_source(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code).count
+    for name, seed, remove in keys:
+        method = METHODS[name]
+        try:
+            _check_method(method, configured(method, experiment, seed=seed, remove=remove), blocks)
+        except UsageError as error:
+            raise UsageError(f"{name}, remove = {remove:g}: {error}") from error
+
+
+def _check_method(method: Method, experiment: Experiment, blocks: int) -> None:
+    if method.result == "llm":
+        return
+    compress, train = experiment.compress, experiment.train
+    removed = removed_count(blocks, compress.remove)
+    between(blocks, compress.keep_first, compress.keep_last, removed)
+    if method.data == "none":
+        return
+    check_settings(experiment.federate)
+    left = blocks - removed
+    owned = list(range(left)) if train.blocks == "all" else block_numbers(train.blocks, left)
+    if experiment.heal.realign_steps:
+        emulator_blocks(left, owned)
+
+
+def _commit() -> str | None:
+    """The commit of the repository that the command was given in, with a mark if files differ from it."""
+    if shutil.which("git") is None:
+        return None
+    found = subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
+def _with_gaps(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells, each with the share of the way from the untuned LLM to centralized tuning that it went."""
+    return [{**cell, "gap_closed": _gap(found, key)} for key, cell in found.items()]
+
+
+def _gap(found: Mapping[Key, dict[str, Any]], key: Key) -> float | None:
+    _, seed, remove = key
+    ends = [found.get((name, seed, remove)) for name in ("zero-shot", CENTRALIZED)]
+    low, high = (None if end is None else end["accuracy"]["average"] for end in ends)
+    if low is None or high is None or high <= low:
+        return None
+    return float((found[key]["accuracy"]["average"] - low) / (high - low))
+
+
+def _summary(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each method and ratio, the mean over the seeds, and the lowest and highest."""
+    rows = []
+    for name, remove in dict.fromkeys((name, remove) for name, _, remove in found):
+        keys = [key for key in found if (key[0], key[2]) == (name, remove)]
+        cells = [found[key] for key in keys]
+        values = {
+            "accuracy": [cell["accuracy"]["average"] for cell in cells],
+            "proxy_tuned": [cell["proxy_tuned"]["average"] for cell in cells if cell["proxy_tuned"]],
+            "worst": [cell["worst"]["accuracy"] for cell in cells],
+            "gap_closed": [gap for key in keys if (gap := _gap(found, key)) is not None],
+        }
+        values |= {task: [cell["accuracy"]["tasks"][task] for cell in cells] for task in cells[0]["accuracy"]["tasks"]}
+        tasks = {task: _spread(values.pop(task)) for task in cells[0]["accuracy"]["tasks"]}
+        rows.append(
+            {"method": name, "remove": remove, "seeds": len(cells), "tasks": tasks}
+            | {what: _spread(numbers) for what, numbers in values.items()}
+        )
+    return rows
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    return {"mean": spread.fmean(values), "low": min(values), "high": max(values)} if values else None
+
+
+def _differences(path: Path, keys: Sequence[Key]) -> list[dict[str, Any]]:
+    """Every method against FedProxy and against centralized tuning, at each ratio."""
+    names, seeds = list(dict.fromkeys(key[0] for key in keys)), list(dict.fromkeys(key[1] for key in keys))
+    ratios = dict.fromkeys(key[2] for key in keys)
+    found = []
+    for remove, other, name in product(ratios, AGAINST, names):
+        if other not in names or name == other:
+            continue
+        documents = {
+            method: [load_tensors(_folder(path, (method, seed, remove)) / DOCUMENTS) for seed in seeds]
+            for method in (name, other)
+        }
+        tasks = [task for task in documents[name][0] if task in documents[other][0]]
+        if not tasks:
+            continue
+        scores, others = (
+            {task: [one[task].tolist() for one in documents[method]] for task in tasks} for method in (name, other)
+        )
+        difference = paired_difference(scores, others, seed=derive_seed(0, "bootstrap", name, other))
+        found.append(
+            {"method": name, "against": other, "remove": remove, "tasks": tasks}
+            | dataclasses.asdict(difference)
+            | {"draws": DRAWS, "level": LEVEL}
+        )
+    return found

@@ -112,12 +112,12 @@ def heal(
         done = _TAUGHT + (_TRAINED - _TAUGHT) * step / settings.steps
         progress(done, f"healing, step {step} of {settings.steps}, KL {loss.divergence:.3f}")
 
-    before, identity = perplexity(), model_identity(proxy)
+    before, identity, texts = perplexity(), model_identity(proxy), _texts(asked)
     student = Student(healed(), settings, trained, seed=derive_seed(seed, "heal"), longest=longest)
     losses = distil(
         student,
         said,
-        _texts(asked),
+        texts,
         settings,
         proxy=identity,
         pad=tokenizer.pad_token_id or 0,
@@ -127,6 +127,7 @@ def heal(
     )
     progress(_TRAINED, "writing the healed proxy")
     student.write(work)
+    parameters = sum(parameter.numel() for parameter in student.parameters.values())
     del student
     after = perplexity()
     if not math.isfinite(after):
@@ -135,6 +136,9 @@ def heal(
     return {
         "settings": {**dataclasses.asdict(settings), "learning_rate": settings.highest_rate},
         "documents": len(learned),
+        "tokens": sum(len(text.ids) for text in texts),
+        "trained": list(trained),
+        "parameters": parameters,
         "held_out": len(held_out),
         "losses": thinned(losses),
         "perplexity": {"llm": said.perplexity, "before": before, "after": after},

@@ -25,8 +25,10 @@ from fedproxy.models.gradients import bf16_is_fast
 from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state
 from fedproxy.models.text_batches import batches
 from fedproxy.seeds import derive_seed
-from fedproxy.tensor_files import load_tensors, save_tensors
+from fedproxy.tensor_files import load_tensors, read_header, save_tensors
 from fedproxy.tensors import Tensors
+
+_TOKENS = "fedproxy.tokens"
 
 
 def emulator_blocks(count: int, owned: Sequence[int]) -> list[int]:
@@ -98,11 +100,9 @@ class Realigner:
                 self._put({**adapter, **load_tensors(aligned(self._folder, known))})
                 break
         if not aligned(self._folder, number).is_file():
-            self._align(number, adapter)
-            state = adapter_state(self._proxy)
-            save_tensors(
-                aligned(self._folder, number), {name: t for name, t in state.items() if self._is_emulators(name)}
-            )
+            tokens = aligned_tokens(self._folder) + self._align(number, adapter)
+            state = {name: t for name, t in adapter_state(self._proxy).items() if self._is_emulators(name)}
+            save_tensors(aligned(self._folder, number), state, metadata={_TOKENS: str(tokens)})
         aligned(self._folder, number - 2).unlink(missing_ok=True)
         self._done = number
 
@@ -112,7 +112,8 @@ class Realigner:
     def _put(self, tensors: Tensors) -> None:
         set_adapter_state(self._proxy, {**adapter_parameters(self._proxy), **tensors})
 
-    def _align(self, number: int, adapter: Tensors) -> None:
+    def _align(self, number: int, adapter: Tensors) -> int:
+        """Align, and return the number of tokens that were read."""
         settings, device = self._settings, torch.device("cuda" if torch.cuda.is_available() else "cpu")
         llm, proxy = (model.to(device).eval() for model in (self._llm, self._proxy))
         path = blocks_path(_base(llm))
@@ -125,7 +126,9 @@ class Realigner:
         trained = [parameter for name, parameter in sorted(parameters.items()) if self._is_emulators(name)]
         optimizer = torch.optim.AdamW(trained, lr=settings.highest_rate, weight_decay=0.0, fused=True)
         ends = [*(block - 1 for block in self._layer_map[1:]), len(blocks(_base(llm))) - 1]
+        tokens = 0
         for ids, mask in self._batches(number):
+            tokens += int(mask.sum())
             loss = self._loss(llm, proxy, ends, ids.to(device), mask.to(device))
             loss.backward()  # type: ignore[no-untyped-call]
             if not bool(torch.isfinite(loss)):
@@ -138,6 +141,7 @@ class Realigner:
             optimizer.zero_grad()
         for name, parameter in parameters.items():
             parameter.requires_grad_(before[name])
+        return tokens
 
     def _batches(self, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         settings = self._settings
@@ -188,5 +192,15 @@ def aligned(folder: Path, number: int) -> Path:
 
 def last_aligned(folder: Path) -> Mapping[str, torch.Tensor]:
     """What aligned the proxy for the last round; empty if nothing did."""
-    files = sorted(folder.glob("[0-9]*.safetensors"))
+    files = _files(folder)
     return load_tensors(files[-1]) if files else {}
+
+
+def aligned_tokens(folder: Path) -> int:
+    """Tokens of public text that the alignments of all rounds read."""
+    files = _files(folder)
+    return int(read_header(files[-1]).metadata[_TOKENS]) if files else 0
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.safetensors"))

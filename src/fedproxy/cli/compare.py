@@ -1,0 +1,36 @@
+"""fedproxy compare."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json
+
+EXAMPLE = "fedproxy compare experiment.toml --out runs/comparison"
+
+
+def compare(
+    experiment: Annotated[Path, typer.Argument(help="The experiment file (TOML), with a table [compare].")],
+    out: Out,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Run several methods with several seeds on the same work, and set them side by side in one table."""
+    from fedproxy.cli.comparison_table import comparison_table, differences
+    from fedproxy.comparison import cells_of
+    from fedproxy.comparison import compare as run_comparison
+    from fedproxy.pipeline import read_experiment
+
+    read = read_experiment(experiment)
+    with comparison_table(cells_of(read)) as (on_progress, on_cell):
+        result: dict[str, Any] = run_comparison(
+            read, out, resume=resume, overwrite=overwrite, on_progress=on_progress, on_cell=on_cell
+        )
+    if json:
+        print_json(result)
+        return
+    for line in differences(result["differences"]):
+        console().print(line, soft_wrap=True)
+    console().print(f"Everything: {out / 'compare.json'}", soft_wrap=True)

@@ -1,0 +1,221 @@
+"""The work that cells of a comparison share: each proxy, training and score is made once, and found again by its key.
+
+    DIR/work/proxies/KEY/      a proxy; KEY.json beside it holds what making it cost
+    DIR/work/trainings/KEY/    a run directory: rounds, adapter, fused; its proxy is a link
+    DIR/work/scores/NAME/      a model's scores, and those of every document
+
+All survive a kill: a proxy and a score appear complete or not at all, a training goes on from its last round.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedproxy.artifacts import new_directory, os_error, read_json, write_json
+from fedproxy.config import Experiment
+from fedproxy.evaluation import evaluate
+from fedproxy.evaluation.harness import main_metric
+from fedproxy.fusion import fuse
+from fedproxy.memory import peak_memory, restart_peak
+from fedproxy.pipeline import make_proxy
+from fedproxy.run_directory import RunDirectory
+from fedproxy.tensor_files import load_tensors, save_tensors
+from fedproxy.tuning import ALIGNED, OnProgress, Rows, tune_inline, write_aligned
+
+SCORES, DOCUMENTS = "scores.json", "documents.safetensors"
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[dict[str, float]]:
+    """Measure seconds and the peak memory of the process (or of the GPU's) within the block."""
+    found: dict[str, float] = {}
+    cuda = torch.cuda.is_available()
+    torch.cuda.reset_peak_memory_stats() if cuda else restart_peak()
+    began = time.perf_counter()
+    yield found
+    found["seconds"] = time.perf_counter() - began
+    found["peak_memory_bytes"] = torch.cuda.max_memory_allocated() if cuda else peak_memory()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model scored.
+
+    Attributes:
+        tasks: Task → main metric.
+        documents: Task → main metric of every document, float32; only tasks whose metric is a mean over documents.
+        seconds: What it took.
+    """
+
+    tasks: dict[str, float]
+    documents: dict[str, torch.Tensor]
+    seconds: float
+
+    @property
+    def average(self) -> float:
+        """Mean over the tasks."""
+        return sum(self.tasks.values()) / len(self.tasks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The accuracies, without the documents."""
+        return {"tasks": self.tasks, "average": self.average}
+
+
+def mean_scored(parts: Sequence[Scored]) -> Scored:
+    """The mean of several models' scores: of each task over those models that were scored on it."""
+
+    def mean(values: Sequence[Any]) -> Any:
+        return sum(values) / len(values)
+
+    names = dict.fromkeys(task for part in parts for task in part.tasks)
+    documents = {task: [part.documents[task] for part in parts if task in part.documents] for task in names}
+    return Scored(
+        {task: mean([part.tasks[task] for part in parts if task in part.tasks]) for task in names},
+        {task: mean(found) for task, found in documents.items() if found},
+        sum(part.seconds for part in parts),
+    )
+
+
+class Work:
+    """Makes what cells need, unless it is there.
+
+    Args:
+        folder: DIR/work.
+        on_progress: Told the stage, its fraction and what is being done.
+    """
+
+    def __init__(self, folder: Path, on_progress: OnProgress) -> None:
+        self._folder, self._progress = folder, on_progress
+
+    def proxy(self, experiment: Experiment) -> Path:
+        """The proxy of an experiment. One that keeps all blocks is the same for all seeds."""
+        whole = experiment.compress.remove == 0 and experiment.heal.steps == 0
+        experiment = dataclasses.replace(
+            experiment,
+            seed=0 if whole else experiment.seed,
+            heal=dataclasses.replace(experiment.heal, realign_steps=0),
+        )
+        path = self._folder / "proxies" / _key(experiment, "llm", "compress", "heal", "seed")
+        if not path.is_dir():
+            with measured() as cost:
+                make_proxy(experiment, path, self._progress)
+            write_json(_beside(path), cost)
+        self._progress("compress", 1.0, "proxy written")
+        return path
+
+    def cost_of_proxy(self, proxy: Path) -> dict[str, float]:
+        """Seconds and peak memory that making it took; none if a kill came between it and its record."""
+        return dict(read_json(_beside(proxy))) if _beside(proxy).is_file() else {}
+
+    def training(self, experiment: Experiment, rows: Mapping[str, Rows], label: str) -> RunDirectory:
+        """Tune the proxy of an experiment, and plug what was learned into the LLM.
+
+        Args:
+            experiment: The experiment as the method has it.
+            rows: The clients' rows.
+            label: What is done with the clients' data: the name that the run bears.
+        """
+        experiment = dataclasses.replace(experiment, name=label, compare=None)
+        proxy = self.proxy(experiment)
+        parts = ("llm", "compress", "heal", "train", "federate", "fuse", "seed", "name")
+        directory = RunDirectory(
+            self._folder / "trainings" / _key(experiment, *parts), experiment, resume=True, overwrite=False
+        )
+        path = directory.path
+        if not (path / "proxy").is_dir():
+            try:
+                (path / "proxy").symlink_to(Path("..", "..", "proxies", proxy.name), target_is_directory=True)
+            except OSError as error:
+                raise os_error(error, path / "proxy") from error
+        if not (path / "adapter").is_dir():
+            with directory.stage("federate"):
+                tune_inline(experiment, directory, dict(rows), self._progress)
+        write_aligned(directory)
+        if not (path / "fused").is_dir():
+            with directory.stage("fuse"), measured() as cost:
+                fuse(
+                    experiment.llm.path,
+                    path / "adapter",
+                    path / "fused",
+                    scale=experiment.fuse.scale,
+                    public=experiment.fuse.public or None,
+                    proxy=path / "proxy",
+                    trust_remote_code=experiment.llm.trust_remote_code,
+                    on_progress=lambda fraction, text: self._progress("fuse", fraction, text),
+                )
+            write_json(path / "fuse.json", cost)
+        return directory
+
+    def score(
+        self,
+        experiment: Experiment,
+        name: str,
+        tasks: Sequence[str],
+        model: str | Path,
+        adapter: Path | None = None,
+        proxy: Path | None = None,
+    ) -> Scored:
+        """Score a model.
+
+        Args:
+            experiment: The experiment, for its [evaluate] table.
+            name: What the score is kept under.
+            tasks: Tasks to score it on.
+            model: Checkpoint.
+            adapter: Adapter to put on it, or on the proxy.
+            proxy: The proxy, for decode-time proxy tuning.
+        """
+        path, settings = self._folder / "scores" / name, experiment.evaluate
+        if not path.is_dir():
+            documents: dict[str, torch.Tensor] = {}
+
+            def on_documents(task: str, scores: list[float]) -> None:
+                documents[task] = torch.tensor(scores, dtype=torch.float32)
+
+            with measured() as cost:
+                found = evaluate(
+                    model,
+                    tasks=tasks,
+                    data=settings.data or None,
+                    include=settings.include or None,
+                    adapter=adapter,
+                    proxy=proxy,
+                    limit=settings.limit,
+                    batch_size=settings.batch_size,
+                    trust_remote_code=experiment.llm.trust_remote_code,
+                    on_progress=lambda fraction, text: self._progress("evaluate", fraction, text),
+                    on_documents=on_documents,
+                )
+            with new_directory(path) as folder:
+                write_json(folder / SCORES, {**found, **cost})
+                save_tensors(folder / DOCUMENTS, documents)
+        record = read_json(path / SCORES)
+        tasks_found = {task: main_metric(metrics) for task, metrics in record["tasks"].items()}
+        return Scored(tasks_found, load_tensors(path / DOCUMENTS), record["seconds"])
+
+
+def tuned_adapter(run: Path) -> Path:
+    """The adapter that belongs onto a run's proxy."""
+    return run / ALIGNED if (run / ALIGNED).is_dir() else run / "adapter"
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _key(experiment: Experiment, *parts: str) -> str:
+    values = experiment.as_dict()
+    return digest({part: values[part] for part in parts})[:16]
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

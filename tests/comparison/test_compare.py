@@ -1,0 +1,307 @@
+"""Whole comparisons on a tiny LLM: every preset against its definition, work that is shared, and resumption."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedproxy.artifacts import Manifest, read_json
+from fedproxy.comparison import cells_of, compare
+from fedproxy.errors import UsageError
+from fedproxy.layer_map import split_name
+from fedproxy.methods import METHODS
+from fedproxy.pipeline import read_experiment
+from tests.comparison.conftest import BLOCKS
+
+Write = Callable[..., Path]
+TRAINED = [name for name, method in METHODS.items() if method.data != "none"]
+OFFSITE = ("offsite-tuning", "fedot")
+WHOLE = ("centralized", "fedavg-llm")
+CHOICES = {
+    "fedavg": ("mean", "none", "none"),
+    "fedavg-llm": ("mean", "none", "none"),
+    "fedprox": ("mean", "none", "fedprox"),
+    "fedavgm": ("mean", "fedavgm", "none"),
+    "fedadam": ("mean", "fedadam", "none"),
+    "scaffold": ("mean", "none", "scaffold"),
+    "ties": ("ties", "none", "none"),
+    "fedot": ("mean", "none", "none"),
+    "fedbiot": ("mean", "none", "fedprox"),
+    "proxy-tuning": ("mean", "none", "none"),
+    "h-ties": ("h-ties", "none", "none"),
+    "pcr": ("mean", "none", "pcr"),
+    "fedproxy": ("h-ties", "none", "pcr"),
+}
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory: pytest.TempPathFactory, experiment_file: Write) -> Path:
+    """All methods, one seed, two rounds; a proxy of six of eight blocks, healed for a step."""
+    out = tmp_path_factory.mktemp("compared") / "all"
+    compare(experiment_file("seeds = [0]\n"), out)
+    return out
+
+
+def cell(out: Path, name: str, seed: int = 0) -> dict[str, Any]:
+    [found] = [c for c in read_json(out / "compare.json")["cells"] if (c["method"], c["seed"]) == (name, seed)]
+    return dict(found)
+
+
+def runs(out: Path, name: str) -> list[Path]:
+    return [out / "work" / "trainings" / key for key in cell(out, name)["trainings"]]
+
+
+def blocks(file: Path) -> set[int]:
+    return {split_name(name)[1] for name in load_file(file)}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_trains_what_is_sent_and_what_is_plugged_in(everything: Path, name: str) -> None:
+    for run in runs(everything, name):
+        layers = Manifest.read(run / "proxy").layer_map
+        count = len(layers)
+        assert count == (BLOCKS if name in WHOLE else 6)
+        trained = set(range(count))
+        if name in OFFSITE:
+            trained = {0, 1, count - 2, count - 1}
+        if name == "fedbiot":
+            trained = {count - 2, count - 1}
+        rounds = sorted((run / "rounds").glob("0*"))
+        for sent in (*(path / "adapter.safetensors" for path in rounds), run / "adapter" / "adapter_model.safetensors"):
+            assert blocks(sent) == trained
+        assert blocks(run / "fused" / "adapter_model.safetensors") == {layers[block] for block in trained}
+        records = [read_json(path / "round.json") for path in rounds]
+        size = sum(t.nbytes for t in load_file(run / "adapter" / "adapter_model.safetensors").values())
+        assert {client["bytes_up"] for record in records for client in record["clients"].values()} == {size}
+        asked = [list(record["clients"]) for record in records]
+        data = METHODS[name].data
+        if data == "clients":
+            assert asked == [["colour-owner", "shape-owner"]] * 2
+        elif data == "pooled":
+            assert asked == [["pooled"]]
+        else:
+            assert len(asked) == 2
+            assert asked[0] == asked[1]
+            assert len(asked[0]) == 1
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_the_rounds_are_made_of(everything: Path, name: str) -> None:
+    [run] = runs(everything, name)
+    federate = tomllib.loads((run / "experiment.toml").read_text())["federate"]
+    assert (federate["merge"], federate["server_optimizer"], federate["regulariser"]) == CHOICES[name]
+
+
+def test_every_party_takes_the_same_number_of_steps(everything: Path) -> None:
+    def steps(name: str) -> int:
+        records = [read_json(path) for run in runs(everything, name) for path in run.glob("rounds/0*/round.json")]
+        return sum(client["steps"] for record in records for client in record["clients"].values())
+
+    assert {steps(name) for name in TRAINED} == {8}  # two rounds of two clients of two batches
+
+
+def test_offsite_tuning_keeps_both_ends_and_fedbiot_the_last_two_blocks(everything: Path) -> None:
+    llm = load_file(Path(read_json(everything / "compare.json")["experiment"]["llm"]["path"]) / "model.safetensors")
+    for name, layer_map, ends in (
+        ("fedot", [0, 1, 2, 5, 6, 7], {0, 1, 4, 5}),  # E = 2 ... 5, k = 2
+        ("fedbiot", [0, 2, 3, 5, 6, 7], {4, 5}),  # E = 0 ... 5, k = 4: 0, 5/3, 10/3, 5
+    ):
+        [run] = runs(everything, name)
+        assert Manifest.read(run / "proxy").layer_map == layer_map
+        healed = set()
+        for tensor_name, tensor in load_file(run / "proxy" / "model.safetensors").items():
+            parts = tensor_name.split(".")
+            if parts[1] == "layers":
+                block, parts[2] = int(parts[2]), str(layer_map[int(parts[2])])
+                healed |= set() if torch.equal(tensor, llm[".".join(parts)]) else {block}
+        assert healed == set(range(6)) - ends
+
+
+def test_fedbiot_aligns_only_the_emulator_and_plugs_nothing_of_it_in(everything: Path) -> None:
+    [run] = runs(everything, "fedbiot")
+    aligned = load_file(run / "alignment" / "0002.safetensors")
+    assert {split_name(name)[1] for name in aligned} == {0, 1, 2, 3}
+    assert any(tensor.any() for name, tensor in aligned.items() if ".lora_B." in name)
+    assert blocks(run / "fused" / "adapter_model.safetensors") == {6, 7}
+    extra, one = sum(t.nbytes for t in aligned.values()), cell(everything, "fedbiot")
+    assert one["bytes_down"] == one["bytes_up"] + 2 * extra  # to two clients, before the second round
+
+
+def test_work_is_done_once(everything: Path) -> None:
+    work = everything / "work"
+    assert runs(everything, "proxy-tuning") == runs(everything, "fedavg")
+    assert len(list((work / "trainings").iterdir())) == len(TRAINED)  # local has two, proxy-tuning none of its own
+    kept = [path for path in (work / "proxies").iterdir() if path.is_dir()]
+    assert sorted(len(Manifest.read(path).layer_map) for path in kept) == [6, 6, 6, 8]
+    assert len(list((work / "scores").glob("llm"))) == 1
+
+
+def test_what_left_the_house_and_what_travelled(everything: Path) -> None:
+    assert cell(everything, "zero-shot")["exposed"] == cell(everything, "centralized")["exposed"] == 0.0
+    assert cell(everything, "fedavg-llm")["exposed"] == 1.0
+    proxy = cell(everything, "fedproxy")
+    assert 0 < proxy["exposed"] < 1
+    assert cell(everything, "fedot")["bytes_up"] * 6 == proxy["bytes_up"] * 4
+    assert cell(everything, "centralized")["bytes_up"] == cell(everything, "centralized")["proxy_bytes"] == 0
+    assert cell(everything, "local")["bytes_down"] == 0
+    assert cell(everything, "local")["bytes_up"] * 2 == proxy["bytes_up"]
+    assert cell(everything, "scaffold")["bytes_down"] > cell(everything, "fedavg")["bytes_down"]
+    for name in TRAINED:
+        flops = cell(everything, name)["flops"]
+        assert (flops["clients"] > 0) != (name == "centralized")
+    assert cell(everything, "fedbiot")["flops"]["clients"] < cell(everything, "fedot")["flops"]["clients"]
+
+
+def test_what_the_comparison_says(everything: Path) -> None:
+    found = read_json(everything / "compare.json")
+    assert [c["method"] for c in found["cells"]] == [row["method"] for row in found["summary"]] == list(METHODS)
+    assert found["environment"]["versions"]["torch"]
+    for c in found["cells"]:
+        assert c["accuracy"]["tasks"].keys() == {"colour", "shape"}
+        assert c["worst"]["accuracy"] == min(c["accuracy"]["tasks"].values())
+        assert (c["proxy_tuned"] is None) == (METHODS[c["method"]].data == "none" or c["method"] in WHOLE)
+    pairs = [(row["method"], row["against"]) for row in found["differences"]]
+    assert pairs == [(n, other) for other in ("fedproxy", "centralized") for n in METHODS if n != other]
+    for row in found["differences"]:
+        expected = cell(everything, row["method"])["accuracy"]["average"]
+        expected -= cell(everything, row["against"])["accuracy"]["average"]
+        assert row["mean"] == pytest.approx(expected)
+
+
+def test_one_client_alone_is_the_pool(experiment_file: Write, tmp_path: Path) -> None:
+    """With one client and one round FedAvg is central training, and a client alone is both, to the bit."""
+    names = ["fedavg", "centralized-proxy", "local"]
+    compare(experiment_file(f"seeds = [0]\nmethods = {names}\n", clients=1, rounds=1), tmp_path / "out")
+    files = [[(run / part).read_bytes() for run in runs(tmp_path / "out", name) for part in PARTS] for name in names]
+    assert files[0] == files[1] == files[2]
+
+
+PARTS = ("rounds/0001/adapter.safetensors", "adapter/adapter_model.safetensors", "fused/adapter_model.safetensors")
+
+
+def test_pooled_training_takes_all_clients_steps_also_where_they_are_limited(
+    experiment_file: Write, tmp_path: Path
+) -> None:
+    file = experiment_file('seeds = [0]\nmethods = ["centralized-proxy"]\n', rounds=3, max_steps=1, epochs=4)
+    compare(file, tmp_path / "out")
+    [run] = runs(tmp_path / "out", "centralized-proxy")
+    assert read_json(run / "rounds" / "0001" / "round.json")["clients"]["pooled"]["steps"] == 6
+
+
+def timeless(value: Any) -> Any:
+    """Without seconds, memory and the command that was given."""
+    if isinstance(value, dict):
+        varying = ("seconds", "peak_memory_bytes", "command", "environment")
+        return {key: timeless(part) for key, part in value.items() if key not in varying}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+FEW = 'seeds = [0, 1]\nmethods = ["zero-shot", "centralized", "fedavg", "fedproxy"]\n'
+
+
+def test_what_a_kill_left_is_gone_on_with(experiment_file: Write, tmp_path: Path) -> None:
+    file, whole, out = experiment_file(FEW), tmp_path / "whole", tmp_path / "killed"
+    told: list[str] = []
+    expected = compare(file, whole, on_cell=lambda one: told.append(f"{one['method']} {one['seed']}"))
+    assert told == [f"{name} {seed}" for name, seed, _ in cells_of(read_experiment(file))]
+    shutil.copytree(whole, out, symlinks=True)
+    (out / "compare.json").unlink()
+    for path in out.glob("cells/*/seed-1*"):
+        shutil.rmtree(path)
+    last = next(c["trainings"][0] for c in expected["cells"] if (c["method"], c["seed"]) == ("fedproxy", 1))
+    run = out / "work" / "trainings" / last
+    for name in ("adapter", "fused", "rounds/0002"):
+        shutil.rmtree(run / name)
+    shutil.rmtree(out / "work" / "scores" / f"{last}-fused")
+    with pytest.raises(UsageError, match="--resume"):
+        compare(file, out)
+    assert timeless(compare(file, out, resume=True)) == timeless(expected)
+    assert timeless(read_json(out / "compare.json")) == timeless(json.loads(json.dumps(expected)))
+    for path in whole.glob("cells/**/*.safetensors"):
+        assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes()
+
+
+def test_methods_can_be_added_later_and_finished_cells_need_no_work(experiment_file: Write, tmp_path: Path) -> None:
+    file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n')
+    compare(file, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "work")
+    file.write_text(file.read_text().replace('["zero-shot"]', '["zero-shot", "zero-shot-proxy"]'))
+    found = compare(file, tmp_path / "out", resume=True)
+    assert [one["method"] for one in found["cells"]] == ["zero-shot", "zero-shot-proxy"]
+    file.write_text(file.read_text().replace("rounds = 2", "rounds = 3"))
+    with pytest.raises(UsageError, match="another experiment"):
+        compare(file, tmp_path / "out", resume=True)
+    compare(file, tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("table", "changes", "says"),
+    [
+        (
+            'methods = ["fedproxy"]\n',
+            ("[federate]\n", '[federate]\nspace = "product"\n'),
+            "fedproxy, remove = 0.25: .*pcr",
+        ),
+        ('methods = ["fedot"]\nratios = [0.25, 0.75]\n', ("", ""), "fedot, remove = 0.75: keep_first"),
+        ('methods = ["fedprox", "fedprx"]\n', ("", ""), 'Did you mean "fedprox"'),
+        ("seeds = []\n", ("", ""), "seeds"),
+        ("ratios = [0.5, 1.0]\n", ("", ""), "ratios"),
+    ],
+)
+def test_what_cannot_be_is_found_before_anything_is_written(
+    experiment_file: Write, tmp_path: Path, table: str, changes: tuple[str, str], says: str
+) -> None:
+    file = experiment_file(table)
+    file.write_text(file.read_text().replace(*changes))
+    with pytest.raises(UsageError, match=says):
+        compare(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_tasks_there_is_nothing_to_compare_by(experiment_file: Write, tmp_path: Path) -> None:
+    file = experiment_file("seeds = [0]\n")
+    rows = [{"prompt": "say:", "completion": " red"}]
+    (file.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = (
+        file.read_text()
+        .replace('task = "colour"', 'data = "rows.jsonl"')
+        .replace('task = "shape"', 'data = "rows.jsonl"')
+    )
+    file.write_text(text)
+    with pytest.raises(UsageError, match="nothing to compare by"):
+        compare(file, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_real_kill_changes_nothing(experiment_file: Write, tmp_path: Path) -> None:
+    file, out = experiment_file(FEW), tmp_path / "killed"
+    expected = compare(file, tmp_path / "whole")
+
+    def start() -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "fedproxy", "compare", str(file), "--out", str(out), "--resume"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    for wait in (0.0, 0.3, 0.9):
+        process, cells = start(), len(list(out.glob("cells/*/*")))
+        until = time.monotonic() + 120
+        while len(list(out.glob("cells/*/*"))) <= cells and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = start()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert timeless(read_json(out / "compare.json")) == timeless(json.loads(json.dumps(expected)))
