@@ -250,7 +250,7 @@ def test_methods_can_be_added_later_and_finished_cells_need_no_work(experiment_f
     [
         (
             'methods = ["fedproxy"]\n',
-            ("[federate]\n", '[federate]\nspace = "product"\n'),
+            ("[federate]\n", '[federate]\nspace = "product"\nregulariser = "none"\n'),
             "fedproxy, remove = 0.25: .*pcr",
         ),
         ('methods = ["fedot"]\nratios = [0.25, 0.75]\n', ("", ""), "fedot, remove = 0.75: keep_first"),
