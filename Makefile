@@ -29,13 +29,15 @@ lint: setup
 bench: setup  ## measure, and write benchmarks/results/*.json
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/merge_memory.py
-	$(BIN)/python benchmarks/training_loop.py
+	$(BIN)/python benchmarks/training_loop.py --data ../shared/data
 	$(BIN)/python benchmarks/merge_engine.py
 	$(BIN)/python benchmarks/wire_speed.py
 	$(BIN)/python benchmarks/federation.py
 	$(BIN)/python benchmarks/handout.py --bytes 1e9 --work runs/handout  # 4 GB of disk
 	$(BIN)/python benchmarks/large_model.py --work runs/large  # 40 GB of disk
 	$(BIN)/python benchmarks/demo_quality.py
+	$(BIN)/python benchmarks/wire.py
+	$(BIN)/python benchmarks/render.py
 
 docs: setup  ## render docs/benchmarks.md from benchmarks/results
 	$(BIN)/python benchmarks/render.py
