@@ -89,7 +89,7 @@ def wire() -> str:
     missed = "" if result["within_limit"] else " **missed**"
     lines += [
         "",
-        f"{result['parameters']:,} Gaussian float32 values; MB/s of those values, medians and ranges of {result['repeats']} turns; a plain "
+        f"{result['parameters']:,} Gaussian float32 values; MB/s of those values, medians and ranges of {result['repeats']} turns on {result['hardware']['threads']} thread(s); a plain "
         f"copy reaches {min(copies):,.0f}–{max(copies):,.0f} MB/s. Limit for int8 and int4, both ways: ≥ {result['limit_mb_per_s']:g} MB/s{missed}.",
     ]
     return "\n".join(lines)
