@@ -118,6 +118,14 @@ def test_at_the_joint_optimum_each_variate_is_the_clients_gradient():
         assert torch.allclose(variate["w"].double(), gradient(client, OPTIMUM), atol=1e-3)
 
 
+def test_with_adam_it_rests_where_the_directions_cancel_which_is_not_the_joint_optimum():
+    found, server, own = federated(60, [0.1] * 20, lambda parameters: torch.optim.AdamW(parameters, weight_decay=0.0))
+    assert (found[-1] - found[-2]).norm() < 1e-4
+    assert torch.allclose(server["w"], torch.zeros(3), atol=1e-4)
+    assert torch.allclose(own[0]["w"], -own[1]["w"], atol=1e-4)
+    assert (found[-1] - OPTIMUM).norm() > 0.3
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("rates", [[0.1] * 5, [0.01, 0.02, 0.03, 0.02, 0.01]], ids=["constant", "schedule"])
 def test_a_variate_is_the_mean_direction_of_the_clients_own_optimizer(optimizer, rates):

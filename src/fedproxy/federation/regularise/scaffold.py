@@ -7,7 +7,8 @@ and need no message beyond c, the update τ_k = y - x and the sum R_k of the lea
 The paper's local optimizer is SGD of one learning rate, where a step is η g(y). Ours may be any: with d_i its own
 direction, so that it alone would do y ← y - η_i d_i, a round gives -τ_k = Σ η_i d_i + R_k (c - c_k). So option II,
 c_k⁺ = c_k - c - τ_k / R_k, is the mean of the d_i, weighed by η_i, and for SGD it is the published algorithm exactly.
-With Adam the variates hold directions of Adam, not gradients.
+With Adam the variates hold directions of Adam, not gradients, and the federation rests where these cancel over the
+clients; that need not be where the gradients do.
 
 Reference: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", 2020
 (arXiv 1910.06378), Alg. 1, option II, and Eq. 4.
