@@ -1,8 +1,8 @@
 """Local training: LoRA on a client's rows, in a loop on accelerate.
 
-TRL's SFTTrainer reaches less than 90 % of a bare loop's throughput on a small model (`benchmarks/training_loop.py`), so
-the loop is our own; it has what federated rounds need: a fresh optimizer every round, a penalty on the trained
-parameters, and the same bits for the same seed.
+Transformers' Trainer takes several times as long on rows of mixed lengths (`benchmarks/training_loop.py`), so the loop
+is our own; it has what federated rounds need: a fresh optimizer every round, a penalty on the trained parameters, a
+drift, and the same bits for the same seed.
 """
 
 import itertools
