@@ -21,6 +21,7 @@ from fedproxy.memory import peak_memory, restart_peak
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.gradients import in_training
 from fedproxy.models.lora import AdaptedModel, adapter_parameters
+from fedproxy.models.parallel import together
 from fedproxy.seeds import derive_seed
 
 Penalty = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
@@ -125,12 +126,17 @@ def train(
         weight_decay=settings.weight_decay,
         fused=True,
     )
+    optimizer.zero_grad()  # of a training that failed
     schedule = get_scheduler(settings.lr_scheduler_type, optimizer, settings.warmup_steps, total)
     drifts = None if drift is None else [drift[name].to(device) for name in parameters]
     losses: list[float] = []
     tokens, rate_sum = 0, 0.0
     started = time.perf_counter()
-    with torch.random.fork_rng(), in_training(model, settings, pad) as backward:
+    with (
+        torch.random.fork_rng(),
+        in_training(model, settings, pad) as alone,
+        together(model, settings, pad, seed, alone) as backward,
+    ):
         torch.manual_seed(derive_seed(seed, "dropout"))
         for chosen in itertools.islice(step_batches(examples, settings, seed), total):
             loss = backward(chosen, sum(example.counting for batch in chosen for example in batch))
