@@ -1,5 +1,6 @@
 """Several processes on one CPU, as a launcher begins them on several GPUs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from fedproxy.config import Train
 from fedproxy.errors import FedproxyError
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.lora import adapter_parameters, adapter_state
+from fedproxy.models.parallel import team
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import train
 from fedproxy.tensor_files import save_tensors
@@ -38,6 +40,7 @@ settings = Train(batch_size=5, learning_rate=1e-2, lora_r=2, lora_alpha=4, lora_
 generator = torch.Generator().manual_seed(0)
 examples = [Encoded(torch.randint(256, (n,), generator=generator).tolist(), 1 + n // 3) for n in range(2, 27)]
 model = load_trainable(llm, settings, seed=0)
+assert team() is None or (team().size == 2 and team().has(model))
 for name, parameter in adapter_parameters(model).items():
     parameter.requires_grad_(case != "frozen" or ".lora_B." in name)
 
@@ -147,6 +150,26 @@ def test_the_command_line_under_a_launcher(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=300)
     assert said.count("missing.toml: No such file") == 1
     assert "exitcode  : 3" in said
+
+
+@pytest.mark.slow
+def test_a_federation_under_a_launcher_is_the_same(tmp_path: Path, tiny_checkpoint: Any, calibration: Path) -> None:
+    rows = "\n".join(json.dumps({"prompt": f"say {'so ' * (i % 5)}:", "completion": f" {i}"}) for i in range(12))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    (tmp_path / "experiment.toml").write_text(
+        f'[llm]\npath = "{tiny_checkpoint()}"\n[compress]\ncalibration = "{calibration}"\nmax_length = 32\n'
+        '[[client]]\nname = "a"\ndata = "rows.jsonl"\n[[client]]\nname = "b"\ndata = "rows.jsonl"\n'
+        '[train]\nbatch_size = 5\nlora_r = 2\nlora_dropout = 0.0\nmax_length = 32\nprecision = "fp32"\n'
+        "[federate]\nrounds = 2\nregulariser_strength = 1.0\n"
+    )
+    found = []
+    for launcher in ([], LAUNCH):
+        out = tmp_path / f"run{len(launcher)}"
+        process = begin(launcher, "-m", "fedproxy", "federate", tmp_path / "experiment.toml", "--out", out)
+        said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        found.append(load_tensors(out / "adapter" / "adapter_model.safetensors"))
+    assert all(torch.allclose(tensor, found[1][name], atol=1e-4) for name, tensor in found[0].items())
 
 
 @given(st.lists(st.integers(2, 60), max_size=30), st.integers(1, 5))

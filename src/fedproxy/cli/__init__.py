@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         logger.addHandler(Lines())
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _join_team()
     try:
         code = _command()(arguments, prog_name="fedproxy", standalone_mode=False)
