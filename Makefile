@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# a folder for each public data set, as benchmarks/training_loop.py reads it
+DATA ?= ../shared/data
 
 .PHONY: setup demo test lint bench docs clean
 
@@ -29,7 +31,7 @@ lint: setup
 bench: setup  ## measure, and write benchmarks/results/*.json
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/merge_memory.py
-	$(BIN)/python benchmarks/training_loop.py --data ../shared/data
+	$(BIN)/python benchmarks/training_loop.py --data $(DATA)
 	$(BIN)/python benchmarks/merge_engine.py
 	$(BIN)/python benchmarks/wire_speed.py
 	$(BIN)/python benchmarks/federation.py

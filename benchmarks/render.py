@@ -140,13 +140,41 @@ def wire_quality() -> str:
 
 
 def training() -> str:
-    """Training loop throughput."""
+    """Local training: throughput beside other loops, and loss curves."""
     result = load("training_loop")
-    lines = ["| loop | tokens/s (median) | relative to the bare loop of the same turn (range) |", "|---|---|---|"]
+    names = {
+        "bare": "bare loop on the same packed batches",
+        "fedproxy": "fedproxy",
+        "trainer": "transformers Trainer, padded to the longest of a batch",
+        "trl": "TRL SFTTrainer",
+    }
+    lines = ["| loop | tokens/s (range) | fedproxy relative to it (range) | limit |", "|---|---|---|---|"]
     for name, speed in result["tokens_per_second"].items():
-        ratio = result["throughput_relative_to_bare"].get(name)
+        ratio, limit = result["fedproxy_relative_to"].get(name), result["limits"].get(name)
         shown = f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})" if ratio else "1"
-        lines.append(f"| {name} | {speed:,.0f} | {shown} |")
+        missed = " **missed**" if limit and not limit["within_limit"] else ""
+        bound = f"≥ {limit['limit']:g}" if limit else ""
+        lines.append(
+            f"| {names[name]} | {speed['median']:,.0f} ({speed['min']:,.0f}–{speed['max']:,.0f}) | {shown}{missed} | {bound} |"
+        )
+    lengths, curves = result["lengths"], result["curves"]
+    histogram = ", ".join(
+        f"{low + 1}–{high}: {count}"
+        for low, high, count in zip([0, *lengths["up_to"]], lengths["up_to"], lengths["rows"], strict=False)
+    )
+    spread, apart = curves["spread_between_seeds"], curves["difference"]
+    lines += [
+        "",
+        f"{result['rows']} rows of {', '.join(result['data'])}: {result['tokens']:,} tokens, {result['counting_tokens']:,} of them count in the loss. "
+        f"Rows of so many tokens: {histogram}. Batches of {result['settings']['batch_size']}, {result['threads']} threads, "
+        f"{result['repeats']} turns.",
+        "",
+        f"Loss over {curves['steps']} steps, {len(curves['seeds'])} orders of the rows: packed and padded differ by at most "
+        f"{curves['packed_against_padded']:.4f} nats in a step. Against Trainer, mean curves (smoothed over {curves['smoothed_over']} steps) differ "
+        f"by {apart['curves']:.3f} on average, between seeds by {spread['fedproxy']['curves']:.3f} (fedproxy) and "
+        f"{spread['trainer']['curves']:.3f} (Trainer); on {curves['held_out_rows']} rows not trained on by {apart['held_out']:+.3f}, between seeds by "
+        f"{spread['fedproxy']['held_out']:.3f} and {spread['trainer']['held_out']:.3f}.",
+    ]
     return "\n".join(lines)
 
 
