@@ -93,9 +93,9 @@ class Kernels:
     """
 
     def __init__(self, updates: Sequence[Tensors]) -> None:
-        from fedproxy.federation.merge import kernels_compiled
+        from fedproxy.federation.merge import compiled
 
-        self._code: Any = kernels_compiled
+        self._code: Any = compiled
         self._updates = updates
         self._names = [name for name in sorted(updates[0]) if updates[0][name].numel()]
         self._held = [[update[name].detach() for name in self._names] for update in updates]
@@ -236,7 +236,7 @@ class Kernels:
 
         def drawn(row: int) -> tuple[int, int]:
             magnitudes = np.empty(math.ceil(self._parameters / step) * RUN, dtype=np.int32)
-            taken = self._code.sample(table[0][row], *table[1:], step, RUN, magnitudes)
+            taken = self._code.sample(table[0], row, *table[1:], step, RUN, magnitudes)
             self._release(rows[row])
             share = 1.0 - keep[row] / self._parameters
             margin = MARGIN * math.sqrt(taken * share * (1.0 - share)) + 2.0
