@@ -56,7 +56,7 @@ def drive(
     keep = [kept_count(share, analysis.parameters) for share in rule.keep(analysis, options)]
     if kernels:
         selection = kernels.select(keep)
-        if combines(rule.combine) and rule.thin is None:
+        if combines(rule.combine, scales) and rule.thin is None:
             return analysis, kernels.combined(rule.combine, selection, shares, scales, options, into)
         limits = selection.thresholds
     else:

@@ -43,6 +43,9 @@ MARGIN = 5.0
 ROOM = 8
 """One in so many values of a segment may lie in the bracket; with more the threshold is found without a sample."""
 
+LEAST_FACTOR = 2.0**-800
+"""From here on the product of a factor and the smallest float32 is well within float64."""
+
 _COMBINED: dict[Callable[..., torch.Tensor], int] = {mean: 0, ties: 1, h_ties: 2}
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _INFINITY = 0x7F800000
@@ -80,9 +83,12 @@ def kernels_for(updates: Sequence[Tensors]) -> "Kernels | None":
     return Kernels(updates) if readable and aligned else None
 
 
-def combines(combine: Callable[..., torch.Tensor]) -> bool:
-    """Whether there is a kernel for a rule's `combine`."""
-    return combine in _COMBINED
+def combines(combine: Callable[..., torch.Tensor], factors: Sequence[float]) -> bool:
+    """Whether there is a kernel for a rule's `combine` with these factors of the clients' values, [K].
+
+    The kernels read a sign before they multiply by the factor, so no product may vanish.
+    """
+    return combine in _COMBINED and min(factors) >= LEAST_FACTOR
 
 
 class Kernels:

@@ -89,7 +89,7 @@ def value_of(typing: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@compiled
+@numba.njit(inline="always")
 def block(addresses, k, starts, formats, tensor, begin, stop, ahead, scratch):
     """One client's values begin ... stop as float32 bits, in place where they lie so, else in `scratch`.
 
@@ -114,6 +114,12 @@ def block(addresses, k, starts, formats, tensor, begin, stop, ahead, scratch):
     _fetch(place + item * ahead, item * BLOCK)
     if formats[tensor] == F32 and stop - begin == BLOCK and stop <= starts[tensor + 1]:
         return place
+    return _gathered(addresses, k, starts, formats, tensor, begin, stop, scratch)
+
+
+@compiled
+def _gathered(addresses, k, starts, formats, tensor, begin, stop, scratch):
+    """A client's values begin ... stop in `scratch`, see `block`."""
     position = begin
     while position < stop:
         while starts[tensor + 1] <= position:

@@ -115,7 +115,7 @@ def _count(levels_at, width, counts):
     for level in range(counts.shape[1]):
         found = np.int32(0)
         for i in range(BLOCK):
-            found += np.int32(levels[i] == level)
+            found = np.int32(found + (levels[i] == np.int32(level)))
         counts[0, level] += found
 
 
