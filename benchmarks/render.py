@@ -271,6 +271,82 @@ def federation() -> str:
     return "\n".join(lines)
 
 
+def merge_engine() -> str:
+    """The merge's speed beside a read and a plain implementation, and how it grows with the clients."""
+    result = load("merge_engine")
+    limits, speed, scale = result["limits"], result["speed"], result["scale"]
+    job, used, checked = speed["job"], speed["memory_beyond_inputs"], speed["compared"]
+    seconds = {name: spanned(found, " s") for name, found in speed["seconds"].items()}
+
+    def mark(part: dict[str, Any], limit: str) -> str:
+        return "" if part["within_limits"][limit] else " **missed**"
+
+    lines = [
+        "| | measured | peer in the same run | limit |",
+        "|---|---|---|---|",
+        f"| H-TIES with analysis, {seconds['merge']}, in reads of the inputs | {spanned(speed['times_of_one_read'])}"
+        f"{mark(speed, 'times_of_one_read')} | one read on {job['threads']} threads: {seconds['read']} | "
+        f"≤ {limits['times_of_one_read']:g} |",
+        f"| the same with the conflict of every coordinate, {seconds['merge_with_conflict']} | "
+        f"{spanned(speed['with_conflict_times_of_one_read'])} | the same read | – |",
+        f"| times faster than plain torch | {spanned(speed['speedup_over_reference'])}"
+        f"{mark(speed, 'speedup_over_reference')} | plain torch: {seconds['reference']} | "
+        f"≥ {limits['speedup_over_reference']:g} |",
+        f"| memory beyond the inputs, without and with the conflict | {used['merge']:.1%}, "
+        f"{used['merge_with_conflict']:.1%}{mark(speed, 'memory_beyond_inputs')} | "
+        f"inputs: {used['inputs_bytes'] / 1e6:.0f} MB | ≤ {limits['memory_beyond_inputs']:.0%} |",
+        f"| largest difference from float64, relative to the largest value; entries kept differently | "
+        f"{checked['value_error']:.1g}; {checked['entries_kept_differently']}{mark(speed, 'value_error')} | "
+        f"{checked['parameters']:,} parameters | ≤ {limits['value_error']:g}; 0 |",
+        "",
+        f"{job['clients']} clients, {job['parameters']:,} float32 parameters in memory. Median and extremes of "
+        f"{job['repeats']} turns in one process, of plain torch {job['reference_repeats']}.",
+        "",
+        "| bfloat16 files to a file, clients | time | processor time | one plain read of the files | in reads | peak memory |",
+        "|---" * 6 + "|",
+    ]
+    for row in scale["runs"]:
+        lines.append(
+            f"| {row['clients']} | {spanned(row['seconds'], ' s')} | {spanned(row['cpu_seconds'], ' s')} | "
+            f"{spanned(row['read_seconds'], ' s')} | {spanned(row['times_of_one_read'])} | "
+            f"{row['peak_bytes'] / 1e6:.0f} MB |"
+        )
+    most = scale["runs"][-1]
+    square = scale["fit"]["parabola"]["seconds_by_power_of_clients"][2] * most["clients"] ** 2
+    lines += [
+        "",
+        f"{scale['job']['parameters']:,} parameters; median and extremes of {scale['job']['repeats']} runs, each in a "
+        f"process of its own. Limit of the memory: {limits['scale_peak_bytes'] / 1e6:.0f} MB"
+        f"{mark(scale, 'scale_peak_bytes')}.",
+        "",
+        "| time over the number of clients K | seconds | R² | largest deviation |",
+        "|---|---|---|---|",
+    ]
+    for name, fit in scale["fit"].items():
+        terms = zip(fit["seconds_by_power_of_clients"], ("", " · K", " · K²"), strict=False)
+        marks = [mark(scale, f"line_{key}") if name == "line" else "" for key in ("r_squared", "largest_deviation")]
+        lines.append(
+            f"| {name} | {' + '.join(f'{value:.3g}{power}' for value, power in terms).replace('+ -', '− ')} | "
+            f"{fit['r_squared']:.4f}{marks[0]} | {fit['largest_deviation']:.1%}{marks[1]} |"
+        )
+    lines += [
+        f"| limit of the line | | ≥ {limits['line_r_squared']:g} | ≤ {limits['line_largest_deviation']:.0%} |",
+        "",
+        f"The analysis takes K(K+1)/2 dot products in float64: {square / most['seconds']['median']:.0%} of the time at "
+        f"{most['clients']} clients, by the parabola.",
+    ]
+    return "\n".join(lines)
+
+
+def spanned(found: dict[str, Any], unit: str = "") -> str:
+    """Median and extremes, of three figures."""
+    return f"{figure(found['median'])}{unit} ({figure(found['least'])}–{figure(found['most'])})"
+
+
+def figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def hardware(name: str) -> str:
     found = load(name)["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
@@ -291,6 +367,10 @@ Rendered by `make docs` from `benchmarks/results/*.json`, which `make bench` wri
 Two updates of ten million float32 parameters, file to file.
 
 {memory()}
+
+## Speed and scale of the merge (`benchmarks/merge_engine.py`)
+
+{merge_engine()}
 
 ## Encodings of updates (`benchmarks/wire_speed.py`)
 
