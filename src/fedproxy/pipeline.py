@@ -27,7 +27,7 @@ from fedproxy.fusion import fuse
 from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.training import optimizer_steps, train
-from fedproxy.reporting import gap_closed, report, results_table, totals_table
+from fedproxy.reporting import compare_runs, gap_closed, report, results_table, totals_table
 from fedproxy.run_directory import RunDirectory, environment
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import read_header
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Proxy",
     "Run",
+    "compare_runs",
     "compress",
     "environment",
     "evaluate",
