@@ -31,7 +31,7 @@ def test_conflict_by_block_and_layer_is_read_from_the_rounds(tmp_path):
     html, _ = write(tmp_path, sample(rounds=3))
     labels = check(html).labels
     assert any(label.startswith("Mean conflict by block and round: ") for label in labels)
-    assert any(label.startswith("Mean conflict by block and kind of layer, round 3: ") for label in labels)
+    assert any(label.startswith("Mean conflict by kind of layer, round 3: ") for label in labels)
     assert "mlp.up_proj" in html
 
 

@@ -12,7 +12,7 @@ from fedproxy.artifacts import new_file
 from fedproxy.errors import UsageError
 from fedproxy.reporting import comparison_plots as plots
 from fedproxy.reporting.html import fill
-from fedproxy.reporting.page import grouped
+from fedproxy.reporting.page import grouped, plain
 from fedproxy.reporting.results import MODELS, Results, load
 from fedproxy.reporting.svg import drawing
 from fedproxy.reporting.units import count, duration, percent, points, size
@@ -90,7 +90,7 @@ def render_comparison(runs: Mapping[str, Results], pages: Mapping[str, str]) -> 
         title=f"{len(runs)} runs compared",
         contents=["Summary", "Results", "Settings", "Reproduce"],
         sentences=sentences(runs),
-        columns=[column for column in _columns(runs) if any(value is not None for value in column.values.values())],
+        columns=_columns(runs),
         links={name: quote(page) for name, page in pages.items()},
         folders={name: shlex.quote(os.path.dirname(page) or ".") for name, page in pages.items()},
         tasks={task: {name: scores.get(task) for name, scores in fused.items()} for task in tasks},
@@ -100,6 +100,8 @@ def render_comparison(runs: Mapping[str, Results], pages: Mapping[str, str]) -> 
 
 
 def _columns(runs: Mapping[str, Results]) -> list[Column]:
+    """The main settings, where they differ, and all outcomes that a run has."""
+
     def column(title: str, value: Callable[[Results], Any], show: Callable[[Any], str]) -> Column:
         return Column(title, {name: value(run) for name, run in runs.items()}, show)
 
@@ -107,14 +109,16 @@ def _columns(runs: Mapping[str, Results]) -> list[Column]:
         return "–" if value is None else str(value)
 
     def setting(table: str, key: str) -> Callable[[Results], Any]:
-        return lambda run: run.setting(table, key)
+        return lambda run: None if run.setting(table, key) is None else plain(run.setting(table, key))
 
-    return [
+    settings = [
         column("Seed", lambda run: run.seed, text),
         column("Merge", setting("federate", "merge"), text),
         column("Regulariser", setting("federate", "regulariser"), text),
         column("Rounds", lambda run: len(run.rounds), text),
         column("Clients", lambda run: len(run.clients), text),
+    ]
+    outcomes = [
         *(
             column(MODELS[model], lambda run, model=model: run.average(model), percent)  # type: ignore[misc]
             for model in MODELS
@@ -127,6 +131,8 @@ def _columns(runs: Mapping[str, Results]) -> list[Column]:
         column("Time", lambda run: sum(run.seconds.values()) or None, duration),
         column("Memory", lambda run: run.peak_memory, size),
     ]
+    differ = [column for column in settings if len(set(column.values.values())) > 1]
+    return differ + [column for column in outcomes if any(value is not None for value in column.values.values())]
 
 
 def worst_change(run: Results) -> float | None:

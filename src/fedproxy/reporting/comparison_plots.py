@@ -17,11 +17,16 @@ def task_scores(runs: Runs) -> str:
     scored = {name: run.evaluation["fused"] for name, run in runs.items() if "fused" in run.evaluation}
     tasks = list(dict.fromkeys(task for each in scored.values() for task in each.tasks))
     names = [*tasks, "Mean"]
-    drawn, axes = figure(4.6, 1.1 + 0.34 * len(names) + 0.17 * math.ceil(len(scored) / 2), "Fused LLM: score by task")
+    drawn, axes = figure(
+        4.6,
+        1.1 + (0.3 + 0.04 * len(scored)) * len(names) + 0.17 * math.ceil(len(scored) / 2),
+        "Fused LLM: score by task",
+    )
     for index, each in enumerate(scored.values()):
         values = [each.tasks.get(task) for task in tasks] + [each.average]
-        points = [(100 * value, row) for row, value in enumerate(values) if value is not None]
-        axes.plot([x for x, _ in points], [y for _, y in points], linestyle="none", markersize=7, **_mark(index))
+        shift = 0.6 * ((index + 0.5) / len(scored) - 0.5)  # marks of one task must not hide each other
+        points = [(100 * value, row + shift) for row, value in enumerate(values) if value is not None]
+        axes.plot([x for x, _ in points], [y for _, y in points], linestyle="none", markersize=6, **_mark(index))
     score_axis(axes, names)
     drawn.legend(axes.get_lines(), [legend_text(name) for name in scored], loc="outside lower center", ncols=2)
     means = ", ".join(f"{label(name)} {100 * (each.average or 0):.1f} %" for name, each in scored.items())
@@ -71,17 +76,17 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def mean_losses(runs: Runs) -> str:
     """Mean training loss of the clients of each run, by round."""
     drawn, axes = figure(4.6, 2.9 + 0.17 * math.ceil(len(runs) / 2), "Training loss by round, mean of the clients")
-    numbers: set[int] = set()
-    for index, run in enumerate(runs.values()):
-        points = []
-        for round_ in run.rounds:
-            losses = [client.loss for client in round_.clients if client.loss is not None]
-            if losses:
-                points.append((round_.number, sum(losses) / len(losses)))
-        numbers.update(x for x, _ in points)
-        axes.plot([x for x, _ in points], [y for _, y in points], linewidth=1.8, markersize=5, **_mark(index))
-    whole_rounds(axes, sorted(numbers))
-    axes.set_ylim(bottom=0)
+    lines = []
+    for run in runs.values():
+        means = {
+            round_.number: sum(losses) / len(losses)
+            for round_ in run.rounds
+            if (losses := [client.loss for client in round_.clients if client.loss is not None])
+        }
+        lines.append(means)
+        axes.plot(list(means), list(means.values()), linewidth=1.8, markersize=5, **_mark(len(lines) - 1))
+    whole_rounds(axes, sorted({number for means in lines for number in means}))
+    axes.set_ylim(0, 1.08 * max(loss for means in lines for loss in means.values()) or 1)
     axes.set_ylabel("loss (nats a token)")
     axes.grid(axis="y")
     drawn.legend(axes.get_lines(), [legend_text(name) for name in runs], loc="outside lower center", ncols=2)

@@ -82,7 +82,7 @@ def conflict_by_layer(last: Conflict) -> str:
     """Mean conflict of each kind of layer in each block after one round."""
     blocks, kinds = sorted(last.blocks), list(dict.fromkeys(kind for _, kind in last.means))
     cells = [[last.means.get((block, kind)) for kind in kinds] for block in blocks]
-    title = f"Mean conflict by block and kind of layer, round {last.round}"
+    title = f"Mean conflict by kind of layer, round {last.round}"
     return _conflict(title, "conflict-layers", cells, blocks, kinds, "kind of layer")
 
 
@@ -101,7 +101,7 @@ def _conflict(
     def shade(value: float) -> tuple[str, float]:
         return COLOURS[1], STRONGEST * min(1.0, max(0.0, (value - low) / (high - low)))
 
-    wide = max(3.2, min(6.2, 1.8 + 0.42 * len(columns)))
+    wide = max(4.0, min(6.2, 1.8 + 0.42 * len(columns)))
     drawn, axes = figure(wide, 1.6 + min(5.0, 0.24 * len(blocks)), title)
     _cells(axes, cells, shade, numbers=len(columns) <= NUMBERED and len(blocks) <= 40)
     _names(axes, [str(block) for block in blocks], [label(column, 22) for column in columns], upright=below == "round")

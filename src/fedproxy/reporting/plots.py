@@ -108,7 +108,7 @@ def by_round(results: Results, field: str) -> str:
     if named and names:
         drawn.legend(axes.get_lines(), [legend_text(name) for name in names], loc="outside lower center", ncols=2)
     whole_rounds(axes, [round_.number for round_ in results.rounds])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max(y for points in lines.values() for _, y in points) or 1)
     axes.set_ylabel(quantity.axis)
     axes.grid(axis="y")
     last = ", ".join(f"{label(name)} {points[-1][1]:.3g}" for name, points in lines.items() if points)
