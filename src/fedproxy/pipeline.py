@@ -24,6 +24,7 @@ from fedproxy.federation.space import SPACES
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.wire import ENCODINGS, TOP_K
 from fedproxy.fusion import fuse
+from fedproxy.model_card import add_scores
 from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.training import optimizer_steps, train
@@ -315,6 +316,7 @@ def run(
         progress("centralized", 1.0, "upper bound tuned")
     with directory.stage("evaluate"):
         evaluation = _evaluate(experiment, directory, progress)
+    add_scores(path / "fused", evaluation)
     results = _results(experiment, directory, evaluation)
     write_json(path / "results.json", results)
     return results
