@@ -152,6 +152,7 @@ class Train:
     group_by_length: bool = True
     padding_free: bool = True
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    quantization: Literal["none", "4bit"] = "none"
     lora_r: int = _positive(32)
     lora_alpha: float = _positive(64.0)
     lora_dropout: float = _share(0.1)
