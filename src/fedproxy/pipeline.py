@@ -32,6 +32,7 @@ from fedproxy.reporting import compare_runs, gap_closed, report, results_table, 
 from fedproxy.run_directory import RunDirectory, environment
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import read_header
+from fedproxy.tracking import check_trackers
 from fedproxy.tuning import (
     OnProgress,
     adapter_manifest,
@@ -85,10 +86,12 @@ def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False
 
     Raises:
         ConfigError: anything in it is wrong; all problems are in the error.
+        UsageError: a tracker is not installed.
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(Path(experiment), choices=experiment_choices(), remote=remote)
     check_settings(experiment.federate)
+    check_trackers(experiment.train.report_to)
     return experiment
 
 
