@@ -130,9 +130,19 @@ class Partition:
     alpha: float = _positive(0.5)
 
 
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""Trackers that accelerate knows."""
+
+
 @dataclass(frozen=True)
 class Train:
-    """[train]: local training. Names that SFTConfig has too mean the same here."""
+    """[train]: local training. Names that SFTConfig has too mean the same here.
+
+    Attributes:
+        report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of clients
+            elsewhere it knows the rounds only. Files go to RUN/tracking, as those of "tensorboard"; to a service go the
+            clients' names, too.
+    """
 
     epochs: float = _positive(1.0)
     max_steps: int | None = _positive(None)
@@ -157,6 +167,10 @@ class Train:
     lora_alpha: float = _positive(64.0)
     lora_dropout: float = _share(0.1)
     lora_targets: str | list[str] = "all-linear"
+    report_to: list[str] = field(
+        default_factory=list,
+        metadata={"rule": lambda v: set(v) <= set(TRACKERS), "says": "some of " + ", ".join(TRACKERS)},
+    )
 
 
 def _duration(default: str, optional: bool = False) -> Any:

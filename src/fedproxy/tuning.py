@@ -27,6 +27,7 @@ from fedproxy.models.lora import CONFIG_FILE, AdaptedModel, adapter_state, read_
 from fedproxy.models.trainable import load_trainable
 from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
+from fedproxy.tracking import open_tracker
 
 Rows = list[dict[str, Any]]
 OnProgress = Callable[[str, float, str], None]
@@ -231,6 +232,7 @@ def tune_inline(
                 (done + step / steps / len(place)) / settings.rounds,
                 f"round {order.round}/{settings.rounds} · {name} · step {step}/{steps} · loss {loss:.3f}",
             )
+            tracker.step(name, loss)
 
         train = experiment.train_of(name)
         return answer(
@@ -246,4 +248,6 @@ def tune_inline(
             on_step=on_step,
         )
 
-    tune(experiment, directory, lambda store: InlineExchange(reply, sorted(examples)), sorted(examples))
+    names = sorted(examples)
+    with open_tracker(experiment, directory.path) as tracker:
+        tune(experiment, directory, lambda store: InlineExchange(reply, names), names, tracker.round_closed)
