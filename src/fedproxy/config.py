@@ -139,8 +139,8 @@ class Train:
     """[train]: local training. Names that SFTConfig has too mean the same here.
 
     Attributes:
-        report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of clients
-            elsewhere it knows the rounds only. Files go to RUN/tracking, as those of "tensorboard"; to a service go the
+        report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of
+            clients elsewhere it knows the rounds only. Files go to RUN/tracking, as those of "tensorboard"; to a service go the
             clients' names, too.
     """
 
