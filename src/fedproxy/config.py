@@ -140,8 +140,8 @@ class Train:
 
     Attributes:
         report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of
-            clients elsewhere it knows the rounds only. Files go to RUN/tracking, as those of "tensorboard"; to a service go the
-            clients' names, too.
+            clients elsewhere it knows the rounds only. Files, such as those of "tensorboard", go to RUN/tracking; to a
+            service go the clients' names, too.
     """
 
     epochs: float = _positive(1.0)
