@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# a folder for each public data set, as benchmarks/training_loop.py reads it
+DATA ?= ../shared/data
 
 .PHONY: setup demo test lint bench docs clean
 
@@ -29,13 +31,15 @@ lint: setup
 bench: setup  ## measure, and write benchmarks/results/*.json
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/merge_memory.py
-	$(BIN)/python benchmarks/training_loop.py
+	$(BIN)/python benchmarks/training_loop.py --data $(DATA)
 	$(BIN)/python benchmarks/merge_engine.py
 	$(BIN)/python benchmarks/wire_speed.py
 	$(BIN)/python benchmarks/federation.py
 	$(BIN)/python benchmarks/handout.py --bytes 1e9 --work runs/handout  # 4 GB of disk
 	$(BIN)/python benchmarks/large_model.py --work runs/large  # 40 GB of disk
 	$(BIN)/python benchmarks/demo_quality.py
+	$(BIN)/python benchmarks/wire.py
+	$(BIN)/python benchmarks/render.py
 
 docs: setup  ## render docs/benchmarks.md from benchmarks/results
 	$(BIN)/python benchmarks/render.py

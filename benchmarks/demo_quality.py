@@ -1,4 +1,4 @@
-"""Quality of the demo experiment over seeds, for H-TIES with PCR and for the plain mean.
+"""Quality of the demo experiment over seeds: H-TIES with PCR, the plain mean, and what else can be merged or held together.
 
     python benchmarks/demo_quality.py [--seeds 0,1,2] [--methods fedproxy,mean]
 
@@ -22,7 +22,11 @@ from fedproxy.reporting import gap_closed
 HERE = Path(__file__).parent
 METHODS: dict[str, dict[str, Any]] = {
     "fedproxy": {},
-    "mean": {"merge": "mean", "regulariser": "none", "merge_options": {}},
+    "mean": {"merge": "mean", "regulariser": "none"},
+    "scaffold": {"merge": "mean", "regulariser": "scaffold"},
+    "product": {"space": "product", "regulariser": "none"},
+    "product-mean": {"space": "product", "merge": "mean", "regulariser": "none"},
+    "frozen-a": {"space": "frozen-a"},
 }
 
 

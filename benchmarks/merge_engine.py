@@ -1,7 +1,7 @@
 """Speed, memory and scale of the merge of H-TIES with its analysis.
 
     python benchmarks/merge_engine.py [--part speed|scale|all] [--clients 8] [--parameters 40000000] [--repeats 5]
-        [--reference-repeats 1] [--threads 2] [--scale-clients 32 64 128 256] [--scale-parameters 10000000]
+        [--reference-repeats 3] [--threads 2] [--scale-clients 32 64 128 256] [--scale-parameters 10000000]
         [--scale-repeats 3] [--directory DIR]
 
 speed: float32 updates in memory. One process takes turns at reading all inputs once on all threads (a sum), merging,
@@ -10,10 +10,10 @@ ratio compares neighbours in time. What is kept and merged is compared with the 
 memory is taken in a process of its own, above what it held before: the inputs, and the loaded kernels.
 
 scale: bfloat16 updates in mapped files, a different random one for each client; each merge from files to a file in a
-process of its own. The times are fitted by a line in the number of clients, and by a parabola, since the matrix of dot
-products has a pair of clients an entry.
+process of its own, which first reads the files once, plainly, on as many threads. The times are fitted by a line in the
+number of clients, and by a parabola, since the matrix of dot products has a pair of clients an entry.
 
-Writes benchmarks/results/merge_engine.json; a part that is not run keeps its figures.
+Writes benchmarks/results/merge_engine.json; a part that is not run keeps its figures. A limit that is missed is said.
 """
 
 import argparse
@@ -38,6 +38,8 @@ LIMITS = {
     "memory_beyond_inputs": 0.25,
     "value_error": 1e-6,
     "scale_peak_bytes": 1e9,
+    "line_r_squared": 0.995,
+    "line_largest_deviation": 0.1,
 }
 RESULTS = Path(__file__).parent / "results" / "merge_engine.json"
 
@@ -257,6 +259,20 @@ def memory(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def read_files(paths: list[Path], threads: int) -> None:
+    """Read files once, plainly, each thread into a buffer of its own."""
+
+    def read(share: list[Path]) -> None:
+        buffer = bytearray(1 << 20)
+        for path in share:
+            with open(path, "rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, [paths[i::threads] for i in range(threads)]))
+
+
 def from_files(job: dict[str, Any]) -> dict[str, Any]:
     """One merge from files to a file."""
     import torch
@@ -267,10 +283,11 @@ def from_files(job: dict[str, Any]) -> dict[str, Any]:
     load_kernels()
     ready = resident("VmRSS")
     paths = [Path(path) for path in job["paths"]]
+    read = seconds(lambda: read_files(paths, job["threads"]))
     taken: list[float] = []
     work = lambda: merge_files(paths, Path(job["out"]), "h-ties", overwrite=True)  # noqa: E731
     cpu = cpu_seconds(lambda: taken.append(seconds(work)))
-    return {"seconds": taken[0], "cpu_seconds": cpu, "ready": ready, "peak": resident("VmHWM")}
+    return {"read_seconds": read, "seconds": taken[0], "cpu_seconds": cpu, "ready": ready, "peak": resident("VmHWM")}
 
 
 def make_files(directory: Path, clients: int, parameters: int) -> list[Path]:
@@ -357,11 +374,14 @@ def scale_part(arguments: argparse.Namespace) -> dict[str, Any]:
             "clients": count,
             "seconds": spread([run["seconds"] for run in found]),
             "cpu_seconds": spread([run["cpu_seconds"] for run in found]),
+            "read_seconds": spread([run["read_seconds"] for run in found]),
+            "times_of_one_read": spread([run["seconds"] / run["read_seconds"] for run in found]),
             "peak_bytes": max(run["peak"] for run in found),
             "ready_bytes": max(run["ready"] for run in found),
         }
         for count, found in runs.items()
     ]
+    fit = fitted(counts, [row["seconds"]["median"] for row in rows])
     return {
         "job": {
             "parameters": arguments.scale_parameters,
@@ -369,9 +389,13 @@ def scale_part(arguments: argparse.Namespace) -> dict[str, Any]:
             "threads": arguments.threads,
         },
         "runs": rows,
-        "fit": fitted(counts, [row["seconds"]["median"] for row in rows]),
+        "fit": fit,
         "fit_of_cpu_seconds": fitted(counts, [row["cpu_seconds"]["median"] for row in rows]),
-        "within_limits": {"scale_peak_bytes": all(row["peak_bytes"] <= LIMITS["scale_peak_bytes"] for row in rows)},
+        "within_limits": {
+            "scale_peak_bytes": all(row["peak_bytes"] <= LIMITS["scale_peak_bytes"] for row in rows),
+            "line_r_squared": fit["line"]["r_squared"] >= LIMITS["line_r_squared"],
+            "line_largest_deviation": fit["line"]["largest_deviation"] <= LIMITS["line_largest_deviation"],
+        },
     }
 
 
@@ -382,7 +406,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=40_000_000)
     parser.add_argument("--compare-parameters", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--reference-repeats", type=int, default=1)
+    parser.add_argument("--reference-repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--scale-clients", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--scale-parameters", type=int, default=10_000_000)
@@ -416,7 +440,7 @@ def main() -> None:
             print(json.dumps(record[name], indent=2))
             missed = [limit for limit, held in record[name]["within_limits"].items() if not held]
             if missed:
-                raise SystemExit(f"{name}: {', '.join(missed)} missed.")
+                print(f"{name}: {', '.join(missed)} missed.", file=sys.stderr)
 
 
 if __name__ == "__main__":

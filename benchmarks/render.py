@@ -1,6 +1,7 @@
 """Render docs/benchmarks.md, and the figures in README.md, from benchmarks/results/*.json: `make docs`."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,27 @@ def percent(spread: dict[str, float]) -> str:
     return f"{100 * spread['mean']:.1f} ({100 * spread['min']:.1f}–{100 * spread['max']:.1f})"
 
 
-def quality() -> str:
+METHODS = {
+    "fedproxy": "H-TIES + PCR",
+    "mean": "mean (FedAvg on the proxy)",
+    "scaffold": "mean + SCAFFOLD",
+    "product": "H-TIES of the products B·A",
+    "product-mean": "mean of the products B·A",
+    "frozen-a": "H-TIES + PCR of B on a frozen A",
+}
+
+
+def quality(methods: Collection[str] = METHODS) -> str:
     """The demo's scores: mean and range over seeds, in per cent."""
     result = load("demo_quality")
     seeds = sorted({cell["seed"] for cell in result["cells"]})
     lines = ["| accuracy, % | " + " | ".join(NAMES.values()) + " | gap closed |", "|---" * 7 + "|"]
     for method, row in result["summary"].items():
         gap = row["gap_closed"]
-        title = {"fedproxy": "H-TIES + PCR", "mean": "mean (FedAvg on the proxy)"}[method]
+        if method not in methods:
+            continue
         cells = " | ".join(percent(row["average"][name]) for name in NAMES)
-        lines.append(f"| {title} | {cells} | {gap['mean']:.2f} ({gap['min']:.2f}–{gap['max']:.2f}) |")
+        lines.append(f"| {METHODS[method]} | {cells} | {gap['mean']:.2f} ({gap['min']:.2f}–{gap['max']:.2f}) |")
     lines += ["", f"Mean of the four tasks; mean and range over {len(seeds)} seeds."]
     tasks = list(result["cells"][0]["tasks"]["llm"])
     lines += ["", "| H-TIES + PCR, by task, % | " + " | ".join(NAMES.values()) + " |", "|---" * 6 + "|"]
@@ -77,20 +89,92 @@ def wire() -> str:
     missed = "" if result["within_limit"] else " **missed**"
     lines += [
         "",
-        f"{result['parameters']:,} Gaussian float32 values; MB/s of those values, medians and ranges of {result['repeats']} turns; a plain "
+        f"{result['parameters']:,} Gaussian float32 values; MB/s of those values, medians and ranges of {result['repeats']} turns on {result['hardware']['threads']} thread(s); a plain "
         f"copy reaches {min(copies):,.0f}–{max(copies):,.0f} MB/s. Limit for int8 and int4, both ways: ≥ {result['limit_mb_per_s']:g} MB/s{missed}.",
     ]
     return "\n".join(lines)
 
 
+def wire_quality() -> str:
+    """Bytes and final quality of the demo for each encoding, beside plain float32 of the same seeds."""
+    result = load("wire")
+    lines = [
+        "| encoding (updates; adapter down) | up, kB | of fp32 up | of fp32, up + down | tuned proxy, % | fused LLM, % | fused against fp32, by seed |",
+        "|---" * 7 + "|",
+    ]
+    for name, row in result["summary"].items():
+        settings = row["settings"]
+        title = f"{name}; {settings.get('wire_down', 'fp32')}"
+        paired = row["fused"]["difference_by_seed"]
+        cells = [
+            f"{row['bytes_up'] / 1e3:,.0f}",
+            f"1/{1 / row['share_of_fp32_up']:.1f}",
+            f"1/{1 / row['share_of_fp32']:.1f}",
+            percent(row["proxy_tuned"]) + ("" if row["proxy_tuned"]["mean_not_below_spread_of_fp32"] else " below"),
+            percent(row["fused"]) + ("" if row["fused"]["mean_not_below_spread_of_fp32"] else " below"),
+            f"{100 * paired['mean']:+.1f} ({100 * paired['min']:+.1f}–{100 * paired['max']:+.1f})",
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    seeds = max(row["seeds"] for row in result["summary"].values())
+    small = [
+        name
+        for name, row in result["summary"].items()
+        if row["share_of_fp32"] <= result["limit"]
+        and row["fused"]["mean_not_below_spread_of_fp32"]
+        and row["proxy_tuned"]["mean_not_below_spread_of_fp32"]
+    ]
+    up_only = [
+        name
+        for name, row in result["summary"].items()
+        if row["share_of_fp32_up"] <= result["limit"]
+        and row["fused"]["mean_not_below_spread_of_fp32"]
+        and row["proxy_tuned"]["mean_not_below_spread_of_fp32"]
+    ]
+    lines += [
+        "",
+        f'The demo experiment, {seeds} seeds, means and ranges; kB a client and round; the conflict goes down bit-packed in all rows. "below": the mean lies '
+        "below the range of fp32's seeds. At most 1/8 of fp32's bytes up and not below in either model: "
+        f"{', '.join(up_only) or 'none'}; at most 1/8 up and down together: {', '.join(small) or 'none'}.",
+    ]
+    return "\n".join(lines)
+
+
 def training() -> str:
-    """Training loop throughput."""
+    """Local training: throughput beside other loops, and loss curves."""
     result = load("training_loop")
-    lines = ["| loop | tokens/s (median) | relative to the bare loop of the same turn (range) |", "|---|---|---|"]
+    names = {
+        "bare": "bare loop on the same packed batches",
+        "fedproxy": "fedproxy",
+        "trainer": "transformers Trainer, padded to the longest of a batch",
+        "trl": "TRL SFTTrainer",
+    }
+    lines = ["| loop | tokens/s (range) | fedproxy relative to it (range) | limit |", "|---|---|---|---|"]
     for name, speed in result["tokens_per_second"].items():
-        ratio = result["throughput_relative_to_bare"].get(name)
+        ratio, limit = result["fedproxy_relative_to"].get(name), result["limits"].get(name)
         shown = f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})" if ratio else "1"
-        lines.append(f"| {name} | {speed:,.0f} | {shown} |")
+        missed = " **missed**" if limit and not limit["within_limit"] else ""
+        bound = f"≥ {limit['limit']:g}" if limit else ""
+        lines.append(
+            f"| {names[name]} | {speed['median']:,.0f} ({speed['min']:,.0f}–{speed['max']:,.0f}) | {shown}{missed} | {bound} |"
+        )
+    lengths, curves = result["lengths"], result["curves"]
+    histogram = ", ".join(
+        f"{low + 1}–{high}: {count}"
+        for low, high, count in zip([0, *lengths["up_to"]], lengths["up_to"], lengths["rows"], strict=False)
+    )
+    spread, apart = curves["spread_between_seeds"], curves["difference"]
+    lines += [
+        "",
+        f"{result['rows']} rows of {', '.join(result['data'])}: {result['tokens']:,} tokens, {result['counting_tokens']:,} of them count in the loss. "
+        f"Rows of so many tokens: {histogram}. Batches of {result['settings']['batch_size']}, {result['threads']} threads, "
+        f"{result['repeats']} turns.",
+        "",
+        f"Loss over {curves['steps']} steps, {len(curves['seeds'])} orders of the rows: packed and padded differ by at most "
+        f"{curves['packed_against_padded']:.4f} nats in a step. Against Trainer, mean curves (smoothed over {curves['smoothed_over']} steps) differ "
+        f"by {apart['curves']:.3f} on average, between seeds by {spread['fedproxy']['curves']:.3f} (fedproxy) and "
+        f"{spread['trainer']['curves']:.3f} (Trainer); on {curves['held_out_rows']} rows not trained on by {apart['held_out']:+.3f}, between seeds by "
+        f"{spread['fedproxy']['held_out']:.3f} and {spread['trainer']['held_out']:.3f}.",
+    ]
     return "\n".join(lines)
 
 
@@ -187,6 +271,82 @@ def federation() -> str:
     return "\n".join(lines)
 
 
+def merge_engine() -> str:
+    """The merge's speed beside a read and a plain implementation, and how it grows with the clients."""
+    result = load("merge_engine")
+    limits, speed, scale = result["limits"], result["speed"], result["scale"]
+    job, used, checked = speed["job"], speed["memory_beyond_inputs"], speed["compared"]
+    seconds = {name: spanned(found, " s") for name, found in speed["seconds"].items()}
+
+    def mark(part: dict[str, Any], limit: str) -> str:
+        return "" if part["within_limits"][limit] else " **missed**"
+
+    lines = [
+        "| | measured | peer in the same run | limit |",
+        "|---|---|---|---|",
+        f"| H-TIES with analysis, {seconds['merge']}, in reads of the inputs | {spanned(speed['times_of_one_read'])}"
+        f"{mark(speed, 'times_of_one_read')} | one read on {job['threads']} threads: {seconds['read']} | "
+        f"≤ {limits['times_of_one_read']:g} |",
+        f"| the same with the conflict of every coordinate, {seconds['merge_with_conflict']} | "
+        f"{spanned(speed['with_conflict_times_of_one_read'])} | the same read | – |",
+        f"| times faster than plain torch | {spanned(speed['speedup_over_reference'])}"
+        f"{mark(speed, 'speedup_over_reference')} | plain torch: {seconds['reference']} | "
+        f"≥ {limits['speedup_over_reference']:g} |",
+        f"| memory beyond the inputs, without and with the conflict | {used['merge']:.1%}, "
+        f"{used['merge_with_conflict']:.1%}{mark(speed, 'memory_beyond_inputs')} | "
+        f"inputs: {used['inputs_bytes'] / 1e6:.0f} MB | ≤ {limits['memory_beyond_inputs']:.0%} |",
+        f"| largest difference from float64, relative to the largest value; entries kept differently | "
+        f"{checked['value_error']:.1g}; {checked['entries_kept_differently']}{mark(speed, 'value_error')} | "
+        f"{checked['parameters']:,} parameters | ≤ {limits['value_error']:g}; 0 |",
+        "",
+        f"{job['clients']} clients, {job['parameters']:,} float32 parameters in memory. Median and extremes of "
+        f"{job['repeats']} turns in one process, of plain torch {job['reference_repeats']}.",
+        "",
+        "| bfloat16 files to a file, clients | time | processor time | one plain read of the files | in reads | peak memory |",
+        "|---" * 6 + "|",
+    ]
+    for row in scale["runs"]:
+        lines.append(
+            f"| {row['clients']} | {spanned(row['seconds'], ' s')} | {spanned(row['cpu_seconds'], ' s')} | "
+            f"{spanned(row['read_seconds'], ' s')} | {spanned(row['times_of_one_read'])} | "
+            f"{row['peak_bytes'] / 1e6:.0f} MB |"
+        )
+    most = scale["runs"][-1]
+    square = scale["fit"]["parabola"]["seconds_by_power_of_clients"][2] * most["clients"] ** 2
+    lines += [
+        "",
+        f"{scale['job']['parameters']:,} parameters; median and extremes of {scale['job']['repeats']} runs, each in a "
+        f"process of its own. Limit of the memory: {limits['scale_peak_bytes'] / 1e6:.0f} MB"
+        f"{mark(scale, 'scale_peak_bytes')}.",
+        "",
+        "| time over the number of clients K | seconds | R² | largest deviation |",
+        "|---|---|---|---|",
+    ]
+    for name, fit in scale["fit"].items():
+        terms = zip(fit["seconds_by_power_of_clients"], ("", " · K", " · K²"), strict=False)
+        marks = [mark(scale, f"line_{key}") if name == "line" else "" for key in ("r_squared", "largest_deviation")]
+        lines.append(
+            f"| {name} | {' + '.join(f'{value:.3g}{power}' for value, power in terms).replace('+ -', '− ')} | "
+            f"{fit['r_squared']:.4f}{marks[0]} | {fit['largest_deviation']:.1%}{marks[1]} |"
+        )
+    lines += [
+        f"| limit of the line | | ≥ {limits['line_r_squared']:g} | ≤ {limits['line_largest_deviation']:.0%} |",
+        "",
+        f"The analysis takes K(K+1)/2 dot products in float64: {square / most['seconds']['median']:.0%} of the time at "
+        f"{most['clients']} clients, by the parabola.",
+    ]
+    return "\n".join(lines)
+
+
+def spanned(found: dict[str, Any], unit: str = "") -> str:
+    """Median and extremes, of three figures."""
+    return f"{figure(found['median'])}{unit} ({figure(found['least'])}–{figure(found['most'])})"
+
+
+def figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def hardware(name: str) -> str:
     found = load(name)["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
@@ -208,9 +368,17 @@ Two updates of ten million float32 parameters, file to file.
 
 {memory()}
 
+## Speed and scale of the merge (`benchmarks/merge_engine.py`)
+
+{merge_engine()}
+
 ## Encodings of updates (`benchmarks/wire_speed.py`)
 
 {wire()}
+
+## Bytes and quality of the wire (`benchmarks/wire.py`)
+
+{wire_quality()}
 
 ## Compress and fuse at 7B (`benchmarks/large_model.py`)
 
@@ -232,7 +400,8 @@ Two updates of ten million float32 parameters, file to file.
     _, found, after = rest.partition(end)
     if not found:
         raise SystemExit("README.md has no results section to fill")
-    readme.write_text(f"{before}{start}\n\n{quality()}\n\n{end}{after}")
+    shown = quality(["fedproxy", "mean"])
+    readme.write_text(f"{before}{start}\n\n{shown}\n\n{end}{after}")
 
 
 if __name__ == "__main__":

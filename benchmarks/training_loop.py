@@ -171,8 +171,9 @@ def mean_loss(model: Any, examples: Sequence[Encoded], pad: int) -> float:
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """Means of so many losses in a row."""
-    return [statistics.fmean(losses[i : i + SMOOTHED_OVER]) for i in range(len(losses) - SMOOTHED_OVER + 1)]
+    """Means of so many losses in a row, or of all if there are fewer."""
+    over = min(SMOOTHED_OVER, len(losses))
+    return [statistics.fmean(losses[i : i + over]) for i in range(len(losses) - over + 1)]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -279,6 +280,7 @@ def main() -> None:
         },
         "settings": {"batch_size": SETTINGS.batch_size, "max_length": SETTINGS.max_length, "lora_r": SETTINGS.lora_r},
         "repeats": args.repeats,
+        "threads": torch.get_num_threads(),
         "tokens_per_second": {
             name: spread([sum(lengths) / value for value in values]) for name, values in seconds.items()
         },

@@ -1,6 +1,6 @@
 """Speed, size and error of the encodings of updates: ten million Gaussian float32 values in a hundred tensors.
 
-    python benchmarks/wire_speed.py [--parameters 10000000] [--repeats 5]
+    python benchmarks/wire_speed.py [--parameters 10000000] [--repeats 5] [--threads 1]
 
 One process takes turns at a plain copy of the tensors, encoding, and decoding, so that each ratio compares neighbours in
 time. MB/s are those of the float32 values (4 bytes each), whichever way; bits are those of all parts together, a value.
@@ -84,12 +84,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 
     import torch
 
     from fedproxy.artifacts import versions, write_json
 
+    torch.set_num_threads(arguments.threads)
     generator = torch.Generator().manual_seed(0)
     size = arguments.parameters // 100
     tensors = {f"layer.{k:03}": torch.randn(size, generator=generator) for k in range(100)}

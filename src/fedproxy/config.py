@@ -149,6 +149,10 @@ class Partition:
     alpha: float = _positive(0.5)
 
 
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""Trackers that accelerate knows."""
+
+
 @dataclass(frozen=True)
 class Train:
     """[train]: local training. Names that SFTConfig has too mean the same here.
@@ -156,6 +160,9 @@ class Train:
     Attributes:
         blocks: Which blocks of the proxy train: "all", or their numbers, of which negative ones count from the end, as
             in [0, 1, -2, -1] for the first and the last two.
+        report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of
+            clients elsewhere it knows the rounds only. Files, such as those of "tensorboard", go to RUN/tracking; to a
+            service go the clients' names, too.
     """
 
     epochs: float = _positive(1.0)
@@ -176,12 +183,17 @@ class Train:
     group_by_length: bool = True
     padding_free: bool = True
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    quantization: Literal["none", "4bit"] = "none"
     lora_r: int = _positive(32)
     lora_alpha: float = _positive(64.0)
     lora_dropout: float = _share(0.1)
     lora_targets: str | list[str] = "all-linear"
     blocks: Literal["all"] | list[int] = field(
         default="all", metadata={"rule": lambda v: len(v) > 0, "says": '"all", or at least one number'}
+    )
+    report_to: list[str] = field(
+        default_factory=list,
+        metadata={"rule": lambda v: set(v) <= set(TRACKERS), "says": "some of " + ", ".join(TRACKERS)},
     )
 
 

@@ -19,6 +19,7 @@ from fedproxy.federation.engines.flower.exchange import ANSWER, ORDER, TO, GridE
 from fedproxy.federation.engines.flower.hurry import hurry
 
 if TYPE_CHECKING:
+    from fedproxy.federation.store import RoundStore
     from fedproxy.simulation import LocalClients
 
 server = ServerApp()
@@ -38,6 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     from fedproxy.federation.members import has_members, read_members
     from fedproxy.pipeline import prepare
     from fedproxy.run_directory import write_outcome
+    from fedproxy.tracking import open_tracker
     from fedproxy.tuning import client_names, open_run, tune
 
     hurry()
@@ -56,7 +58,12 @@ def main(grid: Grid, context: Context) -> None:
         with open_run(run) as (settings, directory):
             names = client_names(settings) or sorted(read_members(run))
             wire = settings.federate.wire, settings.federate.wire_options
-            tune(settings, directory, lambda store: GridExchange(grid, nodes, store.spool, *wire), names)
+
+            def exchange(store: "RoundStore") -> GridExchange:
+                return GridExchange(grid, nodes, store.spool, *wire)
+
+            with open_tracker(settings, run) as tracker:
+                tune(settings, directory, exchange, names, tracker.round_closed)
     except BaseException as error:
         if outcome := os.environ.get(OUTCOME_VARIABLE):
             code = error.exit_code if isinstance(error, FedproxyError) else 1

@@ -25,13 +25,15 @@ from fedproxy.federation.store import RoundStore
 from fedproxy.federation.wire import ENCODINGS, TOP_K
 from fedproxy.fusion import fuse
 from fedproxy.methods import METHODS
+from fedproxy.model_card import add_scores
 from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.training import optimizer_steps, train
-from fedproxy.reporting import gap_closed, report, results_table, totals_table
+from fedproxy.reporting import compare_runs, gap_closed, report, results_table, totals_table
 from fedproxy.run_directory import RunDirectory, environment
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import read_header
+from fedproxy.tracking import check_trackers
 from fedproxy.tuning import (
     ALIGNED,
     OnProgress,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Proxy",
     "Run",
+    "compare_runs",
     "compress",
     "environment",
     "evaluate",
@@ -87,10 +90,12 @@ def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False
 
     Raises:
         ConfigError: anything in it is wrong; all problems are in the error.
+        UsageError: a tracker is not installed.
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(Path(experiment), choices=experiment_choices(), remote=remote)
     check_settings(experiment.federate)
+    check_trackers(experiment.train.report_to)
     return experiment
 
 
@@ -328,6 +333,7 @@ def run(
         progress("centralized", 1.0, "upper bound tuned")
     with directory.stage("evaluate"):
         evaluation = _evaluate(experiment, directory, progress)
+    add_scores(path / "fused", evaluation)
     results = _results(experiment, directory, evaluation)
     write_json(path / "results.json", results)
     return results

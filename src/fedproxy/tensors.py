@@ -15,6 +15,9 @@ Tensors = Mapping[str, torch.Tensor]
 CHUNK_ELEMENTS = 1 << 17
 """Values held at once by a walk over several vectors (512 KiB in float32), whatever the vectors' length."""
 
+ACCELERATED = 128
+"""So many times as many are held on a GPU, where each chunk costs calls and not cache."""
+
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -115,16 +118,18 @@ def stacked(vectors: Sequence[Tensors], elements: int = CHUNK_ELEMENTS) -> Itera
 
     Args:
         vectors: K mappings with the same names and shapes.
-        elements: Values held at once; a chunk has n = elements // K coordinates (at least one).
+        elements: Values held at once, on a GPU `ACCELERATED` times as many; a chunk has n = values // K coordinates (at
+            least one).
 
     Yields:
         The spans of a chunk and its values [K, n], float32, or float64 if any tensor is. The buffer is used
         again for the next chunk; the caller may change it.
     """
     first = outlines(vectors[0])
-    size = max(1, min(elements // len(vectors), parameter_count(first)))
-    wide = any(tensor.dtype == torch.float64 for tensor in first.values())
     device = next(iter(first.values())).device
+    held = elements if device.type == "cpu" else elements * ACCELERATED
+    size = max(1, min(held // len(vectors), parameter_count(first)))
+    wide = any(tensor.dtype == torch.float64 for tensor in first.values())
     buffer = torch.empty(len(vectors) * size, dtype=torch.float64 if wide else torch.float32, device=device)
     for spans in chunks(first, size):
         width = sum(span.stop - span.start for span in spans)

@@ -36,10 +36,12 @@ from fedproxy.models.lora import (
     without_dropout,
     write_adapter,
 )
+from fedproxy.models.parallel import team
 from fedproxy.models.trainable import load_trainable
 from fedproxy.public_text import read_documents
 from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
+from fedproxy.tracking import open_tracker
 
 Rows = list[dict[str, Any]]
 OnProgress = Callable[[str, float, str], None]
@@ -253,6 +255,7 @@ def tune_inline(
                 (done + step / steps / len(place)) / settings.rounds,
                 f"round {order.round}/{settings.rounds} · {name} · step {step}/{steps} · loss {loss:.3f}",
             )
+            tracker.step(name, loss)
 
         if aligner is not None:
             aligner.before(order.round, {**fresh, **order.adapter})
@@ -270,13 +273,17 @@ def tune_inline(
             on_step=on_step,
         )
 
-    tune(experiment, directory, lambda store: InlineExchange(reply, sorted(examples)), sorted(examples))
+    names = sorted(examples)
+    with open_tracker(experiment, directory.path) as tracker:
+        tune(experiment, directory, lambda store: InlineExchange(reply, names), names, tracker.round_closed)
 
 
 def _aligning(experiment: Experiment, directory: RunDirectory, tokenizer: Any) -> tuple[AdaptedModel, Realigner]:
     """The proxy with an adapter on all blocks, RUN/start in those that clients train, and what aligns the others."""
     if experiment.ranks:
         raise UsageError("[heal] realign_steps needs one rank for all clients: leave lora_r out of [[client]].")
+    if team() is not None:
+        raise UsageError("[heal] realign_steps needs a single process: run fedproxy without a launcher.")
     proxy = directory.path / "proxy"
     _, fresh, manifest = read_adapter(directory.path / START)
     owned = sorted({split_name(name)[1] for name in fresh})

@@ -475,6 +475,19 @@ def test_in_the_product_space_the_mean_is_that_of_the_products():
     assert closed.conflict == {}
 
 
+def test_an_update_whose_product_overflows_is_left_out():
+    server = pair_server("product", quorum=1)
+    server.begin("xy")
+    huge = {key: torch.full_like(tensor, 1e30) for key, tensor in PAIR.items()}
+    assert "NaN or Inf" in take(server, dataclasses.replace(reply("x"), update=huge))
+    assert answers_of(server, "y").record["quarantined"][0]["client"] == "x"
+
+
+def answers_of(server, name):
+    take(server, dataclasses.replace(reply(name), update={key: torch.zeros_like(t) for key, t in PAIR.items()}))
+    return server.close()
+
+
 def test_a_client_of_lower_rank_gets_the_best_adapter_of_its_rank():
     server = pair_server("product", ranks={"x": 1})
     server.begin("xy")

@@ -205,3 +205,17 @@ def test_a_diverging_loss_is_an_error_that_says_what_to_do():
     with pytest.raises(FedproxyError, match="Lower learning_rate"):
         train(model, examples, SETTINGS, pad=256, seed=0)
     assert all(torch.equal(v, state[n]) for n, v in adapter_state(model).items())
+
+
+def test_a_training_that_failed_leaves_nothing_to_the_next():
+    examples = encode(ROWS, TOKENIZER, max_length=32)
+    model, fresh = adapted(), adapted()
+    with torch.no_grad():
+        model.get_base_model().model.norm.weight.fill_(math.nan)
+    with pytest.raises(FedproxyError):
+        train(model, examples, SETTINGS, pad=256, seed=0)
+    with torch.no_grad():
+        model.get_base_model().model.norm.weight.fill_(1.0)
+    for each in (model, fresh):
+        train(each, examples, SETTINGS, pad=256, seed=0)
+    assert all(torch.equal(v, adapter_state(fresh)[n]) for n, v in adapter_state(model).items())

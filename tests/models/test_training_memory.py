@@ -35,6 +35,14 @@ def test_by_hand() -> None:
     assert cpu.total == cpu.weights + cpu.adapter + cpu.activations
 
 
+def test_quantised_linear_layers_take_four_bits_and_scales() -> None:
+    narrow = Train(batch_size=3, max_length=300, lora_r=4, quantization="4bit")
+    rest, linear = 1000 - 400, 400 * (4 + 8 / 64 + 32 / (64 * 256)) / 8
+    assert training_memory(ONE, narrow, "cpu").weights == rest * 4 + int(linear)
+    assert training_memory(ONE, narrow, "gpu").weights == rest * 2 + int(linear)
+    assert training_memory(ONE, narrow, "gpu").adapter == training_memory(ONE, SETTINGS, "gpu").adapter
+
+
 def test_short_rows_keep_attention_weights_on_a_cpu() -> None:
     short = training_memory(ONE, Train(batch_size=1, max_length=256, lora_r=4), "cpu").activations
     a_token = training_memory(ONE, SETTINGS, "cpu").activations // 900

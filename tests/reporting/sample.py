@@ -2,7 +2,12 @@
 
 import math
 import random
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from fedproxy.tensor_files import save_tensors
 
 TASKS = ["demo_snips", "demo_travel", "demo_banking", "demo_dbpedia"]
 SCORES = {
@@ -39,6 +44,9 @@ def round_record(number: int, names: list[str], seed: int) -> dict[str, Any]:
                 "steps": 38,
                 "loss": 0.3 + 2.4 / number ** (0.6 + 0.2 * index % 5),
                 "seconds": 7.5 + index,
+                "tokens_per_second": 9000 / (7.5 + index),
+                "peak_memory_bytes": 900_000_000 + 1_000_000 * index,
+                "wire": "fp32",
                 "bytes_up": 1_310_720,
                 "bytes_down": 2_621_440,
             }
@@ -99,3 +107,23 @@ def sample(names: list[str] | None = None, *, rounds: int = 5, tasks: list[str] 
             "evaluate": {"tasks": tasks, "centralized": True},
         },
     }
+
+
+def write_conflict(run: Path, *, rounds: int, blocks: int = 6) -> None:
+    """The conflict of each round, as a run leaves it."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(1, rounds + 1):
+        folder = run / "rounds" / f"{number:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(
+            folder / "conflict.safetensors",
+            {
+                f"base_model.model.model.layers.{block}.{kind}.lora_{side}.weight": torch.randint(
+                    0, 5, (4, 4), generator=generator
+                )
+                / 4
+                for block in range(blocks)
+                for kind in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
+                for side in "AB"
+            },
+        )

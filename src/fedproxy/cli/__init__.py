@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import signal
 import sys
 import typing
@@ -81,6 +82,16 @@ def _terminate(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _join_team() -> None:
+    """Go on only in the first of the processes that a launcher started; the others serve it."""
+    from fedproxy.models.parallel import LEADER, form
+    from fedproxy.models.worker import serve
+
+    team = form()
+    if team.rank != LEADER:
+        serve(team)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -92,6 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         logger.addHandler(Lines())
+    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _join_team()
     try:
         code = _command()(arguments, prog_name="fedproxy", standalone_mode=False)
         if code == INTERRUPTED:  # typer catches the interrupt and says nothing

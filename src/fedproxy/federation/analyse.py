@@ -129,24 +129,25 @@ def measure(
     """
     names = check_updates(updates, names)
     count = len(updates)
-    gram = torch.zeros(count, count, dtype=torch.float64)
-    histogram = torch.zeros(count + 1, dtype=torch.int64)
+    device = next(iter(outlines(updates[0]).values())).device
+    gram = torch.zeros(count, count, dtype=torch.float64, device=device)
+    histogram = torch.zeros(count + 1, dtype=torch.int64, device=device)
     blocks = max(1, chunk_elements // count // BLOCK)
-    lanes, done = torch.zeros(count, count, LANES, dtype=torch.float64), 0
+    lanes, done = torch.zeros(count, count, LANES, dtype=torch.float64, device=device), 0
     for spans, values in stacked(updates, blocks * BLOCK * count):
-        for products in _block_products(values.double()).cpu().unbind(dim=2):
+        for products in _block_products(values.double()).unbind(dim=2):
             lanes += products
             done += 1
             if done % (SEGMENT // BLOCK) == 0:
                 gram += _summed_in_pairs(lanes)
                 lanes.zero_()
         disagreement = _disagreement(values)
-        histogram += torch.bincount(disagreement, minlength=count + 1).cpu()
+        histogram += torch.bincount(disagreement, minlength=count + 1)
         if levels is not None:
             parts = disagreement.split_with_sizes([span.stop - span.start for span in spans])
             for span, part in zip(spans, parts, strict=True):
                 span.of(levels).copy_(part)
-    gram += _summed_in_pairs(lanes)
+    gram = (gram + _summed_in_pairs(lanes)).cpu()
     check_gram(gram, updates, names)
     return Statistics(names, parameter_count(updates[0]), gram, histogram.tolist())
 

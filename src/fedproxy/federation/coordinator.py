@@ -30,7 +30,7 @@ from fedproxy.federation.server_optimizer import server_optimizer
 from fedproxy.federation.space import space, trained
 from fedproxy.federation.wire import TOP_K
 from fedproxy.seeds import derive_seed
-from fedproxy.tensors import Tensors
+from fedproxy.tensors import Tensors, check_finite
 
 __all__ = ["Closed", "Coordinator", "Order", "QuorumError", "Refusal", "Reply"]
 
@@ -252,7 +252,10 @@ class Coordinator:
             what = f"rows {answer.rows}, steps {answer.steps}, loss {answer.loss}, sum of rates {answer.rate_sum}"
             return self._fault(state, sender, "invalid", f"{what}: nothing was trained")
         try:
-            norm = checked_norm(answer.update, state.orders[sender].adapter, sender)
+            given = state.orders[sender].adapter
+            norm = checked_norm(answer.update, given, sender)
+            if not self._space.conflicts:  # what is merged is computed of the update, and may overflow by itself
+                check_finite(self._space.vector(given, answer.update), sender)
         except ArtifactError as error:
             return self._fault(state, sender, "invalid", str(error))
         limit = self.settings.max_norm

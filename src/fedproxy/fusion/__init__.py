@@ -14,6 +14,7 @@ from fedproxy.checkpoint_files import Stored, model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.fusion.plug_in import TaskVector, on_whole, rekey_adapter, rekey_config
 from fedproxy.fusion.scale import GRID, best_scale, scale_curve
+from fedproxy.model_card import write_card
 from fedproxy.models.adapter_checks import check_fits, is_lora, parameter_name
 from fedproxy.models.checkpoints import load_tokenizer
 from fedproxy.models.families import blocks_path
@@ -26,7 +27,9 @@ from fedproxy.public_text import draw, read_documents
 
 __all__ = ["AUTO", "FORMS", "GRID", "fuse", "serving_note"]
 
-FORMS = ("adapter", "checkpoint")
+KINDS = {"adapter": "llm-adapter", "checkpoint": "fused"}
+"""Kind of artifact of each form."""
+FORMS = tuple(KINDS)
 AUTO = "auto"
 _BATCH = 8
 
@@ -106,8 +109,13 @@ def fuse(
             settings["scale_curve"] = [[factor, loss if math.isfinite(loss) else None] for factor, loss in curve]
             scale = best_scale(curve)
         settings["scale"] = scale
-        _write(
-            directory, form, source, config, vector.at(float(scale)), replace(manifest, settings=settings), on_progress
+        manifest = replace(manifest, kind=KINDS[form], settings=settings)
+        _write(directory, source, config, vector.at(float(scale)), manifest, on_progress)
+        write_card(
+            directory,
+            manifest,
+            base_model=None if Path(llm).is_dir() else str(llm),
+            auto_class="AutoModelForImageTextToText" if source.multimodal else "AutoModelForCausalLM",
         )
     on_progress(1.0, "done")
     return Path(out)
@@ -202,18 +210,16 @@ def _curve(
 
 def _write(
     directory: Path,
-    form: str,
     source: Source,
     config: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
     manifest: Manifest,
     on_progress: Callable[[float, str], None],
 ) -> None:
-    if form == "adapter":
+    if manifest.kind == "llm-adapter":
         tensors = on_whole(source, tensors)
         path = blocks_path(source.whole)
-        record = replace(manifest, kind="llm-adapter")
-        write_adapter(directory, rekey_config(config, tensors, path, spell_out=source.multimodal), tensors, record)
+        write_adapter(directory, rekey_config(config, tensors, path, spell_out=source.multimodal), tensors, manifest)
         return
     written, total = 0, max(1, source.files.bytes)
     start = 0.5 if "scale_curve" in manifest.settings else 0.0
@@ -224,4 +230,4 @@ def _write(
         on_progress(min(1.0, start + (1 - start) * written / total), f"{written / 1e9:.2f} GB written")
 
     merge_adapter(source, tensors, config, directory, on_bytes=on_bytes)
-    replace(manifest, kind="fused").write(directory)
+    manifest.write(directory)

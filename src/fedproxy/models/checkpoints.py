@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -169,6 +170,7 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     device_map: str | None = None,
+    quantization: BitsAndBytesConfig | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation state.
@@ -177,6 +179,7 @@ def load_model(
         path: Directory or Hub id.
         dtype: Data type of the weights; the checkpoint's own if none.
         device_map: "auto" spreads the model over the GPUs there are.
+        quantization: How to quantise the weights of linear layers, from `models.quantization`; not at all if none.
         trust_remote_code: Run Python code that the checkpoint brings.
 
     Returns:
@@ -195,6 +198,7 @@ def load_model(
                 directory,
                 dtype="auto" if dtype is None else dtype,
                 device_map=device_map,
+                quantization_config=quantization,
                 trust_remote_code=trust_remote_code and own_code,
                 local_files_only=True,
                 use_safetensors=True,

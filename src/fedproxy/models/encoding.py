@@ -57,9 +57,10 @@ def _tokens(
     """Token ids of each prompt with its completion, and how many of them are the prompt's."""
     if not pairs:
         return
-    whole = tokenizer([prompt + completion for prompt, completion, _ in pairs], add_special_tokens=special)["input_ids"]
+    settings = {"add_special_tokens": special, "return_attention_mask": False}
+    whole = tokenizer([prompt + completion for prompt, completion, _ in pairs], **settings)["input_ids"]
     prompts = [prompt for prompt, _, _ in pairs if prompt]
-    begun = iter(tokenizer(prompts, add_special_tokens=special)["input_ids"] if prompts else ())
+    begun = iter(tokenizer(prompts, **settings)["input_ids"] if prompts else ())
     for ids, (prompt, _, _) in zip(whole, pairs, strict=True):
         yield ids, len(next(begun)) if prompt else 0
 

@@ -1,21 +1,55 @@
 """A model made ready for training: loaded as its device likes it, with a fresh adapter."""
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fedproxy.config import Train
+from fedproxy.errors import ResourceError
 from fedproxy.layer_map import block_numbers
 from fedproxy.models.checkpoints import load_model
 from fedproxy.models.families import blocks
 from fedproxy.models.lora import AdaptedModel, attach
+from fedproxy.models.parallel import team
+from fedproxy.models.quantization import four_bit, keep_gradients
 from fedproxy.seeds import derive_seed
 
 
 def load_trainable(path: Path, settings: Train, *, seed: int, trust_remote_code: bool = False) -> AdaptedModel:
+    """Load a checkpoint with the adapter of [train], in every process of the team if this one leads one.
+
+    The arguments, and what is raised, are those of `load_alone`; beside it
+
+    Raises:
+        ResourceError: another process could not load it.
+    """
+    arguments: dict[str, Any] = {
+        "path": path,
+        "settings": settings,
+        "seed": seed,
+        "trust_remote_code": trust_remote_code,
+    }
+    leading = team()
+    if leading is None:
+        return load_alone(**arguments)
+    leading.load(arguments)
+    try:
+        model = load_alone(**arguments)
+    except BaseException as error:
+        with contextlib.suppress(ResourceError):
+            leading.loaded(None, f"{type(error).__name__}: {error}")
+        raise
+    leading.loaded(model, None)
+    return model
+
+
+def load_alone(path: Path, settings: Train, *, seed: int, trust_remote_code: bool = False) -> AdaptedModel:
     """Load a checkpoint and put the adapter of [train] on it: in its own dtype on a GPU, in float32 on a CPU.
 
-    On a CPU float32 weights with bf16 autocast are faster than bf16 weights.
+    On a CPU float32 weights with bf16 autocast are faster than bf16 weights. With quantization = "4bit" the weights of
+    linear layers other than the head take four bits on either.
 
     Args:
         path: The checkpoint.
@@ -25,10 +59,16 @@ def load_trainable(path: Path, settings: Train, *, seed: int, trust_remote_code:
 
     Raises:
         ArtifactError: the checkpoint cannot be used.
-        UsageError: the adapter's settings do not fit it.
+        UsageError: the adapter's settings do not fit it, or it cannot be quantised here.
     """
     narrow = settings.precision != "fp32" and torch.cuda.is_available()
-    model = load_model(path, dtype=None if narrow else torch.float32, trust_remote_code=trust_remote_code)
+    model = load_model(
+        path,
+        dtype=None if narrow else torch.float32,
+        quantization=four_bit() if settings.quantization == "4bit" else None,
+        trust_remote_code=trust_remote_code,
+    )
+    keep_gradients(model)
     chosen = settings.blocks
     return attach(
         model,

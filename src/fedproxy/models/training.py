@@ -1,8 +1,8 @@
 """Local training: LoRA on a client's rows, in a loop on accelerate.
 
-TRL's SFTTrainer reaches less than 90 % of a bare loop's throughput on a small model (`benchmarks/training_loop.py`), so
-the loop is our own; it has what federated rounds need: a fresh optimizer every round, a penalty on the trained
-parameters, and the same bits for the same seed.
+Transformers' Trainer takes several times as long on rows of mixed lengths (`benchmarks/training_loop.py`), so the loop
+is our own; it has what federated rounds need: a fresh optimizer every round, a penalty on the trained parameters, a
+drift, and the same bits for the same seed.
 """
 
 import itertools
@@ -21,6 +21,7 @@ from fedproxy.memory import peak_memory, restart_peak
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.gradients import in_training
 from fedproxy.models.lora import AdaptedModel, adapter_parameters
+from fedproxy.models.parallel import together
 from fedproxy.seeds import derive_seed
 
 Penalty = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
@@ -125,12 +126,17 @@ def train(
         weight_decay=settings.weight_decay,
         fused=True,
     )
+    optimizer.zero_grad()  # of a training that failed
     schedule = get_scheduler(settings.lr_scheduler_type, optimizer, settings.warmup_steps, total)
     drifts = None if drift is None else [drift[name].to(device) for name in parameters]
     losses: list[float] = []
     tokens, rate_sum = 0, 0.0
     started = time.perf_counter()
-    with torch.random.fork_rng(), in_training(model, settings, pad) as backward:
+    with (
+        torch.random.fork_rng(),
+        in_training(model, settings, pad) as alone,
+        together(model, settings, pad, seed, alone) as backward,
+    ):
         torch.manual_seed(derive_seed(seed, "dropout"))
         for chosen in itertools.islice(step_batches(examples, settings, seed), total):
             loss = backward(chosen, sum(example.counting for batch in chosen for example in batch))

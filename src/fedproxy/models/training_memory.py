@@ -8,6 +8,7 @@ from fedproxy.config import Train
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.families import blocks, linear_layers
 from fedproxy.models.gradients import EAGER_ATTENTION_UP_TO
+from fedproxy.models.quantization import BYTES_A_WEIGHT
 
 _FLOAT, _HALF = 4, 2
 _HEAP_UP_TO = 32 << 20
@@ -104,7 +105,8 @@ def training_memory(decoder: DecoderNumbers, train: Train, device: Literal["cpu"
 
     With T tokens in a batch, every row as long as `max_length`, and all tokens counting in the loss:
 
-        weights      parameters, in float32 on a CPU, as stored on a GPU (there in bfloat16 too, if stored in float32)
+        weights      parameters, in float32 on a CPU, as stored on a GPU (there in bfloat16 too, if stored in float32);
+                     those of quantised linear layers in four bits, and their scales
         adapter      r (inputs + outputs) of every adapted layer, 4 times in float32
         activations  T times, over all linear layers: the output; of the adapted ones also the input after dropout, the
                      dropout's mask, and r; over all blocks: the MLP's inside once more, attention's output, and on a
@@ -144,8 +146,9 @@ def training_memory(decoder: DecoderNumbers, train: Train, device: Literal["cpu"
     weight_bytes = _FLOAT
     if narrow:
         weight_bytes = decoder.weight_bytes + (_HALF if decoder.weight_bytes == _FLOAT else 0)
+    quantised = sum(inputs * outputs for inputs, outputs in decoder.linears) if train.quantization == "4bit" else 0
     return TrainingMemory(
-        weights=decoder.parameters * weight_bytes,
+        weights=(decoder.parameters - quantised) * weight_bytes + int(quantised * BYTES_A_WEIGHT),
         adapter=adapter * (_ADAM * _FLOAT + (_HALF if narrow else 0)),
         activations=tokens * a_token * waste,
     )

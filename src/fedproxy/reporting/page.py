@@ -1,13 +1,14 @@
-"""The run as one self-contained HTML page: no script, no network, light and dark, from phone to wide screen."""
+"""The run as one self-contained HTML page: no network, light and dark, from phone to wide screen; script only sorts."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedproxy.artifacts import new_file
-from fedproxy.errors import MissingExtraError
-from fedproxy.reporting import plots, units
+from fedproxy.reporting import heat_maps, plots
+from fedproxy.reporting.conflict import Conflict, load_conflict
+from fedproxy.reporting.html import fill
 from fedproxy.reporting.results import MODELS, Results, Round, load, load_events
 from fedproxy.reporting.summary import sentences
 from fedproxy.reporting.svg import drawing
@@ -17,7 +18,7 @@ _EVENTS = 500
 
 
 def report(run_dir: Path | str) -> Path:
-    """Write RUN/report.html from RUN/results.json.
+    """Write RUN/report.html from RUN/results.json and what the rounds left.
 
     Args:
         run_dir: The folder of a finished run.
@@ -26,82 +27,97 @@ def report(run_dir: Path | str) -> Path:
         The page's path.
 
     Raises:
-        ArtifactError: results.json is missing or damaged.
+        ArtifactError: results.json or a round's conflict is missing or damaged.
         MissingExtraError: the extra `report` is not installed.
         UsageError: the page cannot be written.
     """
     run_dir = Path(run_dir)
-    html = render(load(run_dir), events=load_events(run_dir), run=run_dir.name or "RUN")
+    results = load(run_dir)
+    conflicts = load_conflict(run_dir, results.layer_map) if results.layer_map else []
+    html = render(results, events=load_events(run_dir), run=run_dir.name or "RUN", conflicts=conflicts)
     path = run_dir / "report.html"
     with new_file(path) as file:
         file.write(html.encode())
     return path
 
 
-def render(results: Results, *, events: list[dict[str, Any]], run: str) -> str:
+def render(results: Results, *, events: list[dict[str, Any]], run: str, conflicts: Sequence[Conflict] = ()) -> str:
     """The page.
 
     Args:
         results: The run.
         events: What happened, in order; the last `_EVENTS` are shown.
         run: Name of the run's folder, for the commands that reproduce it.
+        conflicts: Conflict by block, of the rounds that have it.
 
     Raises:
         MissingExtraError: the extra `report` is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtraError("The report", "report") from error
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fedproxy.reporting", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": units.percent, "size": units.size, "duration": units.duration}
-    return environment.get_template("page.html.j2").render(
+    figures = _figures(results, conflicts)
+    agreement = any(len(round_.names) > 1 for round_ in results.rounds)
+    contents = ["Summary", "Results", "Rounds", "Agreement", "Compression", "Cost", "Settings", "Reproduce"]
+    left_out = [name for name, there in (("Agreement", agreement), ("Compression", "blocks" in figures)) if not there]
+    return fill(
+        "run.html.j2",
+        title=results.name,
+        contents=[name for name in contents if name not in left_out],
         results=results,
         models=MODELS,
         sentences=sentences(results),
-        figures=_figures(results),
-        settings=_settings(results.experiment),
-        environment=_settings(results.environment),
+        figures=figures,
+        settings=grouped(results.experiment),
+        environment=grouped(results.environment),
         precision=_precision(results),
         events=[", ".join(f"{key}: {value}" for key, value in event.items()) for event in events[-_EVENTS:]],
         run=shlex.quote(run),
+        pins=_pins(results.environment),
     )
 
 
-def _figures(results: Results) -> dict[str, Any]:
+def _figures(results: Results, conflicts: Sequence[Conflict]) -> dict[str, Any]:
     """Name → inline SVG of every figure that the run has numbers for; `small_similarities` is a list of them."""
     found: dict[str, Any] = {}
     compared = [round_ for round_ in results.rounds if len(round_.names) > 1 and round_.similarity]
     with drawing():
         if results.tasks:
             found["scores"] = plots.scores(results)
-        if any(client.loss is not None for round_ in results.rounds for client in round_.clients):
-            found["losses"] = plots.losses(results)
+        for field in plots.QUANTITIES:
+            if plots.has(results, field) and not (field == "bytes_up" and plots.same_in_all(results, field)):
+                found[field] = plots.by_round(results, field)
         if compared:
-            found |= _heat_maps(compared)
+            found |= _similarities(compared)
             if sum(compared[-1].conflict):
                 found["conflict"] = plots.conflict(compared[-1])
+            if conflicts:
+                found["conflict_blocks"] = heat_maps.conflict_by_block(conflicts)
+                found["conflict_layers"] = heat_maps.conflict_by_layer(conflicts[-1])
         if results.scores:
             found["blocks"] = plots.blocks(results)
         if results.seconds:
             found["stages"] = plots.stages(results)
+        if (drawn := plots.traffic(results)) is not None:
+            found["traffic"] = drawn
     return found
 
 
-def _heat_maps(compared: list[Round]) -> dict[str, Any]:
-    """The last round's similarity, and small ones for the rounds before if they are few."""
+def _similarities(compared: list[Round]) -> dict[str, Any]:
+    """The last round's similarity, and small ones of rounds before it: as many as are legible, evenly spread."""
     if len(compared[-1].names) > _HEAT_MAP_CLIENTS:
         return {}
-    limit = plots.similarity_limit(compared)
-    few = len(compared) <= _SMALL_HEAT_MAPS and sum(len(each.names) ** 2 for each in compared) <= _SMALL_CELLS
-    small = [plots.similarity(each, limit, small=True) for each in compared[:-1]] if few else []
-    return {"similarity": plots.similarity(compared[-1], limit), "small_similarities": small}
+    limit = heat_maps.similarity_limit(compared)
+    before = compared[:-1]
+    most = min(_SMALL_HEAT_MAPS, max(1, _SMALL_CELLS // len(compared[-1].names) ** 2))
+    chosen = before if len(before) <= most else [before[index * len(before) // most] for index in range(most)]
+    small = [heat_maps.similarity(each, limit, small=True) for each in chosen]
+    return {"similarity": heat_maps.similarity(compared[-1], limit), "small_similarities": small}
+
+
+def _pins(environment: Mapping[str, Any]) -> str:
+    """What pip installs to get the run's versions; empty if they were not recorded."""
+    versions = environment.get("versions")
+    if not isinstance(versions, Mapping):
+        return ""
+    return shlex.join(f"{name}=={version}" for name, version in versions.items() if isinstance(version, str))
 
 
 def _precision(results: Results) -> str | None:
@@ -110,25 +126,26 @@ def _precision(results: Results) -> str | None:
     return f"{50 / min(rows) ** 0.5:.1f}" if rows else None
 
 
-def _settings(values: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def grouped(values: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Settings as titled groups of (name, value): plain values first, then a group for each table."""
     groups: list[tuple[str, list[tuple[str, str]]]] = []
-    plain = []
+    top = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            groups.append((key, [(name, _plain(entry)) for name, entry in value.items() if entry is not None]))
+            groups.append((key, [(name, plain(entry)) for name, entry in value.items() if entry is not None]))
         elif isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
             for index, entry in enumerate(value, 1):
-                named = [(name, _plain(each)) for name, each in entry.items() if each is not None]
+                named = [(name, plain(each)) for name, each in entry.items() if each is not None]
                 groups.append((f"{key} {index}", named))
         elif value is not None:
-            plain.append((key, _plain(value)))
-    return ([("", plain)] if plain else []) + [group for group in groups if group[1]]
+            top.append((key, plain(value)))
+    return ([("", top)] if top else []) + [group for group in groups if group[1]]
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A setting's value as people write it."""
     if isinstance(value, list):
-        return ", ".join(_plain(entry) for entry in value)
+        return ", ".join(plain(entry) for entry in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,31 +1,51 @@
-"""The report's figures. Each function draws one and returns it as inline SVG; call them inside `svg.drawing()`."""
+"""The figures of a run. Each function draws one and returns it as inline SVG; call them inside `svg.drawing()`."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedproxy.reporting.results import MODELS, Results, Round
-from fedproxy.reporting.svg import COLOURS, GRID, INK, figure, inline
-from fedproxy.reporting.units import duration
+from fedproxy.reporting.results import MODELS, ClientRound, Results, Round
+from fedproxy.reporting.svg import COLOURS, INK, MARKERS, figure, inline, label, legend_text
+from fedproxy.reporting.units import duration, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 _NAMED_CLIENTS = 12
+_CLIENT_BARS = 40
 _SHORT_LABEL = 20
 
 
-def label(name: str, length: int = 20) -> str:
-    """A name fit for a figure: printable, on one line, cut to `length` characters."""
-    text = "".join(letter if letter.isprintable() else "�" for letter in name)
-    return text if len(text) <= length else text[: length - 1] + "…"
+@dataclass(frozen=True)
+class Quantity:
+    """What a client reports of each round, for a line plot.
+
+    Attributes:
+        title: Of the figure.
+        axis: Of the values, with the unit.
+        unit: The values are divided by it.
+    """
+
+    title: str
+    axis: str
+    unit: float = 1.0
+
+
+QUANTITIES = {
+    "loss": Quantity("Training loss by client and round", "loss (nats a token)"),
+    "seconds": Quantity("Training time by client and round", "seconds"),
+    "tokens_per_second": Quantity("Training speed by client and round", "tokens a second"),
+    "peak_memory": Quantity("Peak memory by client and round", "GB", 1e9),
+    "bytes_up": Quantity("Bytes sent by client and round", "MB", 1e6),
+}
+"""Fields of `ClientRound`."""
 
 
 def scores(results: Results) -> str:
     """Each task's score by every model, and the mean: a row of points a task."""
     names = [*results.tasks, "Mean"]
-    drawn, axes = figure(4.6, 1.1 + 0.34 * len(names))
+    drawn, axes = figure(4.6, 1.1 + 0.34 * len(names), "Score by task and model")
     for index, (model, scored) in enumerate(results.evaluation.items()):
         values = [scored.tasks.get(task) for task in results.tasks] + [scored.average]
         points = [(100 * value, row) for row, value in enumerate(values) if value is not None]
@@ -34,19 +54,14 @@ def scores(results: Results) -> str:
             [x for x, _ in points],
             [y for _, y in points],
             linestyle="none",
-            marker=_MARKERS[index],
+            marker=MARKERS[index],
             markersize=8 if main else 6,
             color=COLOURS[0] if main else INK,
             markerfacecolor=COLOURS[0] if main else "none",
             label=MODELS[model],
             zorder=3 if main else 2,
         )
-    axes.set_yticks(range(len(names)), [label(name) for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(-2, 102)
-    axes.set_xlabel("score (%)")
-    axes.set_title("Score by task and model")
-    axes.grid(axis="both")
+    score_axis(axes, names)
     columns = 2 if max(len(MODELS[model]) for model in results.evaluation) > _SHORT_LABEL else 3
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return inline(
@@ -54,17 +69,32 @@ def scores(results: Results) -> str:
     )
 
 
-def losses(results: Results) -> str:
-    """Mean training loss of each client by round."""
-    names = list(dict.fromkeys(client.name for round_ in results.rounds for client in round_.clients))
+def score_axis(axes: "Axes", names: Sequence[str]) -> None:
+    """A row for each of `names`, scores from 0 to 100 %."""
+    axes.set_yticks(range(len(names)), [label(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel("score (%)")
+    axes.grid(axis="both")
+
+
+def has(results: Results, field: str) -> bool:
+    """Whether any client has a value of this field of `ClientRound`."""
+    return any(getattr(client, field) is not None for round_ in results.rounds for client in round_.clients)
+
+
+def by_round(results: Results, field: str) -> str:
+    """A line a client of one of `QUANTITIES`, by round."""
+    quantity, names = QUANTITIES[field], results.clients
     lines: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
     for round_ in results.rounds:
         for client in round_.clients:
-            if client.loss is not None:
-                lines[client.name].append((round_.number, client.loss))
+            value = getattr(client, field)
+            if value is not None:
+                lines[client.name].append((round_.number, value / quantity.unit))
     named = len(names) <= _NAMED_CLIENTS
     legend_rows = math.ceil(len(names) / 2) if named else 0
-    drawn, axes = figure(4.6, 2.9 + 0.17 * legend_rows)
+    drawn, axes = figure(4.6, 2.9 + 0.17 * legend_rows, quantity.title)
     for index, points in enumerate(lines.values()):
         axes.plot(
             [x for x, _ in points],
@@ -72,85 +102,17 @@ def losses(results: Results) -> str:
             color=COLOURS[index % len(COLOURS)] if named else INK,
             alpha=1.0 if named else 0.35,
             linewidth=1.8 if named else 0.8,
-            marker=_MARKERS[index % len(_MARKERS)] if named else None,
+            marker=MARKERS[index % len(MARKERS)] if named else None,
             markersize=5,
         )
     if named and names:
-        drawn.legend(axes.get_lines(), [_legend_text(name) for name in names], loc="outside lower center", ncols=2)
-    _whole_rounds(axes, results.rounds)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("loss (nats a token)")
-    axes.set_title("Training loss by client and round")
+        drawn.legend(axes.get_lines(), [legend_text(name) for name in names], loc="outside lower center", ncols=2)
+    whole_rounds(axes, [round_.number for round_ in results.rounds])
+    axes.set_ylim(0, 1.08 * max(y for points in lines.values() for _, y in points) or 1)
+    axes.set_ylabel(quantity.axis)
     axes.grid(axis="y")
-    last = [f"{label(name)} {points[-1][1]:.2f}" for name, points in lines.items() if points]
-    return inline(
-        drawn, "losses", "Line plot of each client's training loss by round. At the end: " + ", ".join(last) + "."
-    )
-
-
-def similarity(round_: Round, limit: float, *, small: bool = False) -> str:
-    """Cosine between the clients' updates: a square of cells, with numbers unless `small`.
-
-    Args:
-        round_: The round.
-        limit: Cosine of the strongest colour.
-        small: Leave out names, numbers and colour key.
-    """
-    from matplotlib.patches import Rectangle
-
-    count = len(round_.names)
-    side = 1.5 if small else 2.8 + min(1.6, 0.15 * count)
-    drawn, axes = figure(side if small else side + 0.9, side)
-    for row in range(count):
-        for column in range(count):
-            value = round_.similarity[row][column]
-            if row == column:
-                cell = Rectangle((column, row), 1, 1, facecolor="none", edgecolor=GRID, hatch="////", linewidth=0.5)
-            else:
-                cell = Rectangle((column, row), 1, 1, edgecolor=GRID, linewidth=0.5, facecolor=_shade(value, limit))
-            axes.add_patch(cell)
-            if not small and row != column and count <= _NAMED_CLIENTS:
-                axes.text(
-                    column + 0.5, row + 0.5, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=8.5
-                )
-    axes.set(xlim=(0, count), ylim=(count, 0), aspect="equal")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.tick_params(length=0)
-    name = f"similarity{round_.number}"
-    if small:
-        axes.set(xticks=[], yticks=[])
-        axes.set_title(f"Round {round_.number}", fontweight="normal", fontsize=9)
-        return inline(drawn, name, f"Similarity of the clients' updates in round {round_.number}.")
-    ticks = [index + 0.5 for index in range(count)] if count <= 30 else []
-    names = [label(client, 14) for client in round_.names][: len(ticks)]
-    crowded = count > _NAMED_CLIENTS
-    axes.set_xticks(ticks, names, rotation=90 if crowded else 40, ha="right", va="center", rotation_mode="anchor")
-    axes.set_yticks(ticks, names)
-    axes.tick_params(labelsize=7 if crowded else 9)
-    axes.set_title(f"Similarity of the updates, round {round_.number}")
-    axes.set_xlabel("client")
-    axes.set_ylabel("client")
-    _colour_key(axes, limit)
-    pairs = [round_.similarity[i][j] for i in range(count) for j in range(i)]
-    return inline(
-        drawn,
-        name,
-        f"Heat map of the cosine between each two clients' updates in round {round_.number}: "
-        f"from {min(pairs):.2f} to {max(pairs):.2f}, mean {sum(pairs) / len(pairs):.2f}.",
-    )
-
-
-def similarity_limit(rounds: Sequence[Round]) -> float:
-    """The cosine that gets the strongest colour in all rounds: the largest of all, rounded up to a tenth."""
-    found = [
-        abs(value)
-        for round_ in rounds
-        for row, values in enumerate(round_.similarity)
-        for column, value in enumerate(values)
-        if row != column
-    ]
-    return max(0.1, math.ceil(10 * max(found, default=0.0) - 1e-9) / 10)
+    last = ", ".join(f"{label(name)} {points[-1][1]:.3g}" for name, points in lines.items() if points)
+    return inline(drawn, field.replace("_", "-"), f"Lines, in {quantity.axis}. At the end: {last}.")
 
 
 def conflict(round_: Round) -> str:
@@ -159,7 +121,7 @@ def conflict(round_: Round) -> str:
     clients = len(round_.conflict) - 1
     shares = [100 * count / total for count in round_.conflict]
     levels = [index / clients for index in range(len(shares))]
-    drawn, axes = figure(4.6, 2.9)
+    drawn, axes = figure(4.6, 2.9, f"Conflict between the clients, round {round_.number}")
     bars = axes.bar(levels, shares, width=0.8 / clients, color=COLOURS[0])
     if clients <= 10:
         axes.bar_label(
@@ -168,7 +130,6 @@ def conflict(round_: Round) -> str:
         axes.set_xticks(levels, [f"{level:.2f}".rstrip("0").rstrip(".") for level in levels])
     axes.set_xlabel("conflict (0: all signs agree, 1: they cancel)")
     axes.set_ylabel("coordinates (%)")
-    axes.set_title(f"Conflict between the clients, round {round_.number}")
     axes.grid(axis="y")
     axes.margins(y=0.12)
     text = ", ".join(f"{share:.1f} % at {level:.2f}" for share, level in zip(shares, levels, strict=True) if share)
@@ -180,7 +141,7 @@ def blocks(results: Results) -> str:
     kept = set(results.layer_map)
     positive = [score for score in results.scores if score > 0]
     logarithmic = len(positive) == len(results.scores) and max(positive) > 20 * min(positive)
-    drawn, axes = figure(4.6, 3.1)
+    drawn, axes = figure(4.6, 3.1, "Score of each block: which ones the proxy keeps")
     for chosen, text in ((True, "kept"), (False, "removed")):
         numbers = [index for index in range(len(results.scores)) if (index in kept) == chosen]
         axes.bar(
@@ -201,7 +162,6 @@ def blocks(results: Results) -> str:
     axes.set_xlabel("block of the LLM (counted from 0)")
     name = results.setting("compress", "score")
     axes.set_ylabel(label(f"{name if isinstance(name, str) else 'score'}{', log scale' if logarithmic else ''}", 40))
-    axes.set_title("Score of each block: which ones the proxy keeps")
     axes.grid(axis="y")
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return inline(
@@ -214,50 +174,57 @@ def blocks(results: Results) -> str:
 def stages(results: Results) -> str:
     """Seconds of each stage."""
     names, values = list(results.seconds), list(results.seconds.values())
-    drawn, axes = figure(4.6, 1.0 + 0.32 * len(names))
+    drawn, axes = figure(4.6, 1.0 + 0.32 * len(names), "Time by stage")
     bars = axes.barh(range(len(names)), values, color=COLOURS[0], height=0.62)
     axes.bar_label(bars, [duration(value) for value in values], padding=3)
     axes.set_yticks(range(len(names)), [label(name) for name in names])
     axes.invert_yaxis()
     axes.set_xlabel("wall-clock time (s)")
-    axes.set_title("Time by stage")
     axes.grid(axis="x")
     axes.margins(x=0.18)
     text = ", ".join(f"{label(name)} {duration(value)}" for name, value in results.seconds.items())
     return inline(drawn, "stages", f"Bars: wall-clock time of each stage: {text}.")
 
 
-def _shade(value: float, limit: float) -> tuple[str, float]:
-    """Blue for positive, orange for negative; the stronger the farther from 0."""
-    return COLOURS[0] if value >= 0 else COLOURS[1], 0.65 * min(1.0, abs(value) / limit)
+def traffic(results: Results) -> str | None:
+    """Bytes that each client sent and received in all rounds; none if they are too many for bars, or unknown."""
+    names = results.clients
+    replies = [client for round_ in results.rounds for client in round_.clients]
+    sent = {name: sum(c.bytes_up or 0 for c in replies if c.name == name) for name in names}
+    received = {name: sum(c.bytes_down or 0 for c in replies if c.name == name) for name in names}
+    if len(names) > _CLIENT_BARS or not any(sent.values()):
+        return None
+    drawn, axes = figure(4.6, 1.2 + 0.42 * len(names), "Bytes by client, all rounds")
+    for offset, values, text, filled in ((-0.19, sent, "sent", True), (0.19, received, "received", False)):
+        bars = axes.barh(
+            [row + offset for row in range(len(names))],
+            [values[name] / 1e6 for name in names],
+            height=0.36,
+            color=COLOURS[0] if filled else "none",
+            edgecolor=COLOURS[0] if filled else INK,
+            linewidth=0.8,
+            hatch=None if filled else "////",
+            label=text,
+        )
+        axes.bar_label(bars, [size(values[name]) for name in names], padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), [label(name) for name in names])
+    axes.invert_yaxis()
+    axes.set_xlabel("MB")
+    axes.grid(axis="x")
+    axes.margins(x=0.2)
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    text = ", ".join(f"{label(name)} sent {size(sent[name])} and received {size(received[name])}" for name in names)
+    return inline(drawn, "traffic", f"Bars, two a client: {text}.")
 
 
-def _colour_key(axes: "Axes", limit: float) -> None:
-    """A strip beside `axes` with the cosine of each shade."""
-    from matplotlib.patches import Rectangle
-
-    key = axes.inset_axes((1.06, 0, 0.06, 1))
-    steps = 20
-    height = 2 * limit / steps
-    for index in range(steps):
-        bottom = -limit + index * height
-        key.add_patch(Rectangle((0, bottom), 1, height, linewidth=0, facecolor=_shade(bottom + height / 2, limit)))
-    key.set(xlim=(0, 1), ylim=(-limit, limit), xticks=[])
-    key.yaxis.tick_right()
-    key.yaxis.set_label_position("right")
-    key.set_ylabel("cosine")
-    for side in ("top", "right"):
-        key.spines[side].set_visible(True)
-
-
-def _legend_text(name: str) -> str:
-    """A label that matplotlib shows even where the name begins with an underscore."""
-    return label(name) if not name.startswith("_") else "\u200b" + label(name)
-
-
-def _whole_rounds(axes: "Axes", rounds: Sequence[Round]) -> None:
+def whole_rounds(axes: "Axes", numbers: Sequence[int]) -> None:
     """Ticks at whole rounds, at most a dozen."""
-    numbers = [round_.number for round_ in rounds]
     axes.set_xticks(numbers[:: math.ceil(len(numbers) / 12)])
     axes.set_xlim(min(numbers) - 0.3, max(numbers) + 0.3)
     axes.set_xlabel("round")
+
+
+def same_in_all(results: Results, field: str) -> bool:
+    """Whether every client has the same value of this field of `ClientRound` in every round."""
+    replies: list[ClientRound] = [client for round_ in results.rounds for client in round_.clients]
+    return len({getattr(client, field) for client in replies}) == 1

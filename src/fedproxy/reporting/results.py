@@ -46,6 +46,9 @@ class ClientRound:
     rows: int | None
     loss: float | None
     seconds: float | None
+    tokens_per_second: float | None
+    peak_memory: int | None
+    wire: str
     bytes_up: int | None
     bytes_down: int | None
     heterogeneity: float | None
@@ -86,6 +89,8 @@ class Results:
         name: The experiment's name.
         evaluation: Key of `MODELS` → scores, in the order of `MODELS`, only those evaluated.
         rounds: In order.
+        seed: The experiment's.
+        llm_sha256: Identity of the LLM; empty if it was not recorded.
         llm_blocks, llm_parameters, proxy_parameters: Sizes.
         layer_map: LLM block of each proxy block, 0-based.
         scores: Score of every LLM block.
@@ -99,6 +104,8 @@ class Results:
     name: str
     evaluation: dict[str, Evaluation]
     rounds: list[Round]
+    seed: int | None
+    llm_sha256: str
     llm_blocks: int | None
     llm_parameters: int | None
     proxy_parameters: int | None
@@ -120,6 +127,18 @@ class Results:
     def rows(self, task: str) -> int | None:
         """Number of rows of a task."""
         return next((scored.rows[task] for scored in self.evaluation.values() if task in scored.rows), None)
+
+    @property
+    def clients(self) -> list[str]:
+        """Every client that trained, in the order of the rounds."""
+        return list(dict.fromkeys(client.name for round_ in self.rounds for client in round_.clients))
+
+    @property
+    def exposed(self) -> float | None:
+        """Parameters of the proxy, which every client has, as a share of the LLM's."""
+        if not self.llm_parameters or self.proxy_parameters is None:
+            return None
+        return self.proxy_parameters / self.llm_parameters
 
     def setting(self, table: str, key: str) -> Any:
         """A value of the experiment, or None."""
@@ -200,6 +219,9 @@ def _round(part: Part, number: int) -> Round:
                 rows=client.integer("rows"),
                 loss=client.number("loss"),
                 seconds=client.number("seconds"),
+                tokens_per_second=client.number("tokens_per_second"),
+                peak_memory=client.integer("peak_memory_bytes"),
+                wire=client.text("wire", ""),
                 bytes_up=client.integer("bytes_up"),
                 bytes_down=client.integer("bytes_down"),
                 heterogeneity=columns["heterogeneity"].get(name),
@@ -239,6 +261,8 @@ def parse(raw: Any, source: str = "results") -> Results:
             _round(Part(entry, f"{source}.rounds[{index}]"), index + 1)
             for index, entry in enumerate(part.items("rounds"))
         ],
+        seed=part.integer("seed"),
+        llm_sha256=llm.text("sha256", ""),
         llm_blocks=llm.integer("blocks"),
         llm_parameters=llm.integer("parameters"),
         proxy_parameters=proxy.integer("parameters"),

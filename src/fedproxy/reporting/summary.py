@@ -21,23 +21,23 @@ def _setup(results: Results) -> str:
     if not results.llm_blocks or not results.layer_map:
         return ""
     parameters = f" and {results.llm_parameters:,} parameters" if results.llm_parameters else ""
+    exposed = f", {percent(results.exposed)} % of all parameters" if results.exposed is not None else ""
     return (
         f"The LLM has {count(results.llm_blocks, 'block')}{parameters}; its proxy keeps "
-        f"{len(results.layer_map)} of them. The LLM stayed with its owner, the data with the clients."
+        f"{len(results.layer_map)} of them{exposed}. The LLM stayed with its owner, the data with the clients."
     )
 
 
 def _rounds(results: Results) -> str:
     if not results.rounds:
         return ""
-    clients = dict.fromkeys(client.name for round_ in results.rounds for client in round_.clients)
     rows = sum(client.rows or 0 for client in results.rounds[-1].clients)
     merge, regulariser = (results.setting("federate", key) for key in ("merge", "regulariser"))
     how = f", merged by {merge}" if isinstance(merge, str) else ""
     if isinstance(regulariser, str) and regulariser != "none":
         how += f", with {regulariser} as the clients' regulariser"
     text = (
-        f"{count(len(clients), 'client')} with {count(rows, 'row')} in all tuned the proxy in "
+        f"{count(len(results.clients), 'client')} with {count(rows, 'row')} in all tuned the proxy in "
         f"{count(len(results.rounds), 'round')}{how}."
     )
     rejected = sum(len(round_.quarantined) for round_ in results.rounds)

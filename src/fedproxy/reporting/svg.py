@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 INK, GRID = "#010101", "#010102"
 COLOURS = [f"#0101{index:02x}" for index in range(16, 22)]
 _VARIABLES = {INK: "currentColor", GRID: "var(--grid)"} | {
@@ -68,16 +69,29 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float) -> "tuple[Figure, Axes]":
-    """A figure of `width` × `height` inches with one plot."""
+def figure(width: float, height: float, title: str) -> "tuple[Figure, Axes]":
+    """A figure of `width` × `height` inches with one plot under a title."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(width, height), layout="constrained")
-    return drawn, drawn.add_subplot()
+    axes = drawn.add_subplot()
+    axes.set_title(title)
+    return drawn, axes
+
+
+def label(name: str, length: int = 20) -> str:
+    """A name fit for a figure: printable, on one line, cut to `length` characters."""
+    text = "".join(letter if letter.isprintable() else "�" for letter in name)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def legend_text(name: str) -> str:
+    """A label that matplotlib shows even where the name begins with an underscore."""
+    return label(name) if not name.startswith("_") else "\u200b" + label(name)
 
 
 def inline(drawn: "Figure", name: str, description: str) -> str:
-    """The figure as an SVG element for an HTML page.
+    """The figure as an SVG element for an HTML page, named by its title and described for who cannot see it.
 
     Args:
         drawn: The figure.
@@ -94,6 +108,10 @@ def inline(drawn: "Figure", name: str, description: str) -> str:
     text = text.replace("url(#", f"url(#{name}-")
     text = re.sub("|".join(_VARIABLES), lambda match: _VARIABLES[match[0]], text)
     width, height = (round(72 * inches, 1) for inches in drawn.get_size_inches())
-    title = html.escape(description)
+    title = html.escape(drawn.axes[0].get_title("left"))
     limit = f"max-width: {0.088 * width:.1f}rem"  # The same size of letters in every figure.
-    return f'<svg viewBox="0 0 {width} {height}" style="{limit}" role="img" aria-label="{title}">{text}'.rstrip()
+    return (
+        f'<svg viewBox="0 0 {width} {height}" style="{limit}" role="img" aria-labelledby="{name}-title" '
+        f'aria-describedby="{name}-desc"><title id="{name}-title">{title}</title>'
+        f'<desc id="{name}-desc">{html.escape(description)}</desc>{text}'
+    ).rstrip()

@@ -1,6 +1,5 @@
 import math
 
-import peft.utils.merge_utils as oracle
 import pytest
 import torch
 
@@ -66,26 +65,6 @@ def test_nothing_dropped_is_the_mean_and_ties_without_trimming():
         expected, same = merge(updates, plain, rows=[1, 2, 3], **options)
         assert torch.equal(merged["w"], expected["w"])
         assert analysis == same
-
-
-@pytest.mark.parametrize(("rule", "theirs"), [("dare", oracle.dare_linear), ("dare-ties", oracle.dare_ties)])
-@pytest.mark.parametrize("drop", [0.1, 0.5, 0.9])
-def test_dare_equals_pefts_for_the_same_draws(rule, theirs, drop, monkeypatch):
-    updates = updates_of(500)
-    masks = iter((drawn(0, 500, drop, seed=5) != 0).double())
-    monkeypatch.setattr(torch, "bernoulli", lambda shares: next(masks))
-    weights = torch.full((3,), 1 / 3 if rule == "dare" else 1.0, dtype=torch.float64)
-    expected = theirs([update["w"].double() for update in updates], weights, density=1 - drop)
-    merged, _ = merge(updates, rule, names=NAMES, seed=5, drop=drop)
-    assert torch.allclose(merged["w"].double(), expected, rtol=1e-6, atol=1e-12)
-
-
-@pytest.mark.parametrize("density", [0.2, 0.5])
-def test_ties_equals_pefts(density):
-    updates = updates_of(500)
-    expected = oracle.ties([update["w"].double() for update in updates], torch.ones(3), density)
-    merged, _ = merge(updates, "ties", density=density)
-    assert torch.allclose(merged["w"].double(), expected, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", ["dare", "dare-ties"])

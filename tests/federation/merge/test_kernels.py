@@ -12,7 +12,7 @@ from fedproxy.federation.merge.top_k import thresholds
 from tests.federation.merge import merge_oracle
 from tests.federation.merge.merge_oracle import agree, cases, flat, random_updates
 
-compiled = pytest.importorskip("fedproxy.federation.merge.kernels_compiled")
+pytest.importorskip("numba")
 
 HALVES = [torch.float32, torch.bfloat16, torch.float16]
 RULES = [
@@ -21,6 +21,7 @@ RULES = [
     ("h-ties", {}),
     ("h-ties", {"r0": 0.7, "delta": 0.5}),
     ("mean", {"clip_norm": 1.0}),
+    ("h-ties", {"clip_norm": 1e-320}),
 ]
 LENGTH = 2 * SEGMENT + 3001
 
@@ -101,6 +102,20 @@ def test_kernels_give_the_bits_of_the_torch_path_across_blocks_and_segments(kind
     for rule, options in RULES:
         run = lambda rule=rule, options=options: merge_round(updates, rule, **options)  # noqa: E731
         assert_same(with_kernels(run), with_torch(run))
+
+
+@pytest.mark.parametrize("rule", ["mean", "ties", "h-ties"])
+def test_negative_zeros_are_zeros(rule):
+    updates = [{"w": torch.tensor([-0.0, -0.0, 0.0, 2.0])}, {"w": torch.tensor([-0.0, 3.0, -1.0, -0.0])}]
+    run = lambda: merge_round(updates, rule)  # noqa: E731
+    assert_same(with_kernels(run), with_torch(run))
+
+
+@pytest.mark.parametrize("clients", [1, 4, 9, 15, 16, 17, 40])
+def test_groups_of_clients_do_not_show(clients):
+    updates = long_updates("sparse", clients=clients)
+    run = lambda: merge_round(updates, r0=0.9)  # noqa: E731
+    assert_same(with_kernels(run), with_torch(run))
 
 
 def test_many_clients_and_mixed_dtypes():

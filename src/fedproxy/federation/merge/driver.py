@@ -56,13 +56,14 @@ def drive(
     keep = [kept_count(share, analysis.parameters) for share in rule.keep(analysis, options)]
     if kernels:
         selection = kernels.select(keep)
-        if combines(rule.combine) and rule.thin is None:
+        if combines(rule.combine, scales) and rule.thin is None:
             return analysis, kernels.combined(rule.combine, selection, shares, scales, options, into)
         limits = selection.thresholds
     else:
         limits = thresholds(updates, keep, chunk_elements)
-    weights = torch.tensor(shares, dtype=torch.float64)
-    factors = torch.tensor(scales, dtype=torch.float64)[:, None]
+    device = next(iter(outlines(updates[0]).values())).device
+    weights = torch.tensor(shares, dtype=torch.float64, device=device)
+    factors = torch.tensor(scales, dtype=torch.float64, device=device)[:, None]
 
     def pieces() -> Iterator[tuple[torch.Tensor, int]]:
         start = 0
@@ -71,7 +72,7 @@ def drive(
             if rule.thin is not None:
                 wide = rule.thin(wide, Place(start, analysis.names, seed), options)
             start += wide.shape[1]
-            merged = rule.combine(wide * factors.to(wide.device), weights.to(wide.device), options)
+            merged = rule.combine(wide * factors, weights, options)
             parts = merged.split_with_sizes([span.stop - span.start for span in spans])
             for span, part in zip(spans, parts, strict=True):
                 dtype = outlines(updates[0])[span.name].dtype

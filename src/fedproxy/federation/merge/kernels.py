@@ -47,6 +47,9 @@ MARGIN = 5.0
 ROOM = 8
 """One in so many values of a segment may lie in the bracket; with more the threshold is found without a sample."""
 
+LEAST_FACTOR = 2.0**-800
+"""From here on the product of a factor and the smallest float32 is well within float64."""
+
 _COMBINED: dict[Callable[..., torch.Tensor], int] = {mean: 0, ties: 1, h_ties: 2}
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _INFINITY = 0x7F800000
@@ -87,9 +90,12 @@ def kernels_for(updates: Sequence[Tensors]) -> "Kernels | None":
     return Kernels(updates) if readable and aligned else None
 
 
-def combines(combine: Callable[..., torch.Tensor]) -> bool:
-    """Whether there is a kernel for a rule's `combine`."""
-    return combine in _COMBINED
+def combines(combine: Callable[..., torch.Tensor], factors: Sequence[float]) -> bool:
+    """Whether there is a kernel for a rule's `combine` with these factors of the clients' values, [K].
+
+    The kernels read a sign before they multiply by the factor, so no product may vanish.
+    """
+    return combine in _COMBINED and min(factors) >= LEAST_FACTOR
 
 
 class Kernels:
@@ -100,9 +106,9 @@ class Kernels:
     """
 
     def __init__(self, updates: Sequence[Tensors]) -> None:
-        from fedproxy.federation.merge import kernels_compiled
+        from fedproxy.federation.merge import compiled
 
-        self._code: Any = kernels_compiled
+        self._code: Any = compiled
         self._updates = updates
         self._names = [name for name in sorted(updates[0]) if outlines(updates[0])[name].numel()]
         self._held = [[update[name].detach() for name in self._names] for update in updates]
@@ -243,7 +249,7 @@ class Kernels:
 
         def drawn(row: int) -> tuple[int, int]:
             magnitudes = np.empty(math.ceil(self._parameters / step) * RUN, dtype=np.int32)
-            taken = self._code.sample(table[0][row], *table[1:], step, RUN, magnitudes)
+            taken = self._code.sample(table[0], row, *table[1:], step, RUN, magnitudes)
             self._release(rows[row])
             share = 1.0 - keep[row] / self._parameters
             margin = MARGIN * math.sqrt(taken * share * (1.0 - share)) + 2.0
@@ -294,8 +300,7 @@ class Kernels:
         rho = elected_from(options) if combine is h_ties else 0.0
         rule, w, f = _COMBINED[combine], np.array(weights), np.array(factors)
         numbers = {name: number for number, name in enumerate(self._names)}
-        first = self._updates[0]
-        spans = list(chunks({name: first[name] for name in self._names}, self._step * SEGMENT))
+        spans = list(chunks(dict(zip(self._names, self._held[0], strict=True)), self._step * SEGMENT))
 
         def work(segments: range) -> list[tuple[torch.Tensor, int]]:
             pieces, out = [], np.zeros(len(numbers), dtype=np.int64)

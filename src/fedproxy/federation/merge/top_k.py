@@ -82,13 +82,14 @@ def thresholds(
 
 def _histograms(vectors: Sequence[Tensors], prefix: Sequence[int], shift: int, chunk_elements: int) -> torch.Tensor:
     """For each vector, the histogram of the digit at `shift` over the entries with this prefix: [K, 65536]."""
-    counts = torch.zeros(len(vectors), 1 << _DIGIT, dtype=torch.int64)
+    device = next(iter(vectors[0].values())).device
+    counts = torch.zeros(len(vectors), 1 << _DIGIT, dtype=torch.int64, device=device)
     for _, values in stacked(vectors, chunk_elements):
         for row, start in enumerate(prefix):
             digits = magnitude_bits(values[row]) >> shift
             digits = digits[digits >> _DIGIT == start]
-            counts[row] += torch.bincount(digits & ((1 << _DIGIT) - 1), minlength=1 << _DIGIT).cpu()
-    return counts
+            counts[row] += torch.bincount(digits & ((1 << _DIGIT) - 1), minlength=1 << _DIGIT)
+    return counts.cpu()
 
 
 def trimmed(

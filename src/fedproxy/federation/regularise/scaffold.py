@@ -1,13 +1,14 @@
 """SCAFFOLD: control variates say how each client's direction differs from all clients', and every step is corrected.
 
-It adds nothing to the loss: after each step of the local optimizer, of learning rate η_i, the client takes one step more
-against the drift, y ← y - η_i (c - c_k). Client and server keep a variate each, c_k and c, zero before the first round,
+It adds nothing to the loss: after each step of the local optimizer, of learning rate η_i, the client moves once more,
+against the drift: y ← y - η_i (c - c_k). Client and server keep a variate each, c_k and c, zero before the first round,
 and need no message beyond c, the update τ_k = y - x and the sum R_k of the learning rates.
 
 The paper's local optimizer is SGD of one learning rate, where a step is η g(y). Ours may be any: with d_i its own
 direction, so that it alone would do y ← y - η_i d_i, a round gives -τ_k = Σ η_i d_i + R_k (c - c_k). So option II,
 c_k⁺ = c_k - c - τ_k / R_k, is the mean of the d_i, weighed by η_i, and for SGD it is the published algorithm exactly.
-With Adam the variates hold directions of Adam, not gradients.
+With Adam the variates hold directions of Adam, not gradients, and the federation rests where these cancel over the
+clients; that need not be where the gradients do.
 
 Reference: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", 2020
 (arXiv 1910.06378), Alg. 1, option II, and Eq. 4.
@@ -23,7 +24,7 @@ from fedproxy.tensors import Tensors, check_layout
 
 
 def drift(server: Tensors | None, own: Tensors | None) -> dict[str, torch.Tensor]:
-    """C - c_k, what a client adds to the direction of each of its steps.
+    """What a client adds to the direction of each of its steps: c - c_k.
 
     Args:
         server: c, float32; none before the first round.
@@ -35,11 +36,10 @@ def drift(server: Tensors | None, own: Tensors | None) -> dict[str, torch.Tensor
     Raises:
         ArtifactError: the variates have not the same layout.
     """
-    if server is None and own is None:
-        return {}
-    if server is None or own is None:
-        sign = 1.0 if own is None else -1.0
-        return {name: sign * value for name, value in (server or own or {}).items()}
+    if server is None:
+        return {name: -value for name, value in (own or {}).items()}
+    if own is None:
+        return dict(server)
     check_layout(server, own, "the client's control variate")
     return {name: value - own[name] for name, value in server.items()}
 
@@ -94,8 +94,8 @@ def server_variate(
     """
     if not updates or len(rate_sums) != len(updates) or clients < len(updates):
         raise UsageError(
-            f"SCAFFOLD: {len(updates)} updates, {len(rate_sums)} sums of learning rates and {clients} clients; give one "
-            "sum an update, at least one update, and no more updates than the federation has clients."
+            f"SCAFFOLD: {len(updates)} updates, {len(rate_sums)} sums of learning rates and {clients} clients; give "
+            "one sum an update, at least one update, and no more updates than the federation has clients."
         )
     for update, rate_sum in zip(updates, rate_sums, strict=True):
         check_layout(updates[0], update, "an update")

@@ -1,0 +1,210 @@
+"""Several runs side by side on one self-contained page."""
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fedproxy.artifacts import new_file
+from fedproxy.errors import UsageError
+from fedproxy.reporting import comparison_plots as plots
+from fedproxy.reporting.html import fill
+from fedproxy.reporting.page import grouped, plain
+from fedproxy.reporting.results import MODELS, Results, load
+from fedproxy.reporting.svg import drawing
+from fedproxy.reporting.units import count, duration, percent, points, size
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of runs: the values by run, None where a run has none, and how they are shown."""
+
+    title: str
+    values: dict[str, Any]
+    show: Callable[[Any], str]
+
+
+def compare_runs(run_dirs: Sequence[Path | str], out: Path | str) -> Path:
+    """Write a page that puts finished runs side by side.
+
+    Args:
+        run_dirs: Their folders, two or more.
+        out: The page; it links to each run's own report.html.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ArtifactError: a results.json is missing or damaged.
+        MissingExtraError: the extra `report` is not installed.
+        UsageError: there are fewer than two runs, one is given twice, or the page cannot be written.
+    """
+    folders = [Path(run) for run in run_dirs]
+    if len(folders) < 2:
+        raise UsageError(f"A comparison needs two runs or more, got {len(folders)}.")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UsageError("A run is given twice. Give each run once.")
+    out = Path(out)
+    named = dict(zip(labels(folders), folders, strict=True))
+    pages = {
+        name: os.path.relpath(folder.resolve() / "report.html", out.resolve().parent) for name, folder in named.items()
+    }
+    html = render_comparison({name: load(folder) for name, folder in named.items()}, pages)
+    with new_file(out) as file:
+        file.write(html.encode())
+    return out
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart.
+
+    Example:
+        >>> labels([Path("a/first"), Path("b/first")])
+        ['a/first', 'b/first']
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(each[-length:]) for each in parts]
+        if len(set(found)) == len(found):
+            break
+    return found
+
+
+def render_comparison(runs: Mapping[str, Results], pages: Mapping[str, str]) -> str:
+    """The page.
+
+    Args:
+        runs: Results by the run's label.
+        pages: Relative path of each run's own page.
+
+    Raises:
+        MissingExtraError: the extra `report` is not installed.
+    """
+    fused = {name: run.evaluation["fused"].tasks if "fused" in run.evaluation else {} for name, run in runs.items()}
+    tasks = dict.fromkeys(task for scores in fused.values() for task in scores)
+    return fill(
+        "comparison.html.j2",
+        title=f"{len(runs)} runs compared",
+        contents=["Summary", "Results", "Settings", "Reproduce"],
+        sentences=sentences(runs),
+        columns=_columns(runs),
+        links={name: quote(page) for name, page in pages.items()},
+        folders={name: shlex.quote(os.path.dirname(page) or ".") for name, page in pages.items()},
+        tasks={task: {name: scores.get(task) for name, scores in fused.items()} for task in tasks},
+        figures=_figures(runs),
+        differences=differences(runs),
+    )
+
+
+def _columns(runs: Mapping[str, Results]) -> list[Column]:
+    """The main settings, where they differ, and all outcomes that a run has."""
+
+    def column(title: str, value: Callable[[Results], Any], show: Callable[[Any], str]) -> Column:
+        return Column(title, {name: value(run) for name, run in runs.items()}, show)
+
+    def text(value: Any) -> str:
+        return "–" if value is None else str(value)
+
+    def setting(table: str, key: str) -> Callable[[Results], Any]:
+        return lambda run: None if run.setting(table, key) is None else plain(run.setting(table, key))
+
+    settings = [
+        column("Seed", lambda run: run.seed, text),
+        column("Merge", setting("federate", "merge"), text),
+        column("Regulariser", setting("federate", "regulariser"), text),
+        column("Rounds", lambda run: len(run.rounds), text),
+        column("Clients", lambda run: len(run.clients), text),
+    ]
+    outcomes = [
+        *(
+            column(MODELS[model], lambda run, model=model: run.average(model), percent)  # type: ignore[misc]
+            for model in MODELS
+        ),
+        column("Gap closed (%)", lambda run: run.gap_closed, percent),
+        column("Worst task", worst_change, lambda value: "–" if value is None else points(value)),
+        column("Exposed (%)", lambda run: run.exposed, percent),
+        column("Up", lambda run: run.bytes_up, size),
+        column("Down", lambda run: run.bytes_down, size),
+        column("Time", lambda run: sum(run.seconds.values()) or None, duration),
+        column("Memory", lambda run: run.peak_memory, size),
+    ]
+    differ = [column for column in settings if len(set(column.values.values())) > 1]
+    return differ + [column for column in outcomes if any(value is not None for value in column.values.values())]
+
+
+def worst_change(run: Results) -> float | None:
+    """Smallest gain of the fused over the untuned LLM on a task, negative if it lost; None without both."""
+    if "llm" not in run.evaluation or "fused" not in run.evaluation:
+        return None
+    before, after = run.evaluation["llm"].tasks, run.evaluation["fused"].tasks
+    return min((after[task] - before[task] for task in after if task in before), default=None)
+
+
+def sentences(runs: Mapping[str, Results]) -> list[str]:
+    """What the comparison shows, and what stands against reading more into it."""
+    found = []
+    means = {name: mean for name, run in runs.items() if (mean := run.average("fused")) is not None}
+    if len(means) > 1:
+        best, worst = max(means, key=lambda name: means[name]), min(means, key=lambda name: means[name])
+        found.append(
+            f"Of {count(len(means), 'run')}, the fused LLM of {best} has the highest mean, {percent(means[best])} %, "
+            f"and that of {worst} the lowest, {percent(means[worst])} %: {points(means[best] - means[worst])}."
+        )
+    closed = {name: gap for name, run in runs.items() if (gap := run.gap_closed) is not None}
+    if closed:
+        gaps = ", ".join(f"{name} {percent(gap)} %" for name, gap in closed.items())
+        found.append(f"Share of the gap to centralized tuning that was closed: {gaps}.")
+    unlike = [text for text, values in _grounds(runs).items() if len(set(values)) > 1]
+    if unlike:
+        found.append(f"The runs differ in {' and '.join(unlike)}: their scores are not those of one test.")
+    if len(means) > 1 and len({run.seed for run in runs.values()}) == 1:
+        found.append("All runs have the same seed: how much another seed would move them is not known from this page.")
+    return found
+
+
+def _grounds(runs: Mapping[str, Results]) -> dict[str, list[Any]]:
+    """What must be the same for scores to be comparable."""
+    return {
+        "the LLM": [run.llm_sha256 for run in runs.values()],
+        "the tasks": [tuple(sorted(run.tasks)) for run in runs.values()],
+        "the number of rows scored": [
+            tuple((task, run.rows(task)) for task in sorted(run.tasks)) for run in runs.values()
+        ],
+    }
+
+
+def differences(runs: Mapping[str, Results]) -> dict[str, dict[str, str]]:
+    """Setting → its value in each run, for those that differ; a dash where a run has none."""
+    flat = {
+        name: {
+            f"[{table}] {key}" if table else key: value
+            for table, values in grouped(run.experiment)
+            for key, value in values
+        }
+        for name, run in runs.items()
+    }
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    table = {key: {name: values.get(key, "–") for name, values in flat.items()} for key in keys}
+    return {key: values for key, values in table.items() if len(set(values.values())) > 1}
+
+
+def _figures(runs: Mapping[str, Results]) -> dict[str, str]:
+    found = {}
+    scored = {name: (run, mean) for name, run in runs.items() if (mean := run.average("fused")) is not None}
+    exposed = {name: (100 * run.exposed, mean) for name, (run, mean) in scored.items() if run.exposed is not None}
+    sent = {name: (run.bytes_up / 1e6, mean) for name, (run, mean) in scored.items() if run.bytes_up is not None}
+    with drawing():
+        if scored:
+            found["task_scores"] = plots.task_scores(runs)
+        for name, values, title, axis in (
+            ("exposed", exposed, "Quality against exposure", "parameters in the proxy (% of the LLM's)"),
+            ("bytes", sent, "Quality against traffic", "sent by the clients (MB)"),
+        ):
+            if len(values) > 1:
+                found[name] = plots.trade_off(values, name=name, title=title, axis=axis)
+        if any(client.loss is not None for run in runs.values() for round_ in run.rounds for client in round_.clients):
+            found["losses"] = plots.mean_losses(runs)
+    return found

@@ -1,0 +1,120 @@
+"""The pages in headless Chromium: nothing on the console, nothing wider than the window, tables that sort.
+
+With axe-core's `axe.min.js` named by AXE_CORE, its rules are checked, too.
+"""
+
+import html as escapes
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fedproxy.reporting import compare_runs, report
+
+from .sample import sample, write_conflict
+from .test_page import HOSTILE
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+AXE = os.environ.get("AXE_CORE")
+
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> list[Path]:
+    """A run's page, one with long and hostile names, and the two compared."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = []
+    for name, raw in (("plain", sample(rounds=3)), ("hostile", sample(HOSTILE, rounds=2, tasks=HOSTILE[:4]))):
+        runs.append(folder / name)
+        runs[-1].mkdir()
+        (runs[-1] / "results.json").write_text(json.dumps(raw))
+        write_conflict(runs[-1], rounds=2)
+        report(runs[-1])
+    return [*(run / "report.html" for run in runs), compare_runs(runs, folder / "comparison.html")]
+
+
+def browse(page: Path, profile: Path, *flags: str) -> tuple[str, list[str]]:
+    """The page's elements after its scripts ran, and the lines of its console."""
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", "--virtual-time-budget=5000", *flags]
+    done = subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def ask(page: Path, folder: Path, width: int, question: str, *flags: str, scripts: str = "") -> object:
+    """What the (possibly async) expression `question` says of the page as `doc` in a frame of this width."""
+    text = page.read_text()
+    if scripts:  # the page's own policy forbids any script but its own
+        text = re.sub("<meta http-equiv=[^>]*>", "", text).replace("</body>", f"<script>{scripts}</script></body>")
+    frame = folder / "frame.html"
+    frame.write_text(
+        f'<iframe id="f" width="{width}" height="900" style="border: 0" srcdoc="{escapes.escape(text)}"></iframe>'
+        "<output></output><script>f.onload = async () => { const doc = f.contentDocument; "
+        f'document.querySelector("output").textContent = JSON.stringify(await ({question})); }}</script>'
+    )
+    found, console = browse(frame, folder / "profile", "--window-size=1600,1000", *flags)
+    assert console == []
+    return json.loads(escapes.unescape(re.search("<output>(.*?)</output>", found, re.DOTALL)[1]))
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_no_word_on_the_console(pages, tmp_path, number):
+    found, console = browse(pages[number], tmp_path / "profile")
+    assert console == []
+    assert "<button" in found
+
+
+@pytest.mark.parametrize("width", [320, 400, 1400])
+@pytest.mark.parametrize("number", range(3))
+def test_nothing_is_wider_than_the_window(pages, tmp_path, number, width):
+    assert ask(pages[number], tmp_path, width, "doc.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_no_text_of_a_figure_lies_outside_it(pages, tmp_path, number):
+    question = """[...doc.querySelectorAll("svg text")].filter((text) => {
+        const own = text.getBoundingClientRect(), all = text.closest("svg").getBoundingClientRect();
+        return own.right > all.right + 6 || own.left < all.left - 6;
+    }).map((text) => text.textContent)"""
+    assert ask(pages[number], tmp_path, 1400, question) == []
+
+
+def test_a_table_is_sorted_by_its_headers_and_back(pages, tmp_path):
+    question = """(() => {
+        const table = doc.querySelector("table.sortable"), head = table.tHead.rows[0].cells[4], seen = [];
+        for (let click = 0; click < 2; click++) {
+            head.querySelector("button").click();
+            seen.push([head.ariaSort, ...[...table.tBodies[0].rows].map((row) => row.cells[4].textContent)]);
+        }
+        return [...seen, table.tFoot.textContent.trim().slice(0, 4)];
+    })()"""
+    found = ask(pages[0], tmp_path, 1400, question)
+    assert found == [
+        ["descending", "91.0", "89.0", "84.0", "81.0"],
+        ["ascending", "81.0", "84.0", "89.0", "91.0"],
+        "Mean",
+    ]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
+def test_both_themes_are_drawn(pages, tmp_path, scheme):
+    question = "getComputedStyle(doc.body).backgroundColor"
+    found = ask(pages[0], tmp_path, 1400, question, f"--blink-settings=preferredColorScheme={scheme}")
+    assert found == ("rgb(20, 23, 27)", "rgb(255, 255, 255)")[scheme]
+
+
+@pytest.mark.skipif(AXE is None, reason="needs axe-core: AXE_CORE=PATH/axe.min.js")
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
+@pytest.mark.parametrize("number", range(3))
+def test_axe_finds_nothing(pages, tmp_path, number, scheme):
+    question = (
+        "f.contentWindow.axe.run(doc).then((done) => done.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))"
+    )
+    flags = (f"--blink-settings=preferredColorScheme={scheme}", "--virtual-time-budget=60000")
+    assert ask(pages[number], tmp_path, 1400, question, *flags, scripts=Path(AXE).read_text()) == []
