@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json
+from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json, sheet
 
 EXAMPLE = "fedproxy compare experiment.toml --out runs/comparison"
 
@@ -18,19 +18,21 @@ def compare(
     json: Json = False,
 ) -> None:
     """Run several methods with several seeds on the same work, and set them side by side in one table."""
-    from fedproxy.cli.comparison_table import comparison_table, differences
+    from fedproxy.cli.comparison_table import comparison_table, differences, table
     from fedproxy.comparison import cells_of
     from fedproxy.comparison import compare as run_comparison
     from fedproxy.pipeline import read_experiment
 
     read = read_experiment(experiment)
-    with comparison_table(cells_of(read)) as (on_progress, on_cell):
+    keys = cells_of(read)
+    with comparison_table(keys) as (on_progress, on_cell):
         result: dict[str, Any] = run_comparison(
             read, out, resume=resume, overwrite=overwrite, on_progress=on_progress, on_cell=on_cell
         )
     if json:
         print_json(result)
         return
+    sheet(stderr=True).print(table(keys, result["cells"]))
     for line in differences(result["differences"]):
         console().print(line, soft_wrap=True)
     console().print(f"Everything: {out / 'compare.json'}", soft_wrap=True)

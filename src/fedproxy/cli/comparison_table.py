@@ -1,4 +1,4 @@
-"""The table of a comparison: it fills while the cells are run, and is printed as a whole at the end."""
+"""The table of a comparison, which fills while the cells are run."""
 
 import contextlib
 import statistics
@@ -72,7 +72,7 @@ def differences(found: Sequence[Mapping[str, Any]]) -> list[str]:
 def comparison_table(
     keys: Sequence[Key],
 ) -> Iterator[tuple[Callable[[str, float, str], None], Callable[[dict[str, Any]], None]]]:
-    """Show a table that fills, on a terminal; without one it is printed at the end.
+    """Show a table that fills, on a terminal.
 
     Yields:
         What is to be told of progress (stage, fraction, text), and of each cell's record.
@@ -92,4 +92,3 @@ def comparison_table(
                 live.update(table(keys, cells, doing), refresh=True)
 
         yield show, cells.append
-    target.print(table(keys, cells))

@@ -2,14 +2,13 @@
 
 import dataclasses
 
-from fedproxy.cli.output import Json, print_json
+from fedproxy.cli.output import Json, print_json, sheet
 
 EXAMPLE = "fedproxy methods"
 
 
 def methods(json: Json = False) -> None:
     """List the methods that `compare` knows, with their choice on each axis and the paper."""
-    from rich.console import Console
     from rich.table import Table
 
     from fedproxy.methods import METHODS
@@ -20,4 +19,4 @@ def methods(json: Json = False) -> None:
     table = Table("method", *next(iter(METHODS.values())).axes, "paper")
     for name, method in METHODS.items():
         table.add_row(name, *method.axes.values(), method.paper)
-    Console(highlight=False).print(table)
+    sheet(stderr=False).print(table)

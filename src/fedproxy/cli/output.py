@@ -16,6 +16,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the LLM's own Python code run.")]
+_WIDTH = 250
+"""Characters of a line of a table that goes to a file or another program."""
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
 
 
@@ -23,6 +25,12 @@ Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
 def console() -> Console:
     """Where messages for people go: stderr. It is one object, so that lines appear above a progress bar, not in it."""
     return Console(stderr=True, highlight=False)
+
+
+def sheet(*, stderr: bool) -> Console:
+    """Where wide tables go: on a terminal as wide as that, elsewhere without a cut."""
+    plain = Console(stderr=stderr, highlight=False)
+    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH)
 
 
 class Lines(logging.Handler):

@@ -12,7 +12,7 @@ import torch
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import weight_files
 from fedproxy.comparison.costs import Matrices, matrices, reading, training
-from fedproxy.comparison.work import Scored, Work, digest, mean_scored, tuned_adapter
+from fedproxy.comparison.work import Scored, Work, cost_of_fusing, digest, mean_scored, tuned_adapter
 from fedproxy.compression.realign import aligned_tokens, last_aligned
 from fedproxy.config import Experiment, Federate
 from fedproxy.federation.messages import size_in_bytes
@@ -184,6 +184,7 @@ class Bench:
         trained = [self._trained(experiment, run, self._matrices(proxy)) for run in runs]
         clients = [client for one in trained for client in one.clients]
         flops = [client.flops for client in clients]
+        served = [cost["peak_memory_bytes"] for cost in (made, *map(cost_of_fusing, runs)) if cost]
         return {"trainings": [run.path.name for run in runs]} | _costs(
             exposed=_share(proxy),
             proxy_bytes=_bytes(proxy),
@@ -194,7 +195,7 @@ class Bench:
                 "clients": sum(flops),
                 "client_most": max(flops),
             },
-            peak={"server": made.get("peak_memory_bytes"), "clients": max(client.memory for client in clients)},
+            peak={"server": max(served, default=None), "clients": max(client.memory for client in clients)},
             seconds={
                 "compress": made.get("seconds"),
                 **{stage: sum(one.get(stage, 0.0) for one in spent) for stage in ("federate", "fuse")},

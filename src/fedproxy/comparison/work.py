@@ -30,7 +30,7 @@ from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import load_tensors, save_tensors
 from fedproxy.tuning import ALIGNED, OnProgress, Rows, tune_inline, write_aligned
 
-SCORES, DOCUMENTS = "scores.json", "documents.safetensors"
+SCORES, DOCUMENTS, FUSING = "scores.json", "documents.safetensors", "fuse.json"
 
 
 @contextlib.contextmanager
@@ -151,7 +151,7 @@ class Work:
                     trust_remote_code=experiment.llm.trust_remote_code,
                     on_progress=lambda fraction, text: self._progress("fuse", fraction, text),
                 )
-            write_json(path / "fuse.json", cost)
+            write_json(path / FUSING, cost)
         return directory
 
     def score(
@@ -200,6 +200,11 @@ class Work:
         record = read_json(path / SCORES)
         tasks_found = {task: main_metric(metrics) for task, metrics in record["tasks"].items()}
         return Scored(tasks_found, load_tensors(path / DOCUMENTS), record["seconds"])
+
+
+def cost_of_fusing(run: RunDirectory) -> dict[str, float]:
+    """Seconds and peak memory of plugging in; none if a kill came between it and its record."""
+    return dict(read_json(run.path / FUSING)) if (run.path / FUSING).is_file() else {}
 
 
 def tuned_adapter(run: Path) -> Path:

@@ -1,0 +1,79 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from fedproxy.cli.comparison_table import differences, table
+from fedproxy.methods import METHODS
+from tests.comparison.conftest import experiment_file
+
+__all__ = ["experiment_file"]
+
+
+def record(method, seed, average, *, tuned=None, megabytes=1.0):
+    return {
+        "method": method,
+        "seed": seed,
+        "remove": 0.5,
+        "accuracy": {"average": average},
+        "proxy_tuned": tuned and {"average": tuned},
+        "worst": {"accuracy": average / 2},
+        "exposed": 0.75,
+        "bytes_up": megabytes * 1e6,
+        "bytes_down": 0,
+        "proxy_bytes": 0,
+        "flops": {"clients": 2e9},
+        "seconds": {"federate": 60.0, "compress": None},
+    }
+
+
+def text(shown):
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(shown)
+    return console.export_text()
+
+
+def test_the_table_fills():
+    keys = [(name, seed, 0.5) for seed in (0, 1) for name in ("fedavg", "fedproxy")]
+    lines = text(table(keys, [])).splitlines()
+    assert [line.split()[1:6:2] for line in lines if "0/2" in line] == [
+        ["fedavg", "50%", "0/2"],
+        ["fedproxy", "50%", "0/2"],
+    ]
+    cells = [record("fedavg", 0, 0.5), record("fedavg", 1, 0.7, tuned=0.8, megabytes=2.0)]
+    [row] = [line for line in text(table(keys, cells)).splitlines() if "2/2" in line]
+    assert [part.strip() for part in row.split("│")[1:-1]] == [
+        "fedavg", "50%", "2/2", "0.600 (0.500–0.700)", "0.800", "0.300", "0.750", "1.5", "0", "2", "1"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verdict", "says"),
+    [("better", "is better than"), ("worse", "is worse than"), ("undecided", "not told apart from")],
+)
+def test_better_is_only_said_where_it_was_found(verdict, says):
+    row = {"method": "fedproxy", "against": "fedavg", "remove": 0.5, "mean": 0.02, "low": 0.01, "high": 0.03}
+    [line] = differences([{**row, "by_seed": [0.02, 0.02], "verdict": verdict}])
+    assert says in line
+    assert "+0.020 [+0.010, +0.030], 2 seeds" in line
+
+
+def test_compare_prints_one_json_object_and_no_table_without_a_terminal(cli, tmp_path, experiment_file):
+    file = experiment_file('seeds = [0]\nmethods = ["zero-shot", "zero-shot-proxy"]\n')
+    code, out, err = cli("compare", file, "--out", tmp_path / "out", "--json")
+    assert (code, "accuracy" in err) == (0, False)
+    assert [cell["method"] for cell in json.loads(out)["cells"]] == ["zero-shot", "zero-shot-proxy"]
+    code, out, err = cli("compare", file, "--out", tmp_path / "out", "--resume")
+    assert (code, out) == (0, "")
+    assert "zero-shot-proxy" in err
+    code, _, err = cli("compare", file, "--out", tmp_path / "out")
+    assert (code, "--resume" in err) == (2, True)
+
+
+def test_methods_are_listed(cli):
+    code, out, _ = cli("methods", "--json")
+    assert code == 0
+    assert list(json.loads(out)) == list(METHODS)
+    assert json.loads(out)["fedproxy"]["axes"]["merge"] == "h-ties"
+    assert all(name in cli("methods")[1] for name in ("fedbiot", "2406.17706"))
