@@ -7,6 +7,7 @@ DIR/compare.json                     all cells, summaries over seeds, paired dif
 """
 
 import dataclasses
+import functools
 import shutil
 import statistics as spread
 import subprocess
@@ -82,9 +83,10 @@ def compare(
         raise UsageError("There is nothing to compare by: give [evaluate] tasks, or clients with a task.")
     check_tasks(experiment)
     _check(experiment, keys)
-    rows = client_rows(experiment)
+    rows = functools.cache(lambda seed: client_rows(dataclasses.replace(experiment, seed=seed)))
+    rows(keys[0][1])
     directory = RunDirectory(path, experiment, resume=resume, overwrite=overwrite)
-    bench = Bench(experiment, rows, Work(path / "work", on_progress))
+    bench = Bench(experiment, Work(path / "work", on_progress), rows)
     found: dict[Key, dict[str, Any]] = {}
     for key in keys:
         folder = _folder(path, key)

@@ -1,0 +1,179 @@
+"""What a cell cost: bytes, operations, memory and time, from the records that its trainings left."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedproxy.artifacts import Manifest
+from fedproxy.checkpoint_files import weight_files
+from fedproxy.comparison.costs import Matrices, matrices, reading, training
+from fedproxy.comparison.work import Work, cost_of_fusing
+from fedproxy.compression.realign import aligned_tokens, last_aligned
+from fedproxy.config import LLM
+from fedproxy.federation.messages import size_in_bytes
+from fedproxy.federation.store import RoundStore
+from fedproxy.layer_map import split_name
+from fedproxy.models.checkpoints import resolve
+from fedproxy.models.lora import WEIGHTS_FILE
+from fedproxy.run_directory import RunDirectory
+from fedproxy.tensor_files import read_header
+from fedproxy.tuning import ALIGNMENT
+
+_matrices = functools.cache(matrices)
+
+
+@dataclass(frozen=True)
+class _Client:
+    flops: float
+    up: int
+    down: int
+    memory: int
+
+
+def costs(
+    *,
+    seconds: dict[str, Any],
+    exposed: float = 0.0,
+    proxy_bytes: int = 0,
+    bytes_up: int = 0,
+    bytes_down: int = 0,
+    flops: dict[str, float] | None = None,
+    peak: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The part of a cell's record that says what it cost; what is not given was not spent.
+
+    Args:
+        seconds: By stage; none for a stage of which no record was left.
+        exposed: Share of the LLM's parameters that left the house.
+        proxy_bytes: Size of the proxy, which each client gets once.
+        bytes_up: Sent by all clients in all rounds.
+        bytes_down: Sent to them, beside the proxy.
+        flops: Of the "server", of all "clients" together, and of the client with the most, "client_most".
+        peak: Peak memory in bytes of "server" and "clients", as their processes were measured.
+    """
+    return {
+        "exposed": exposed,
+        "proxy_bytes": proxy_bytes,
+        "bytes_up": bytes_up,
+        "bytes_down": bytes_down,
+        "flops": flops or {"server": 0.0, "clients": 0.0, "client_most": 0.0},
+        "peak_memory_bytes": peak or {"server": None, "clients": None},
+        "seconds": seconds,
+    }
+
+
+def costs_of_proxy(llm: LLM, work: Work, proxy: Path, evaluating: float) -> dict[str, Any]:
+    """What a proxy that nobody trained cost.
+
+    Args:
+        llm: The [llm] table.
+        work: Where it was made.
+        proxy: The proxy.
+        evaluating: Seconds of scoring it.
+    """
+    made = work.cost_of_proxy(proxy)
+    return costs(
+        exposed=_share(proxy),
+        proxy_bytes=_bytes(proxy),
+        flops={"server": _healing(llm, proxy), "clients": 0.0, "client_most": 0.0},
+        peak={"server": made.get("peak_memory_bytes"), "clients": None},
+        seconds={"compress": made.get("seconds"), "evaluate": evaluating},
+    )
+
+
+def costs_of_trainings(llm: LLM, work: Work, runs: Sequence[RunDirectory], evaluating: float) -> dict[str, Any]:
+    """What trainings on one proxy cost, all together, and which they are.
+
+    Args:
+        llm: The [llm] table.
+        work: Where the proxy was made.
+        runs: The trainings.
+        evaluating: Seconds of scoring.
+    """
+    proxy = (runs[0].path / "proxy").resolve()
+    made, spent = work.cost_of_proxy(proxy), [run.seconds() for run in runs]
+    clients = [
+        client for run in runs for client in _clients(run, _matrices(proxy, trust_remote_code=llm.trust_remote_code))
+    ]
+    served = [cost["peak_memory_bytes"] for cost in (made, *map(cost_of_fusing, runs)) if cost]
+    return {"trainings": [run.path.name for run in runs]} | costs(
+        exposed=_share(proxy),
+        proxy_bytes=_bytes(proxy),
+        bytes_up=sum(client.up for client in clients),
+        bytes_down=sum(client.down for client in clients),
+        flops={
+            "server": _healing(llm, proxy) + sum(_aligning(llm, run) for run in runs),
+            "clients": sum(client.flops for client in clients),
+            "client_most": max(client.flops for client in clients),
+        },
+        peak={"server": max(served, default=None), "clients": max(client.memory for client in clients)},
+        seconds={
+            "compress": made.get("seconds"),
+            **{stage: sum(one.get(stage, 0.0) for one in spent) for stage in ("federate", "fuse")},
+            "evaluate": evaluating,
+        },
+    )
+
+
+def _trained(run: RunDirectory) -> tuple[set[int], int]:
+    """The proxy blocks that clients train, and the number of entries that they train."""
+    shapes = {name: entry[1] for name, entry in read_header(run.path / "adapter" / WEIGHTS_FILE).entries.items()}
+    return {split_name(name)[1] for name in shapes}, sum(map(math.prod, shapes.values()))
+
+
+def _clients(run: RunDirectory, proxy: Matrices) -> list[_Client]:
+    """What each client of a training spent; what aligned the proxy goes to it with every round but the first."""
+    blocks, entries = _trained(run)
+    aligned = size_in_bytes(last_aligned(run.path / ALIGNMENT))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in RoundStore(run.path / "rounds").records():
+        extra = aligned if record["round"] > 1 else 0
+        for name, client in record["clients"].items():
+            found.setdefault(name, []).append({**client, "bytes_down": client["bytes_down"] + extra})
+    return [
+        _Client(
+            flops=sum(training(r["tokens"], proxy, trained=blocks, parameters=entries) for r in rounds),
+            up=sum(r["bytes_up"] for r in rounds),
+            down=sum(r["bytes_down"] for r in rounds),
+            memory=max(r["peak_memory_bytes"] for r in rounds),
+        )
+        for rounds in found.values()
+    ]
+
+
+def _aligning(llm: LLM, run: RunDirectory) -> float:
+    """Operations of aligning the proxy between rounds: the LLM reads, the blocks that clients do not train learn."""
+    tokens, extra = aligned_tokens(run.path / ALIGNMENT), last_aligned(run.path / ALIGNMENT)
+    if not tokens:
+        return 0.0
+    proxy = _matrices((run.path / "proxy").resolve(), trust_remote_code=llm.trust_remote_code)
+    others, entries = set(range(len(proxy.blocks))) - _trained(run)[0], sum(map(torch.numel, extra.values()))
+    return reading(tokens, _whole(llm)) + training(tokens, proxy, trained=others, parameters=entries)
+
+
+def _healing(llm: LLM, proxy: Path) -> float:
+    """Operations of healing: the LLM reads every document once, the proxy learns in every step."""
+    record = Manifest.read(proxy).settings.get("heal")
+    if record is None:
+        return 0.0
+    settings, model = record["settings"], _matrices(proxy, trust_remote_code=llm.trust_remote_code)
+    passes = settings["steps"] / math.ceil(record["documents"] / settings["batch_size"])
+    learned = training(passes * record["tokens"], model, trained=record["trained"], parameters=record["parameters"])
+    return reading(record["tokens"], _whole(llm)) + learned
+
+
+def _whole(llm: LLM) -> Matrices:
+    return _matrices(resolve(llm.path), trust_remote_code=llm.trust_remote_code)
+
+
+def _share(proxy: Path) -> float:
+    return float(Manifest.read(proxy).settings["exposure"]["share"])
+
+
+def _bytes(proxy: Path) -> int:
+    return sum(file.stat().st_size for file in weight_files(proxy))
