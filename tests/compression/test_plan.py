@@ -30,6 +30,17 @@ def test_the_plan_is_what_compress_does(
         assert [option.remove for option in found.options] == sorted({0.5, 0.7, remove})
 
 
+@pytest.mark.parametrize("score", ["magnitude", "uniform"])
+def test_kept_ends_are_kept_and_bound_the_ratios(score: str, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    settings = {"remove": 0.34, "score": score, "keep_first": 2, "keep_last": 1}
+    found = plan(tiny_checkpoint(), **settings)  # type: ignore[arg-type]
+    assert found.chosen.keep == compress(tiny_checkpoint(), tmp_path / "proxy", **settings).layer_map  # type: ignore[arg-type]
+    assert [option.remove for option in found.options] == [0.1, 0.2, 0.3, 0.34, 0.4, 0.5, 0.6]
+    assert all({0, 1, 5} <= set(option.keep) for option in found.options)
+    with pytest.raises(UsageError, match="keep_first"):
+        plan(tiny_checkpoint(), **{**settings, "remove": 0.7})  # type: ignore[arg-type]
+
+
 def test_every_ratio_costs_less_than_the_one_before(tiny_checkpoint: Checkpoint) -> None:
     found = plan(tiny_checkpoint("gpt2"), score="uniform")
     assert [option.remove for option in found.options] == list(RATIOS)

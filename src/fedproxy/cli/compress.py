@@ -29,6 +29,8 @@ def compress(
             help="How blocks are scored: angular-distance, block-influence, magnitude, perplexity, random or uniform."
         ),
     ] = "block-influence",
+    keep_first: Annotated[int, typer.Option(help="Blocks at the beginning to keep in any case.", min=0)] = 0,
+    keep_last: Annotated[int, typer.Option(help="Blocks at the end to keep in any case.", min=0)] = 0,
     samples: Annotated[int, typer.Option(help="Documents to score on.", min=1)] = 512,
     max_length: Annotated[int, typer.Option(help="Tokens of a document at most.", min=2)] = 512,
     batch_size: Annotated[int, typer.Option(help="Documents in one forward pass.", min=1)] = 8,
@@ -57,6 +59,8 @@ def compress(
         "remove": remove,
         "calibration": calibration,
         "score": score,
+        "keep_first": keep_first,
+        "keep_last": keep_last,
         "samples": samples,
         "max_length": max_length,
         "batch_size": batch_size,

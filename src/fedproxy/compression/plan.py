@@ -8,7 +8,7 @@ from pathlib import Path
 from fedproxy.compression import enter, read_text
 from fedproxy.compression.exposure import exposure
 from fedproxy.compression.scores import SCORES, Importance
-from fedproxy.compression.select import removed_count
+from fedproxy.compression.select import between, removed_count
 from fedproxy.config import Train
 from fedproxy.models.checkpoints import load_tokenizer
 from fedproxy.models.placement import check_placement, open_stream
@@ -73,6 +73,8 @@ def plan(
     remove: float = 0.5,
     calibration: str | Path | None = None,
     score: str = "block-influence",
+    keep_first: int = 0,
+    keep_last: int = 0,
     samples: int = 512,
     max_length: int = 512,
     batch_size: int = 8,
@@ -90,12 +92,14 @@ def plan(
         remove: Share of the blocks that is asked for, from 0 to below 1.
         calibration: Public text to score the blocks on; scores that read no text do without.
         score: Name in `SCORES`.
+        keep_first: Blocks at the beginning that are kept whatever they score.
+        keep_last: Blocks at the end, likewise.
         samples: Number of documents to draw.
         max_length: Tokens of a document to use at most.
         batch_size: Documents in one forward pass.
         seed: Seed of the draw.
         placement: Where the LLM is run: "memory", "stream" (one block at a time from its files), or "auto".
-        ratios: Other shares to look at.
+        ratios: Other shares to look at, as far as the blocks that are kept in any case allow them.
         train: How clients will train, for the memory they need; the defaults of [train] if none.
         trust_remote_code: Let the LLM's own Python code run.
         on_progress: Told the fraction done and what is being done.
@@ -113,7 +117,8 @@ def plan(
     text = read_text(calibration, score, samples, seed)
     report(0.0, "looking at the LLM")
     source = open_source(llm, trust_remote_code=trust_remote_code)
-    counts = {share: removed_count(source.count, share) for share in shares}
+    among = between(source.count, keep_first, keep_last, removed_count(source.count, remove))
+    counts = {share: count for share in shares if (count := removed_count(source.count, share)) <= len(among)}
     tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
     stream = open_stream(source, placement)
     needed = text if SCORES[score].reads_text else None
@@ -124,7 +129,7 @@ def plan(
             stream,
             passages,
             most=most,
-            among=range(source.count),
+            among=among,
             seed=seed,
             progress=lambda done: report(0.02 + 0.95 * done, "scoring the blocks"),
         )
@@ -132,7 +137,7 @@ def plan(
     importance = measure(max(counts.values()))
     asked = importance if _nested(importance.removals) else measure(counts[remove])
     train = train or Train()
-    options = [_option(source, share, importance.removals[counts[share]], train) for share in shares]
+    options = [_option(source, share, importance.removals[counts[share]], train) for share in counts]
     whole = exposure(source, range(source.count))
     report(1.0, "planned")
     return Plan(score, asked.scores, remove, options, train, whole["parameters"], whole["bytes"])
