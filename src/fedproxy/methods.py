@@ -89,11 +89,11 @@ def _federated(name: str, paper: str, **federate: str) -> Method:
     return Method(name, paper, "clients", settings={"federate": federate} if federate else {})
 
 
-FEDPROXY, CENTRALIZED = "fedproxy", "centralized"
+ZERO_SHOT, CENTRALIZED, FEDPROXY = "zero-shot", "centralized", "fedproxy"
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("zero-shot", "", "none", "llm"),
+        Method(ZERO_SHOT, "", "none", "llm"),
         Method("zero-shot-proxy", "", "none", "proxy"),
         Method("local", "", "each"),
         Method(CENTRALIZED, "Hu et al. 2021, arXiv 2106.09685", "pooled", settings=_WHOLE),

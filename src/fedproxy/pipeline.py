@@ -58,6 +58,7 @@ __all__ = [
     "evaluate",
     "federate",
     "fuse",
+    "gap_closed",
     "merge",
     "merge_files",
     "report",

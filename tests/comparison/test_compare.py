@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedproxy.artifacts import Manifest, read_json
-from fedproxy.comparison import cells_of, compare
+from fedproxy.comparison import cells_of, compare, summary
 from fedproxy.errors import UsageError
 from fedproxy.layer_map import split_name
 from fedproxy.methods import METHODS
@@ -281,6 +281,32 @@ def test_without_tasks_there_is_nothing_to_compare_by(experiment_file: Write, tm
     file.write_text(text)
     with pytest.raises(UsageError, match="nothing to compare by"):
         compare(file, tmp_path / "out")
+
+
+def test_summaries_by_hand() -> None:
+    def made(method: str, seed: int, average: float) -> dict[str, Any]:
+        accuracy = {"tasks": {"t": average}, "average": average}
+        return {
+            "method": method,
+            "accuracy": accuracy,
+            "proxy_tuned": None,
+            "worst": {"task": "t", "accuracy": average},
+        }
+
+    found = {
+        (name, seed, 0.5): made(name, seed, average)
+        for name, averages in (("zero-shot", (0.2, 0.5)), ("centralized", (0.6, 0.5)), ("fedavg", (0.5, 0.7)))
+        for seed, average in enumerate(averages)
+    }
+    [*_, fedavg] = summary(found)
+    assert fedavg["accuracy"] == fedavg["tasks"]["t"] == {"mean": pytest.approx(0.6), "low": 0.5, "high": 0.7}
+    # With seed 1 centralized tuning is no better than the untuned LLM: there is no gap.
+    assert fedavg["gap_closed"] == {
+        "mean": pytest.approx(0.75),
+        "low": pytest.approx(0.75),
+        "high": pytest.approx(0.75),
+    }
+    assert (fedavg["seeds"], fedavg["proxy_tuned"]) == (2, None)
 
 
 @pytest.mark.slow

@@ -27,15 +27,15 @@ from fedproxy.config import Compare, Experiment
 from fedproxy.errors import UsageError
 from fedproxy.federation.settings import check_settings
 from fedproxy.layer_map import block_numbers
-from fedproxy.methods import CENTRALIZED, FEDPROXY, METHODS, Method, configured
+from fedproxy.methods import CENTRALIZED, FEDPROXY, METHODS, ZERO_SHOT, Method, configured
 from fedproxy.models.source import open_source
-from fedproxy.pipeline import check_tasks, read_experiment, scored_tasks
+from fedproxy.pipeline import check_tasks, gap_closed, read_experiment, scored_tasks
 from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors, save_tensors
 from fedproxy.tuning import OnProgress, client_rows
 
-__all__ = ["cells_of", "compare"]
+__all__ = ["cells_of", "compare", "summary"]
 
 Key = tuple[str, int, float]
 """Method, seed, share of blocks removed."""
@@ -111,7 +111,7 @@ def compare(
         },
         "flops": FORMULA,
         "cells": _with_gaps(found),
-        "summary": _summary(found),
+        "summary": summary(found),
         "differences": _differences(path, keys),
     }
     write_json(path / "compare.json", result)
@@ -153,8 +153,8 @@ def _commit() -> str | None:
     """The commit of the repository that the command was given in, with a mark if files differ from it."""
     if shutil.which("git") is None:
         return None
-    found = subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True)
-    return found.stdout.strip() or None
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def _with_gaps(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -164,15 +164,16 @@ def _with_gaps(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _gap(found: Mapping[Key, dict[str, Any]], key: Key) -> float | None:
     _, seed, remove = key
-    ends = [found.get((name, seed, remove)) for name in ("zero-shot", CENTRALIZED)]
-    low, high = (None if end is None else end["accuracy"]["average"] for end in ends)
-    if low is None or high is None or high <= low:
-        return None
-    return float((found[key]["accuracy"]["average"] - low) / (high - low))
+    cells = {"llm": found.get((ZERO_SHOT, seed, remove)), "centralized": found.get((CENTRALIZED, seed, remove))}
+    return gap_closed({name: cell["accuracy"] for name, cell in {**cells, "fused": found[key]}.items() if cell})
 
 
-def _summary(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each method and ratio, the mean over the seeds, and the lowest and highest."""
+def summary(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each method and ratio, the mean over the seeds, and the lowest and highest.
+
+    Args:
+        found: The cells' records.
+    """
     rows = []
     for name, remove in dict.fromkeys((name, remove) for name, _, remove in found):
         keys = [key for key in found if (key[0], key[2]) == (name, remove)]
@@ -183,10 +184,10 @@ def _summary(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
             "worst": [cell["worst"]["accuracy"] for cell in cells],
             "gap_closed": [gap for key in keys if (gap := _gap(found, key)) is not None],
         }
-        values |= {task: [cell["accuracy"]["tasks"][task] for cell in cells] for task in cells[0]["accuracy"]["tasks"]}
-        tasks = {task: _spread(values.pop(task)) for task in cells[0]["accuracy"]["tasks"]}
+        scores = [cell["accuracy"]["tasks"] for cell in cells]
         rows.append(
-            {"method": name, "remove": remove, "seeds": len(cells), "tasks": tasks}
+            {"method": name, "remove": remove, "seeds": len(cells)}
+            | {"tasks": {task: _spread([one[task] for one in scores]) for task in scores[0]}}
             | {what: _spread(numbers) for what, numbers in values.items()}
         )
     return rows
