@@ -141,9 +141,8 @@ class Bench:
         """Of the method's model, and of the tuned proxy, unless that is the LLM itself."""
         path, llm, name = run.path, experiment.llm.path, run.path.name
         if method.result == "proxy_tuning":
-            scored = self._work.score(
-                experiment, f"{name}-proxy-tuning", tasks, llm, tuned_adapter(path), path / "proxy"
-            )
+            files = path / "adapter", path / "proxy"
+            scored = self._work.score(experiment, f"{name}-proxy-tuning", tasks, llm, *files)
         else:
             scored = self._work.score(experiment, f"{name}-fused", tasks, llm, path / "fused")
         if method.whole:
