@@ -28,24 +28,35 @@ def record(method, seed, average, *, tuned=None, megabytes=1.0):
     }
 
 
-def text(shown):
-    console = Console(width=200, record=True, file=io.StringIO())
+def text(keys, cells, width=200):
+    shown = table(keys, cells, width)
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(shown)
     return console.export_text()
 
 
 def test_the_table_fills():
     keys = [(name, seed, 0.5) for seed in (0, 1) for name in ("fedavg", "fedproxy")]
-    lines = text(table(keys, [])).splitlines()
+    lines = text(keys, []).splitlines()
     assert [line.split()[1:6:2] for line in lines if "0/2" in line] == [
         ["fedavg", "50%", "0/2"],
         ["fedproxy", "50%", "0/2"],
     ]
     cells = [record("fedavg", 0, 0.5), record("fedavg", 1, 0.7, tuned=0.8, megabytes=2.0)]
-    [row] = [line for line in text(table(keys, cells)).splitlines() if "2/2" in line]
+    [row] = [line for line in text(keys, cells).splitlines() if "2/2" in line]
     assert [part.strip() for part in row.split("│")[1:-1]] == [
         "fedavg", "50%", "2/2", "0.600 (0.500–0.700)", "0.800", "0.300", "0.750", "1.5", "0", "2", "1"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "count"), [(80, 5), (120, 9), (200, 11)])
+def test_columns_that_do_not_fit_are_left_out_and_none_is_cut(width, count):
+    keys = [(name, seed, 0.5) for seed in (0, 1) for name in METHODS]
+    cells = [record(name, seed, 0.5 + seed / 10, tuned=0.7) for name, seed, _ in keys]
+    lines = text(keys, cells, width).splitlines()
+    assert "…" not in "".join(lines)
+    assert {len(line.split("│")) - 2 for line in lines if "2/2" in line} == {count}
+    assert [line.split()[1] for line in lines if "2/2" in line] == list(METHODS)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def compare(
     if json:
         print_json(result)
         return
-    sheet(stderr=True).print(table(keys, result["cells"]))
+    page = sheet(stderr=True)
+    page.print(table(keys, result["cells"], page.width))
     for line in differences(result["differences"]):
         console().print(line, soft_wrap=True)
     console().print(f"Everything: {out / 'compare.json'}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """The table of a comparison, which fills while the cells are run."""
 
 import contextlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,26 +23,31 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "GFLOPs, clients": lambda cell: cell["flops"]["clients"] / 1e9,
     "minutes": lambda cell: sum(value or 0.0 for value in cell["seconds"].values()) / 60,
 }
+_WIDTHS = {"accuracy": len("0.000 (0.000–0.000)")}
+_FIRST = len("┃ centralized-proxy ┃ removed ┃ seeds ┃")
 _SHARES = ("accuracy", "proxy tuned", "worst client", "exposed")
 
 Key = tuple[str, int, float]
 
 
-def table(keys: Sequence[Key], cells: Sequence[Mapping[str, Any]], doing: str = "") -> Table:
-    """Means over the seeds that are there; for the accuracy, with lowest and highest.
+def table(keys: Sequence[Key], cells: Sequence[Mapping[str, Any]], width: int, doing: str = "") -> Table:
+    """Means over the seeds that are there; for the accuracy, with lowest and highest. What does not fit is left out.
 
     Args:
         keys: Method, seed and ratio of every cell.
         cells: The records of those that are done.
+        width: Characters of a line.
         doing: What is being done.
     """
-    shown = Table("method", "removed", "seeds", *_COLUMNS, title=doing or None, title_justify="left")
+    ends = itertools.accumulate((_WIDTHS.get(name, len(name)) + 3 for name in _COLUMNS), initial=_FIRST)
+    columns = {name: read for (name, read), end in zip(_COLUMNS.items(), [*ends][1:], strict=True) if end <= width}
+    shown = Table(title=doing or None, title_justify="left")
+    for name in ("method", "removed", "seeds", *columns):
+        shown.add_column(name, no_wrap=True)
     for method, remove in dict.fromkeys((method, remove) for method, _, remove in keys):
         seeds = sum((method, remove) == (key[0], key[2]) for key in keys)
         done = [cell for cell in cells if (cell["method"], cell["remove"]) == (method, remove)]
-        values = {
-            name: [value for cell in done if (value := read(cell)) is not None] for name, read in _COLUMNS.items()
-        }
+        values = {name: [value for cell in done if (value := read(cell)) is not None] for name, read in columns.items()}
         shown.add_row(
             method, f"{remove:.0%}", f"{len(done)}/{seeds}", *(_shown(name, found) for name, found in values.items())
         )
@@ -89,6 +95,6 @@ def comparison_table(
             if live is not None and time.monotonic() - looked >= _LOOK_SECONDS:
                 looked = time.monotonic()
                 doing = f"cell {len(cells) + 1} of {len(keys)} · {stage} {fraction:.0%} · {text}"
-                live.update(table(keys, cells, doing), refresh=True)
+                live.update(table(keys, cells, target.width, doing), refresh=True)
 
         yield show, cells.append
