@@ -139,9 +139,9 @@ class Train:
     """[train]: local training. Names that SFTConfig has too mean the same here.
 
     Attributes:
-        report_to: Trackers that the server tells the loss of every step and the numbers of every round; of clients
-            elsewhere it knows the rounds only. "tensorboard" and others write files to RUN/tracking; a service gets
-            the clients' names, too.
+        report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of
+            clients elsewhere it knows the rounds only. Files, such as those of "tensorboard", go to RUN/tracking; to a
+            service go the clients' names, too.
     """
 
     epochs: float = _positive(1.0)

@@ -11,6 +11,7 @@ EXTRAS = {
     "federation": ("cryptography", "flwr"),
     "simulation": ("ray",),
     "speed": ("numba",),
+    "qlora": ("bitsandbytes",),
 }
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedproxy.config import Experiment, Federate, Train, read_table
@@ -174,7 +174,7 @@ def make_offer(
         version=version(),
         seed=experiment.seed,
         rounds=federate.rounds,
-        train=experiment.train_of(client),
+        train=replace(experiment.train_of(client), report_to=[]),  # the server's own affair
         regulariser=federate.regulariser,
         regulariser_strength=federate.regulariser_strength,
         space=federate.space,
