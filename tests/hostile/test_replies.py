@@ -23,6 +23,7 @@ from fedproxy.config import Federate
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.merge import merge
 from fedproxy.federation.messages import Closed, Refusal, Reply
+from fedproxy.federation.parcel import wrap_update
 from fedproxy.federation.protocol import PROTOCOL, encode_reply, take_reply
 from fedproxy.tensors import Tensors
 
@@ -312,3 +313,50 @@ def test_who_keeps_attacking_is_not_asked_any_more(tmp_path: Path) -> None:
     assert server.send("evil", encode_reply(honest("evil", 4))) == "it was not asked in this round"
     server.send_honest()
     server.close()
+
+
+ENCODED: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], Any]]] = {
+    "scale of NaN": ("int4", lambda parts: parts["scales"].__setitem__(0, math.nan)),
+    "scale of Inf": ("int4", lambda parts: parts["scales"].__setitem__(1, math.inf)),
+    "negative scale": ("int8", lambda parts: parts["scales"].neg_()),
+    "scales missing": ("int8", lambda parts: parts.pop("scales")),
+    "scales of another type": ("int8", lambda parts: parts.update(scales=parts["scales"].float())),
+    "code beyond the levels": ("int8", lambda parts: parts["codes"].__setitem__(0, -128)),
+    "nibble beyond the levels": ("int4", lambda parts: parts["codes"].__setitem__(0, 0xFF)),
+    "fewer codes": ("int4", lambda parts: parts.update(codes=parts["codes"][:-1])),
+    "many codes": ("int4", lambda parts: parts.update(codes=torch.zeros(100_000, dtype=torch.uint8))),
+    "another part": ("bf16", lambda parts: parts.update(more=torch.zeros(1))),
+    "value of NaN": ("bf16", lambda parts: parts["values"].fill_(math.nan)),
+    "counts that lie": ("top-k", lambda parts: parts["counts"].add_(1)),
+    "negative counts": ("top-k", lambda parts: parts["counts"].neg_()),
+    "positions of nothing": ("top-k", lambda parts: parts["positions"].zero_()),
+    "every position": ("top-k", lambda parts: parts["positions"].fill_(255)),
+}
+
+
+@pytest.mark.parametrize("attack", ENCODED)
+def test_an_encoded_reply_made_to_do_harm_is_left_out(attack: str, tmp_path: Path) -> None:
+    wire, change = ENCODED[attack]
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    server = Server(spool)
+    server.begin()
+    server.send_honest()
+    good = honest("evil")
+    parcel, update, _ = wrap_update(good.update, None, wire, {}, seed=1, share=0.5)
+    order = dataclasses.replace(server.order, share=0.5)
+    fine = take_reply(
+        encode_reply(dataclasses.replace(good, parcel=parcel, wire=wire)), spool / "fine", order, "evil", wire
+    )
+    assert isinstance(fine, Reply)
+    assert all(torch.equal(fine.update[name], update[name]) for name in PHI)
+    parts = {name: tensor.clone() for name, tensor in parcel.parts.items()}
+    change(parts)
+    bad = dataclasses.replace(good, parcel=dataclasses.replace(parcel, parts=parts), wire=wire)
+    answer = take_reply(encode_reply(bad), spool / "bad", order, "evil", wire)
+    assert isinstance(answer, Refusal)
+    assert answer.kind == "invalid"
+    assert str(tmp_path) not in answer.reason
+    assert not (spool / "bad.decoded").exists()
+    server.coordinator.receive("evil", answer)
+    assert [fault["client"] for fault in server.close().record["quarantined"]] == ["evil"]
