@@ -81,6 +81,7 @@ def test_a_run_leaves_what_the_contract_promises(experiment, tmp_path, tiny_chec
     assert client["peak_memory_bytes"] > 10 << 20
     llm = AutoModelForCausalLM.from_pretrained(tiny_checkpoint())
     PeftModel.from_pretrained(llm, path / "fused")
+    assert str(tmp_path) not in (path / "fused" / "README.md").read_text()
     proxy = AutoModelForCausalLM.from_pretrained(path / "proxy")
     PeftModel.from_pretrained(proxy, path / "adapter")
     assert Manifest.read(path / "adapter").layer_map == Manifest.read(path / "proxy").layer_map

@@ -180,6 +180,21 @@ def test_report_of_no_run_is_code_3(cli, tmp_path):
     assert cli("report", tmp_path)[0] == 3
 
 
+def test_report_of_several_runs_writes_their_pages_and_one_that_compares_them(cli, tmp_path):
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run in runs:
+        run.mkdir()
+        (run / "results.json").write_text("{}")
+    code, out, err = cli("report", *runs, "--out", tmp_path / "both.html", "--json")
+    assert code == 0, err
+    pages = [str(run / "report.html") for run in runs]
+    assert json.loads(out) == {"reports": pages, "comparison": str(tmp_path / "both.html")}
+    assert all((run / "report.html").is_file() for run in runs)
+    assert "2 runs compared" in (tmp_path / "both.html").read_text()
+    assert "comparison" not in json.loads(cli("report", runs[0], "--json")[1])
+    assert cli("report", runs[0], runs[0], "--out", tmp_path / "both.html")[0] == 2
+
+
 def test_our_bugs_are_code_1_without_a_traceback(cli, monkeypatch, updates, tmp_path):
     from fedproxy import pipeline
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -43,6 +44,10 @@ def test_the_tuned_llm_is_far_better_on_every_task(tmp_path):
     assert min(gains.values()) > 0.15, gains
     assert results["gap_closed"] > 0.6
     assert (out / "report.html").stat().st_size > 10_000
+    scores = {
+        each.dataset_name: each.metric_value for each in ModelCard.load(out / "fused" / "README.md").data.eval_results
+    }
+    assert scores == {task: pytest.approx(fused[task]["acc"], abs=1e-6) for task in fused}
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(LLM), out / "fused")
     tokens = AutoTokenizer.from_pretrained(LLM)("Command: play some jazz\nAction:", return_tensors="pt")
     assert tuned.generate(**tokens, max_new_tokens=3, do_sample=False).shape[1] > tokens["input_ids"].shape[1]

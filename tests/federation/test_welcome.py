@@ -5,12 +5,12 @@ from dataclasses import asdict, replace
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from fedproxy.federation.wire import ENCODINGS
 
 from fedproxy.errors import ArtifactError
 from fedproxy.federation import welcome
 from fedproxy.federation.certificates import make_key
 from fedproxy.federation.welcome import StrangerError, Welcome, check_introduction, introduce, public_pem
+from fedproxy.federation.wire import ENCODINGS
 from tests.federation.test_offer import OFFER
 
 KEY = make_key()

@@ -8,6 +8,7 @@ import pytest
 
 from fedproxy.errors import ArtifactError, MissingExtraError
 from fedproxy.reporting import report
+from fedproxy.reporting.conflict import load_conflict
 
 from .html_page import Page, check
 from .sample import sample, write_conflict
@@ -33,6 +34,8 @@ def test_conflict_by_block_and_layer_is_read_from_the_rounds(tmp_path):
     assert any(label.startswith("Mean conflict by block and round: ") for label in labels)
     assert any(label.startswith("Mean conflict by kind of layer, round 3: ") for label in labels)
     assert "mlp.up_proj" in html
+    conflict = load_conflict(tmp_path, sample()["proxy"]["layer_map"])
+    assert f"11 {' '.join(f'{each.blocks[11]:.3f}' for each in conflict)}" in check(html).text
 
 
 def test_the_policy_lets_the_one_script_run_and_nothing_else(tmp_path):

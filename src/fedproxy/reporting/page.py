@@ -54,6 +54,7 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
         MissingExtraError: the extra `report` is not installed.
     """
     figures = _figures(results, conflicts)
+    compared = _compared(results)
     agreement = any(len(round_.names) > 1 for round_ in results.rounds)
     contents = ["Summary", "Results", "Rounds", "Agreement", "Compression", "Cost", "Settings", "Reproduce"]
     left_out = [name for name, there in (("Agreement", agreement), ("Compression", "blocks" in figures)) if not there]
@@ -65,6 +66,8 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
         models=MODELS,
         sentences=sentences(results),
         figures=figures,
+        compared=compared[-1] if compared else None,
+        conflicts=conflicts,
         settings=grouped(results.experiment),
         environment=grouped(results.environment),
         precision=_precision(results),
@@ -77,7 +80,7 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
 def _figures(results: Results, conflicts: Sequence[Conflict]) -> dict[str, Any]:
     """Name → inline SVG of every figure that the run has numbers for; `small_similarities` is a list of them."""
     found: dict[str, Any] = {}
-    compared = [round_ for round_ in results.rounds if len(round_.names) > 1 and round_.similarity]
+    compared = _compared(results)
     with drawing():
         if results.tasks:
             found["scores"] = plots.scores(results)
@@ -98,6 +101,11 @@ def _figures(results: Results, conflicts: Sequence[Conflict]) -> dict[str, Any]:
         if (drawn := plots.traffic(results)) is not None:
             found["traffic"] = drawn
     return found
+
+
+def _compared(results: Results) -> list[Round]:
+    """The rounds in which updates were compared."""
+    return [round_ for round_ in results.rounds if len(round_.names) > 1 and round_.similarity]
 
 
 def _similarities(compared: list[Round]) -> dict[str, Any]:
