@@ -116,25 +116,21 @@ def wire_quality() -> str:
         ]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     seeds = max(row["seeds"] for row in result["summary"].values())
-    small = [
-        name
-        for name, row in result["summary"].items()
-        if row["share_of_fp32"] <= result["limit"]
-        and row["fused"]["mean_not_below_spread_of_fp32"]
-        and row["proxy_tuned"]["mean_not_below_spread_of_fp32"]
-    ]
-    up_only = [
-        name
-        for name, row in result["summary"].items()
-        if row["share_of_fp32_up"] <= result["limit"]
-        and row["fused"]["mean_not_below_spread_of_fp32"]
-        and row["proxy_tuned"]["mean_not_below_spread_of_fp32"]
-    ]
+
+    def small(share: str) -> str:
+        found = [
+            name
+            for name, row in result["summary"].items()
+            if row[share] <= result["limit"]
+            and all(row[model]["mean_not_below_spread_of_fp32"] for model in ("proxy_tuned", "fused"))
+        ]
+        return ", ".join(found) or "none"
+
     lines += [
         "",
         f'The demo experiment, {seeds} seeds, means and ranges; kB a client and round; the conflict goes down bit-packed in all rows. "below": the mean lies '
         "below the range of fp32's seeds. At most 1/8 of fp32's bytes up and not below in either model: "
-        f"{', '.join(up_only) or 'none'}; at most 1/8 up and down together: {', '.join(small) or 'none'}.",
+        f"{small('share_of_fp32_up')}; at most 1/8 up and down together: {small('share_of_fp32')}.",
     ]
     return "\n".join(lines)
 
