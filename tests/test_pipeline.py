@@ -7,10 +7,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 import fedproxy
 from fedproxy.artifacts import Manifest, read_json
-from fedproxy.errors import ArtifactError, ConfigError, FederationError, UsageError
+from fedproxy.errors import ArtifactError, ConfigError, FederationError, MissingExtraError, UsageError
 from fedproxy.federation import client as client_module
 from fedproxy.pipeline import run
 
@@ -133,6 +134,14 @@ def test_wrong_merge_options_are_found_before_anything_is_written(tmp_path, tiny
     path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra='merge = "hties"\n')
     with pytest.raises(ConfigError, match="h-ties"):
         fedproxy.federate(path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(is_bitsandbytes_available(), reason="the extra is installed")
+def test_a_missing_extra_is_found_before_anything_is_written(experiment, tmp_path):
+    experiment.write_text(experiment.read_text().replace("[train]\n", '[train]\nquantization = "4bit"\n'))
+    with pytest.raises(MissingExtraError, match="fedproxy\\[qlora\\]"):
+        fedproxy.federate(experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

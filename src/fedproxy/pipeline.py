@@ -28,6 +28,7 @@ from fedproxy.methods import METHODS
 from fedproxy.model_card import add_scores
 from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
+from fedproxy.models.quantization import four_bit
 from fedproxy.models.training import optimizer_steps, train
 from fedproxy.reporting import compare_runs, gap_closed, report, results_table, totals_table
 from fedproxy.run_directory import RunDirectory, environment
@@ -91,12 +92,14 @@ def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False
 
     Raises:
         ConfigError: anything in it is wrong; all problems are in the error.
-        UsageError: a tracker is not installed.
+        UsageError: a tracker is not installed, or weights of four bits cannot be had on this machine.
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(Path(experiment), choices=experiment_choices(), remote=remote)
     check_settings(experiment.federate)
     check_trackers(experiment.train.report_to)
+    if experiment.train.quantization == "4bit":
+        four_bit()  # whether it can be had here
     return experiment
 
 
@@ -316,16 +319,7 @@ def run(
     _federate(experiment, directory, rows, progress, on_sheet)
     if not (path / "fused").is_dir():
         with directory.stage("fuse"):
-            fuse(
-                experiment.llm.path,
-                path / "adapter",
-                path / "fused",
-                scale=experiment.fuse.scale,
-                public=experiment.fuse.public or None,
-                proxy=path / "proxy",
-                trust_remote_code=experiment.llm.trust_remote_code,
-                on_progress=lambda fraction, text: progress("fuse", fraction, text),
-            )
+            fuse_run(experiment, path, progress)
     progress("fuse", 1.0, "adapter re-keyed")
     if experiment.evaluate.centralized:
         if not (path / "centralized").is_dir():
@@ -338,6 +332,20 @@ def run(
     results = _results(experiment, directory, evaluation)
     write_json(path / "results.json", results)
     return results
+
+
+def fuse_run(experiment: Experiment, path: Path, on_progress: OnProgress) -> None:
+    """Write RUN/fused from RUN/adapter, as [fuse] says; errors as of `fuse`."""
+    fuse(
+        experiment.llm.path,
+        path / "adapter",
+        path / "fused",
+        scale=experiment.fuse.scale,
+        public=experiment.fuse.public or None,
+        proxy=path / "proxy",
+        trust_remote_code=experiment.llm.trust_remote_code,
+        on_progress=lambda fraction, text: on_progress("fuse", fraction, text),
+    )
 
 
 def _check_served(experiment: Experiment, run: Path) -> None:

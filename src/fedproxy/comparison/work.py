@@ -23,9 +23,8 @@ from fedproxy.artifacts import new_directory, os_error, read_json, write_json
 from fedproxy.config import Experiment
 from fedproxy.evaluation import evaluate
 from fedproxy.evaluation.harness import main_metric
-from fedproxy.fusion import fuse
 from fedproxy.memory import peak_memory, restart_peak
-from fedproxy.pipeline import make_proxy
+from fedproxy.pipeline import fuse_run, make_proxy
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import load_tensors, save_tensors
 from fedproxy.tuning import ALIGNED, OnProgress, Rows, tune_inline, write_aligned
@@ -141,16 +140,7 @@ class Work:
         write_aligned(directory)
         if not (path / "fused").is_dir():
             with directory.stage("fuse"), measured() as cost:
-                fuse(
-                    experiment.llm.path,
-                    path / "adapter",
-                    path / "fused",
-                    scale=experiment.fuse.scale,
-                    public=experiment.fuse.public or None,
-                    proxy=path / "proxy",
-                    trust_remote_code=experiment.llm.trust_remote_code,
-                    on_progress=lambda fraction, text: self._progress("fuse", fraction, text),
-                )
+                fuse_run(experiment, path, self._progress)
             write_json(path / FUSING, cost)
         return directory
 
