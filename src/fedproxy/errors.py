@@ -9,6 +9,7 @@ FedproxyError                  1   a bug of ours, if raised bare
 └── ResourceError              5   disk or memory
 """
 
+import errno
 from collections.abc import Sequence
 
 
@@ -57,3 +58,24 @@ class ResourceError(FedproxyError):
     """The machine ran out of disk or memory."""
 
     exit_code = 5
+
+
+def error_of(code: int, text: str) -> FedproxyError:
+    """The error that another process ended with, from its exit code and message."""
+    kinds: dict[int, type[FedproxyError]] = {
+        kind.exit_code: kind for kind in (UsageError, ArtifactError, FederationError, ResourceError)
+    }
+    return kinds.get(code, FedproxyError)(text)
+
+
+def explained(error: Exception) -> FedproxyError:
+    """What an error that nobody expected means: want of disk or memory, or our bug."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"{error}. Free some space.")
+    words = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate" in words:
+        remedy = "Lower batch_size or max_length, or use a machine with more memory"
+        return ResourceError(f"{error or type(error).__name__}. {remedy}.")
+    return FedproxyError(
+        f"this is a bug in fedproxy: {type(error).__name__}: {error}. Run again with --debug and report it."
+    )

@@ -17,7 +17,7 @@ import torch
 
 from fedproxy.artifacts import new_file, os_error, read_json, versions, write_json
 from fedproxy.config import Experiment, to_toml
-from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError
+from fedproxy.errors import UsageError, error_of
 
 
 def environment() -> dict[str, Any]:
@@ -140,7 +140,4 @@ def raise_outcome(path: Path) -> bool:
     outcome = read_json(path)
     if outcome["code"] == 0:
         return True
-    kinds: dict[int, type[FedproxyError]] = {
-        kind.exit_code: kind for kind in (UsageError, ArtifactError, FederationError, ResourceError)
-    }
-    raise kinds.get(outcome["code"], FedproxyError)(outcome["text"])
+    raise error_of(outcome["code"], outcome["text"])

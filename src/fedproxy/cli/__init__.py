@@ -1,6 +1,5 @@
 """The command line: a file per command; each parses, calls the pipeline and prints."""
 
-import errno
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedproxy.cli.output import Lines
-from fedproxy.errors import FedproxyError
+from fedproxy.errors import FedproxyError, explained
 
 INTERRUPTED = 130
 
@@ -74,10 +73,6 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
     return code
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error)
-
-
 def _terminate(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
@@ -119,13 +114,6 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         code = 0
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or _out_of_memory(error):
-            remedy = "Free some space" if full else "Lower batch_size or max_length, or use a machine with more memory"
-            code = _fail(error, f"{error or type(error).__name__}. {remedy}.", 5, debug)
-        else:
-            message = (
-                f"this is a bug in fedproxy: {type(error).__name__}: {error}. Run again with --debug and report it."
-            )
-            code = _fail(error, message, 1, debug)
+        known = explained(error)
+        code = _fail(error, str(known), known.exit_code, debug)
     sys.exit(code if isinstance(code, int) else 0)

@@ -15,6 +15,10 @@ def compare(
     out: Out,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Cells to run at once; left out, as many as processors and memory allow."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run several methods with several seeds on the same work, and set them side by side in one table."""
@@ -27,7 +31,7 @@ def compare(
     keys = cells_of(read)
     with comparison_table(keys) as (on_progress, on_cell):
         result: dict[str, Any] = run_comparison(
-            read, out, resume=resume, overwrite=overwrite, on_progress=on_progress, on_cell=on_cell
+            read, out, resume=resume, overwrite=overwrite, jobs=jobs, on_progress=on_progress, on_cell=on_cell
         )
     if json:
         print_json(result)

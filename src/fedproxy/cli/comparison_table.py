@@ -77,24 +77,29 @@ def differences(found: Sequence[Mapping[str, Any]]) -> list[str]:
 @contextlib.contextmanager
 def comparison_table(
     keys: Sequence[Key],
-) -> Iterator[tuple[Callable[[str, float, str], None], Callable[[dict[str, Any]], None]]]:
+) -> Iterator[tuple[Callable[[Key, str, float, str], None], Callable[[dict[str, Any]], None]]]:
     """Show a table that fills, on a terminal.
 
     Yields:
-        What is to be told of progress (stage, fraction, text), and of each cell's record.
+        What is to be told of progress (cell, stage, fraction, text), and of each cell's record.
     """
-    target, cells, looked = console(), list[dict[str, Any]](), 0.0
+    target, cells, looked, doing = console(), list[dict[str, Any]](), 0.0, dict[Key, str]()
     with (
         Live(console=target, auto_refresh=False, transient=True)
         if target.is_terminal
         else contextlib.nullcontext() as live
     ):
 
-        def show(stage: str, fraction: float, text: str) -> None:
+        def show(key: Key, stage: str, fraction: float, text: str) -> None:
             nonlocal looked
+            doing[key] = f"{key[0]}, seed {key[1]} · {stage} {fraction:.0%} · {text}"
             if live is not None and time.monotonic() - looked >= _LOOK_SECONDS:
                 looked = time.monotonic()
-                doing = f"cell {len(cells) + 1} of {len(keys)} · {stage} {fraction:.0%} · {text}"
-                live.update(table(keys, cells, target.width, doing), refresh=True)
+                title = "\n".join([f"{len(cells)} of {len(keys)} cells", *doing.values()])
+                live.update(table(keys, cells, target.width, title), refresh=True)
 
-        yield show, cells.append
+        def done(cell: dict[str, Any]) -> None:
+            cells.append(cell)
+            doing.pop((cell["method"], cell["seed"], cell["remove"]), None)
+
+        yield show, done

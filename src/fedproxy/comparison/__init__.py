@@ -1,6 +1,7 @@
 """Methods compared on the same work: the same rows, prompts, steps and order of batches for all; each cell once.
 
 DIR/experiment.toml, environment.json, events.jsonl
+DIR/jobs.json                         how many processes run cells
 DIR/cells/METHOD/seed-S-remove-R/    cell.json, and the scores of every document
 DIR/work/                            what cells share (see `work`); once all cells are there, it can go
 DIR/compare.json                     all cells, summaries over seeds, paired differences
@@ -16,11 +17,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedproxy.artifacts import new_directory, read_json, write_json
-from fedproxy.comparison.cells import Bench
+from fedproxy.artifacts import read_json, write_json
+from fedproxy.comparison.cells import RECORD, Key, RowsOf, cell_folder, rows_by_seed, run_cell
 from fedproxy.comparison.costs import FORMULA
+from fedproxy.comparison.crew import OnCellProgress, OnDone, processes, run_in_processes
 from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
-from fedproxy.comparison.work import DOCUMENTS, Work, digest
+from fedproxy.comparison.work import DOCUMENTS, digest
 from fedproxy.compression.realign import emulator_blocks
 from fedproxy.compression.select import between, removed_count
 from fedproxy.config import Compare, Experiment
@@ -32,15 +34,13 @@ from fedproxy.models.source import open_source
 from fedproxy.pipeline import check_tasks, gap_closed, read_experiment, scored_tasks
 from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
-from fedproxy.tensor_files import load_tensors, save_tensors
-from fedproxy.tuning import OnProgress, client_rows
+from fedproxy.tensor_files import load_tensors
 
 __all__ = ["cells_of", "compare", "summary"]
 
-Key = tuple[str, int, float]
-"""Method, seed, share of blocks removed."""
 AGAINST = (FEDPROXY, CENTRALIZED)
 """What every method is compared with."""
+_JOBS = "jobs.json"
 
 
 def cells_of(experiment: Experiment) -> list[Key]:
@@ -57,7 +57,8 @@ def compare(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    on_progress: OnProgress = lambda stage, fraction, text: None,
+    jobs: int | None = None,
+    on_progress: OnCellProgress = lambda key, stage, fraction, text: None,
     on_cell: Callable[[dict[str, Any]], None] = lambda cell: None,
 ) -> dict[str, Any]:
     """Run every method with every seed at every ratio of [compare]; returns what compare.json holds.
@@ -67,7 +68,9 @@ def compare(
         out: The directory of the comparison.
         resume: Go on with one that was begun; methods, seeds and ratios may have been added since.
         overwrite: Replace an earlier one.
-        on_progress: Told stage, fraction and text of what is being done.
+        jobs: How many cells to run at once, in processes of their own; 1 runs them in this one. If none, as many as
+            when the comparison was begun, and at first as many as processors and memory allow.
+        on_progress: Told cell, stage, fraction and text of what is being done.
         on_cell: Told the record of each cell, also of those that were there.
 
     Raises:
@@ -83,22 +86,28 @@ def compare(
         raise UsageError("There is nothing to compare by: give [evaluate] tasks, or clients with a task.")
     check_tasks(experiment)
     _check(experiment, keys)
-    rows = functools.cache(lambda seed: client_rows(dataclasses.replace(experiment, seed=seed)))
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs = {jobs}: at least one cell is run at a time.")
+    rows = rows_by_seed(experiment)
     rows(keys[0][1])
     directory = RunDirectory(path, experiment, resume=resume, overwrite=overwrite)
-    bench = Bench(experiment, Work(path / "work", on_progress), rows)
-    found: dict[Key, dict[str, Any]] = {}
-    for key in keys:
-        folder = _folder(path, key)
-        if not folder.is_dir():
-            name, seed, remove = key
-            with directory.stage(f"{name}, seed {seed}, remove {remove:g}"):
-                cell = bench.cell(METHODS[name], seed, remove)
-            with new_directory(folder) as new:
-                save_tensors(new / DOCUMENTS, cell.scored.documents)
-                write_json(new / "cell.json", cell.record)
-        found[key] = read_json(folder / "cell.json")
-        on_cell(found[key])
+
+    def done(key: Key, seconds: float) -> None:
+        name, seed, remove = key
+        directory.event("cell_done", method=name, seed=seed, remove=remove, seconds=seconds)
+        on_cell(read_json(cell_folder(path, key) / RECORD))
+
+    with directory.driven():
+        left = [key for key in keys if not cell_folder(path, key).is_dir()]
+        for key in keys:
+            if key not in left:
+                on_cell(read_json(cell_folder(path, key) / RECORD))
+        count = min(_jobs(path, experiment, jobs), max(1, len(left)))
+        if count > 1:
+            run_in_processes(path, left, count, on_progress, done)
+        else:
+            _run_here(experiment, path, left, rows, on_progress, done)
+    found = {key: read_json(cell_folder(path, key) / RECORD) for key in keys}
     result = {
         "name": experiment.name,
         "compare": dataclasses.asdict(asked),
@@ -118,9 +127,26 @@ def compare(
     return result
 
 
-def _folder(path: Path, key: Key) -> Path:
-    name, seed, remove = key
-    return path / "cells" / name / f"seed-{seed}-remove-{remove:g}"
+def _jobs(path: Path, experiment: Experiment, asked: int | None) -> int:
+    """How many cells to run at once. It is kept: the number of threads, and with it the last bits, hang on it."""
+    if asked is None and (path / _JOBS).is_file():
+        return int(read_json(path / _JOBS)["jobs"])
+    count = asked or processes(experiment)
+    write_json(path / _JOBS, {"jobs": count})
+    return count
+
+
+def _run_here(
+    experiment: Experiment,
+    path: Path,
+    keys: Sequence[Key],
+    rows: RowsOf,
+    on_progress: OnCellProgress,
+    on_done: OnDone,
+) -> None:
+    """Run cells one after the other in this process."""
+    for key in keys:
+        on_done(key, run_cell(experiment, path, key, rows, functools.partial(on_progress, key)))
 
 
 def _check(experiment: Experiment, keys: Sequence[Key]) -> None:
@@ -206,7 +232,7 @@ def _differences(path: Path, keys: Sequence[Key]) -> list[dict[str, Any]]:
         if other not in names or name == other:
             continue
         documents = {
-            method: [load_tensors(_folder(path, (method, seed, remove)) / DOCUMENTS) for seed in seeds]
+            method: [load_tensors(cell_folder(path, (method, seed, remove)) / DOCUMENTS) for seed in seeds]
             for method in (name, other)
         }
         tasks = [task for task in documents[name][0] if task in documents[other][0]]

@@ -1,22 +1,33 @@
 """A cell of the comparison: one method, with one seed, at one share of removed blocks."""
 
 import dataclasses
+import functools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fedproxy.artifacts import new_directory, write_json
 from fedproxy.comparison.accounts import costs, costs_of_proxy, costs_of_trainings
-from fedproxy.comparison.work import Scored, Work, digest, mean_scored, tuned_adapter
+from fedproxy.comparison.work import DOCUMENTS, Scored, Work, digest, mean_scored, tuned_adapter
 from fedproxy.config import Experiment, Federate
 from fedproxy.federation.store import RoundStore
-from fedproxy.methods import Method, configured
+from fedproxy.methods import METHODS, Method, configured
 from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.training import optimizer_steps
 from fedproxy.pipeline import scored_tasks
 from fedproxy.run_directory import RunDirectory
-from fedproxy.tuning import Rows, encode_clients
+from fedproxy.tensor_files import save_tensors
+from fedproxy.tuning import OnProgress, Rows, client_rows, encode_clients
 
 POOLED = "pooled"
+RECORD = "cell.json"
+
+Key = tuple[str, int, float]
+"""Method, seed, share of blocks removed."""
+RowsOf = Callable[[int], dict[str, Rows]]
+"""A seed → each client's rows, which the seed chooses as in any run."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +43,52 @@ class Cell:
     scored: Scored
 
 
+def cell_folder(path: Path, key: Key) -> Path:
+    """Where the comparison in `path` keeps a cell."""
+    name, seed, remove = key
+    return path / "cells" / name / f"seed-{seed}-remove-{remove:g}"
+
+
+def rows_by_seed(experiment: Experiment) -> RowsOf:
+    """The clients' rows, read once for each seed."""
+    return functools.cache(lambda seed: client_rows(dataclasses.replace(experiment, seed=seed)))
+
+
+def run_cell(experiment: Experiment, path: Path, key: Key, rows: RowsOf, on_progress: OnProgress) -> float:
+    """Run a cell and write it down.
+
+    Args:
+        experiment: The experiment.
+        path: The comparison's directory.
+        key: Which cell.
+        rows: Where the clients' rows are looked up.
+        on_progress: Told stage, fraction and text of what is being done.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        As `pipeline.run`.
+    """
+    began = time.perf_counter()
+    name, seed, remove = key
+    cell = Bench(experiment, Work(path / "work", on_progress), rows).cell(METHODS[name], seed, remove)
+    with new_directory(cell_folder(path, key)) as new:
+        save_tensors(new / DOCUMENTS, cell.scored.documents)
+        write_json(new / RECORD, cell.record)
+    return time.perf_counter() - began
+
+
 class Bench:
     """What all cells of a comparison have in common.
 
     Args:
         experiment: The experiment.
         work: The shared work.
-        rows: A seed → each client's rows, which the seed chooses as in any run.
+        rows: Where the clients' rows are looked up.
     """
 
-    def __init__(self, experiment: Experiment, work: Work, rows: Callable[[int], dict[str, Rows]]) -> None:
+    def __init__(self, experiment: Experiment, work: Work, rows: RowsOf) -> None:
         self.experiment, self._work, self._rows = experiment, work, rows
         self.tasks = scored_tasks(experiment)
 

@@ -4,13 +4,17 @@
     DIR/work/trainings/KEY/    a run directory: rounds, adapter, fused; its proxy is a link
     DIR/work/scores/NAME/      a model's scores, and those of every document
 
+    DIR/work/locks/            what one process makes, others wait for
+
 All survive a kill: a proxy and a score appear complete or not at all, a training goes on from its last round.
 """
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,10 +107,11 @@ class Work:
             heal=dataclasses.replace(experiment.heal, realign_steps=0),
         )
         path = self._folder / "proxies" / _key(experiment, "llm", "compress", "heal", "seed")
-        if not path.is_dir():
-            with measured() as cost:
-                make_proxy(experiment, path, self._progress)
-            write_json(_beside(path), cost)
+        with self._alone(path):
+            if not path.is_dir():
+                with measured() as cost:
+                    make_proxy(experiment, path, self._progress)
+                write_json(_beside(path), cost)
         self._progress("compress", 1.0, "proxy written")
         return path
 
@@ -125,10 +130,12 @@ class Work:
         experiment = dataclasses.replace(experiment, name=label, compare=None)
         proxy = self.proxy(experiment)
         parts = ("llm", "compress", "heal", "train", "federate", "fuse", "seed", "name")
-        directory = RunDirectory(
-            self._folder / "trainings" / _key(experiment, *parts), experiment, resume=True, overwrite=False
-        )
-        path = directory.path
+        path = self._folder / "trainings" / _key(experiment, *parts)
+        with self._alone(path):
+            return self._train(experiment, path, proxy, rows)
+
+    def _train(self, experiment: Experiment, path: Path, proxy: Path, rows: Mapping[str, Rows]) -> RunDirectory:
+        directory = RunDirectory(path, experiment, resume=True, overwrite=False)
         if not (path / "proxy").is_dir():
             try:
                 (path / "proxy").symlink_to(Path("..", "..", "proxies", proxy.name), target_is_directory=True)
@@ -163,33 +170,60 @@ class Work:
             adapter: Adapter to put on it, or on the proxy.
             proxy: The proxy, for decode-time proxy tuning.
         """
-        path, settings = self._folder / "scores" / name, experiment.evaluate
-        if not path.is_dir():
-            documents: dict[str, torch.Tensor] = {}
-
-            def on_documents(task: str, scores: list[float]) -> None:
-                documents[task] = torch.tensor(scores, dtype=torch.float32)
-
-            with measured() as cost:
-                found = evaluate(
-                    model,
-                    tasks=tasks,
-                    data=settings.data or None,
-                    include=settings.include or None,
-                    adapter=adapter,
-                    proxy=proxy,
-                    limit=settings.limit,
-                    batch_size=settings.batch_size,
-                    trust_remote_code=experiment.llm.trust_remote_code,
-                    on_progress=lambda fraction, text: self._progress("evaluate", fraction, text),
-                    on_documents=on_documents,
-                )
-            with new_directory(path) as folder:
-                write_json(folder / SCORES, {**found, **cost})
-                save_tensors(folder / DOCUMENTS, documents)
+        path = self._folder / "scores" / name
+        with self._alone(path):
+            if not path.is_dir():
+                self._evaluate(experiment, path, tasks, model, adapter, proxy)
         record = read_json(path / SCORES)
         tasks_found = {task: main_metric(metrics) for task, metrics in record["tasks"].items()}
         return Scored(tasks_found, load_tensors(path / DOCUMENTS), record["seconds"])
+
+    @contextlib.contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        """Let one process at a time make what `path` is to hold; others wait, and find it there."""
+        file = self._folder / "locks" / f"{path.parent.name}-{path.name}"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(file, os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise os_error(error, file) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _evaluate(
+        self,
+        experiment: Experiment,
+        path: Path,
+        tasks: Sequence[str],
+        model: str | Path,
+        adapter: Path | None,
+        proxy: Path | None,
+    ) -> None:
+        settings, documents = experiment.evaluate, dict[str, torch.Tensor]()
+
+        def on_documents(task: str, scores: list[float]) -> None:
+            documents[task] = torch.tensor(scores, dtype=torch.float32)
+
+        with measured() as cost:
+            found = evaluate(
+                model,
+                tasks=tasks,
+                data=settings.data or None,
+                include=settings.include or None,
+                adapter=adapter,
+                proxy=proxy,
+                limit=settings.limit,
+                batch_size=settings.batch_size,
+                trust_remote_code=experiment.llm.trust_remote_code,
+                on_progress=lambda fraction, text: self._progress("evaluate", fraction, text),
+                on_documents=on_documents,
+            )
+        with new_directory(path) as folder:
+            write_json(folder / SCORES, {**found, **cost})
+            save_tensors(folder / DOCUMENTS, documents)
 
 
 def cost_of_fusing(run: RunDirectory) -> dict[str, float]:
