@@ -4,25 +4,39 @@
     run = fedproxy.federate("experiment.toml", "runs/first")
     path = fedproxy.fuse(llm, run.adapter, "tuned")
     merged, analysis = fedproxy.merge(updates, rule="h-ties")
+    table = fedproxy.compare("experiment.toml", "runs/comparison")
 
 Importing the package is cheap: torch and transformers are loaded with the first use of a name.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedproxy.comparison import compare
     from fedproxy.pipeline import Proxy, Run, compress, evaluate, federate, fuse, merge, merge_files, report, run
 
-__all__ = ["Proxy", "Run", "compress", "evaluate", "federate", "fuse", "merge", "merge_files", "report", "run"]
+__all__ = [
+    "Proxy",
+    "Run",
+    "compare",
+    "compress",
+    "evaluate",
+    "federate",
+    "fuse",
+    "merge",
+    "merge_files",
+    "report",
+    "run",
+]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'fedproxy' has no attribute {name!r}")
-    from fedproxy import pipeline
-
-    return getattr(pipeline, name)
+    module = "comparison" if name == "compare" else "pipeline"
+    return getattr(importlib.import_module(f"fedproxy.{module}"), name)
 
 
 def __dir__() -> list[str]:

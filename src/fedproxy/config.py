@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import re
 import tomllib
 import types
@@ -349,6 +350,41 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_none(v) for v in value]
     return value
+
+
+_PATHS = {
+    "llm": ("path",),
+    "compress": ("calibration",),
+    "heal": ("text",),
+    "client": ("data",),
+    "partition": ("data",),
+    "evaluate": ("data", "include"),
+    "fuse": ("public",),
+}
+"""Table → keys whose values are paths once an experiment is resolved."""
+
+
+def from_folder(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """`Experiment.as_dict` with its paths counted from a folder: the same wherever the folder lies.
+
+    Args:
+        values: The resolved experiment as plain values.
+        folder: The folder, absolute; usually that of the experiment file.
+    """
+
+    def moved(keys: typing.Collection[str], table: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: os.path.relpath(value, folder) if key in keys and os.path.isabs(value) else value
+            for key, value in table.items()
+        }
+
+    found = dict(values)
+    for name, keys in _PATHS.items():
+        if isinstance(table := values.get(name), list):
+            found[name] = [moved(keys, one) for one in table]
+        elif table is not None:
+            found[name] = moved(keys, table)
+    return found
 
 
 def seconds(text: str) -> float:

@@ -49,7 +49,7 @@ CHOICES = {
 def everything(tmp_path_factory: pytest.TempPathFactory, experiment_file: Write) -> Path:
     """All methods, one seed, two rounds; a proxy of six of eight blocks, healed for a step."""
     out = tmp_path_factory.mktemp("compared") / "all"
-    compare(experiment_file("seeds = [0]\n"), out)
+    compare(experiment_file("seeds = [0]\n"), out, jobs=1)
     return out
 
 
@@ -194,7 +194,7 @@ def test_pooled_training_takes_all_clients_steps_also_where_they_are_limited(
     experiment_file: Write, tmp_path: Path
 ) -> None:
     file = experiment_file('seeds = [0]\nmethods = ["centralized-proxy"]\n', rounds=3, max_steps=1, epochs=4)
-    compare(file, tmp_path / "out")
+    compare(file, tmp_path / "out", jobs=1)
     [run] = runs(tmp_path / "out", "centralized-proxy")
     assert read_json(run / "rounds" / "0001" / "round.json")["clients"]["pooled"]["steps"] == 6
 
@@ -213,7 +213,7 @@ FEW = 'seeds = [0, 1]\nmethods = ["zero-shot", "centralized", "fedavg", "fedprox
 def test_what_a_kill_left_is_gone_on_with(experiment_file: Write, tmp_path: Path) -> None:
     file, whole, out = experiment_file(FEW), tmp_path / "whole", tmp_path / "killed"
     told: list[str] = []
-    expected = compare(file, whole, on_cell=lambda one: told.append(f"{one['method']} {one['seed']}"))
+    expected = compare(file, whole, jobs=1, on_cell=lambda one: told.append(f"{one['method']} {one['seed']}"))
     assert told == [f"{name} {seed}" for name, seed, _ in cells_of(read_experiment(file))]
     shutil.copytree(whole, out, symlinks=True)
     (out / "compare.json").unlink()
@@ -234,7 +234,7 @@ def test_what_a_kill_left_is_gone_on_with(experiment_file: Write, tmp_path: Path
 
 def test_methods_can_be_added_later_and_finished_cells_need_no_work(experiment_file: Write, tmp_path: Path) -> None:
     file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n')
-    compare(file, tmp_path / "out")
+    compare(file, tmp_path / "out", jobs=1)
     shutil.rmtree(tmp_path / "out" / "work")
     file.write_text(file.read_text().replace('["zero-shot"]', '["zero-shot", "zero-shot-proxy"]'))
     found = compare(file, tmp_path / "out", resume=True)

@@ -27,11 +27,10 @@ def compare(
     from fedproxy.comparison import compare as run_comparison
     from fedproxy.pipeline import read_experiment
 
-    read = read_experiment(experiment)
-    keys = cells_of(read)
+    keys = cells_of(read_experiment(experiment))
     with comparison_table(keys) as (on_progress, on_cell):
         result: dict[str, Any] = run_comparison(
-            read, out, resume=resume, overwrite=overwrite, jobs=jobs, on_progress=on_progress, on_cell=on_cell
+            experiment, out, resume=resume, overwrite=overwrite, jobs=jobs, on_progress=on_progress, on_cell=on_cell
         )
     if json:
         print_json(result)

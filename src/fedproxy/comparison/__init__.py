@@ -25,7 +25,7 @@ from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
 from fedproxy.comparison.work import DOCUMENTS, digest
 from fedproxy.compression.realign import emulator_blocks
 from fedproxy.compression.select import between, removed_count
-from fedproxy.config import Compare, Experiment
+from fedproxy.config import Compare, Experiment, from_folder
 from fedproxy.errors import UsageError
 from fedproxy.federation.settings import check_settings
 from fedproxy.layer_map import block_numbers
@@ -79,6 +79,7 @@ def compare(
         FederationError: a round has no quorum.
         ResourceError: memory or disk do not suffice; what was complete stays.
     """
+    folder = None if isinstance(experiment, Experiment) else Path(experiment).resolve().parent
     path, experiment = Path(out), read_experiment(experiment)
     asked, keys = experiment.compare or Compare(), cells_of(experiment)
     experiment = dataclasses.replace(experiment, compare=None)
@@ -107,12 +108,20 @@ def compare(
             run_in_processes(path, left, count, on_progress, done)
         else:
             _run_here(experiment, path, left, rows, on_progress, done)
-    found = {key: read_json(cell_folder(path, key) / RECORD) for key in keys}
+    found = {
+        (name, seed, remove): {
+            **read_json(cell_folder(path, (name, seed, remove)) / RECORD),
+            "experiment_sha256": digest(
+                _record(configured(METHODS[name], experiment, seed=seed, remove=remove), folder)
+            ),
+        }
+        for name, seed, remove in keys
+    }
     result = {
         "name": experiment.name,
         "compare": dataclasses.asdict(asked),
-        "experiment": experiment.as_dict(),
-        "experiment_sha256": digest(experiment.as_dict()),
+        "experiment": _record(experiment, folder),
+        "experiment_sha256": digest(_record(experiment, folder)),
         "commit": _commit(),
         "environment": read_json(path / "environment.json"),
         "methods": {
@@ -125,6 +134,12 @@ def compare(
     }
     write_json(path / "compare.json", result)
     return result
+
+
+def _record(experiment: Experiment, folder: Path | None) -> dict[str, Any]:
+    """An experiment as plain values; paths count from the folder of its file, if it has one."""
+    values = experiment.as_dict()
+    return values if folder is None else from_folder(values, folder)
 
 
 def _jobs(path: Path, experiment: Experiment, asked: int | None) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedproxy.artifacts import new_directory, write_json
 from fedproxy.comparison.accounts import costs, costs_of_proxy, costs_of_trainings
-from fedproxy.comparison.work import DOCUMENTS, Scored, Work, digest, mean_scored, tuned_adapter
+from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored, tuned_adapter
 from fedproxy.config import Experiment, Federate
 from fedproxy.federation.store import RoundStore
 from fedproxy.methods import METHODS, Method, configured
@@ -109,7 +109,6 @@ class Bench:
             "method": method.name,
             "seed": seed,
             "remove": remove,
-            "experiment_sha256": digest(dataclasses.replace(experiment, compare=None).as_dict()),
             "accuracy": scored.as_dict(),
             "proxy_tuned": tuned and tuned.as_dict(),
             "worst": self._worst(scored),
