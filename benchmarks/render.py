@@ -1,12 +1,14 @@
 """Render docs/benchmarks.md, and the figures in README.md, from benchmarks/results/*.json: `make docs`."""
 
 import json
+import statistics
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+LAB = ROOT / "experiments" / "lab" / "results" / "heterogeneous.json"
 NAMES = {
     "llm": "LLM",
     "proxy": "proxy",
@@ -334,6 +336,53 @@ def merge_engine() -> str:
     return "\n".join(lines)
 
 
+def comparison() -> str:
+    """The laboratory comparison: every method's means over the seeds, and whether FedProxy is told apart from it."""
+    result = json.loads(LAB.read_text())
+    against = {row["method"]: row for row in result["differences"] if row["against"] == "fedproxy"}
+    columns = (
+        "accuracy, %",
+        "tuned proxy, %",
+        "gap closed",
+        "worst client, %",
+        "exposed, %",
+        "MB up",
+        "MB down",
+        "less FedProxy",
+    )
+    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for row in result["summary"]:
+        cells = [cell for cell in result["cells"] if cell["method"] == row["method"]]
+        tuned, gap = row["proxy_tuned"], row["gap_closed"]
+        sent = [statistics.fmean(cell["bytes_up"] for cell in cells) / 1e6]
+        sent.append(statistics.fmean(cell["bytes_down"] + cell["proxy_bytes"] for cell in cells) / 1e6)
+        values = [
+            ranged(row["accuracy"]),
+            ranged(tuned) if tuned else "",
+            f"{gap['mean']:.2f} ({gap['low']:.2f}–{gap['high']:.2f})" if gap else "",
+            ranged(row["worst"]),
+            f"{100 * cells[0]['exposed']:.0f}",
+            *(f"{megabytes:.1f}" for megabytes in sent),
+            difference(against[row["method"]]) if row["method"] in against else "",
+        ]
+        lines.append(f"| {row['method']} | " + " | ".join(values) + " |")
+    tasks = list(result["summary"][0]["tasks"])
+    lines += ["", "| accuracy by task, % | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
+    for row in result["summary"]:
+        means = " | ".join(f"{100 * row['tasks'][task]['mean']:.1f}" for task in tasks)
+        lines.append(f"| {row['method']} | {means} |")
+    return "\n".join(lines)
+
+
+def ranged(spread: dict[str, float]) -> str:
+    return f"{100 * spread['mean']:.1f} ({100 * spread['low']:.1f}–{100 * spread['high']:.1f})"
+
+
+def difference(row: dict[str, Any]) -> str:
+    words = {"better": "better", "worse": "worse", "undecided": "not told apart"}
+    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]: {words[row['verdict']]}"
+
+
 def spanned(found: dict[str, Any], unit: str = "") -> str:
     """Median and extremes, of three figures."""
     return f"{figure(found['median'])}{unit} ({figure(found['least'])}–{figure(found['most'])})"
@@ -357,6 +406,14 @@ Rendered by `make docs` from `benchmarks/results/*.json`, which `make bench` wri
 ## Demo experiment (`benchmarks/demo_quality.py`)
 
 {quality()}
+
+## Every method on the same work (`fedproxy compare experiments/lab/heterogeneous.toml`)
+
+Eight clients with a task each, half of the LLM's blocks removed; mean and range over three seeds. "Less FedProxy": the paired difference in points with
+the bootstrap's 95 % interval over the documents; a method is called better or worse only where it excludes 0. What the experiment is, and what it is
+not: [experiments/lab](../experiments/lab/README.md). The page with every figure: `experiments/lab/results/heterogeneous.html`.
+
+{comparison()}
 
 ## Memory of `fedproxy merge` (`benchmarks/merge_memory.py`)
 

@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from fedproxy.cli.comparison_table import differences, table
+from fedproxy.cli.comparison_table import differences, table, time_left
 from fedproxy.methods import METHODS
 from tests.comparison.conftest import experiment_file
 
@@ -57,6 +57,14 @@ def test_columns_that_do_not_fit_are_left_out_and_none_is_cut(width, count):
     assert "…" not in "".join(lines)
     assert {len(line.split("│")) - 2 for line in lines if "2/2" in line} == {count}
     assert [line.split()[1] for line in lines if "2/2" in line] == list(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done", "left", "says"),
+    [(90.0, 0, 4, ""), (90.0, 3, 4, "about 2 min left"), (121.0, 1, 1, "about 3 min left")],
+)
+def test_the_time_left_is_that_of_the_cells_so_far(seconds, done, left, says):
+    assert time_left(seconds, done, left).strip(" ·") == says
 
 
 @pytest.mark.parametrize(

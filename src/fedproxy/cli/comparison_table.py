@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,7 +84,8 @@ def comparison_table(
     Yields:
         What is to be told of progress (cell, stage, fraction, text), and of each cell's record.
     """
-    target, cells, looked, doing = console(), list[dict[str, Any]](), 0.0, dict[Key, str]()
+    target, cells, doing = console(), list[dict[str, Any]](), dict[Key, str]()
+    looked, began = 0.0, None
     with (
         Live(console=target, auto_refresh=False, transient=True)
         if target.is_terminal
@@ -91,11 +93,13 @@ def comparison_table(
     ):
 
         def show(key: Key, stage: str, fraction: float, text: str) -> None:
-            nonlocal looked
+            nonlocal looked, began
             doing[key] = f"{key[0]}, seed {key[1]} · {stage} {fraction:.0%} · {text}"
+            began = began or (time.monotonic(), len(cells))
             if live is not None and time.monotonic() - looked >= _LOOK_SECONDS:
                 looked = time.monotonic()
-                title = "\n".join([f"{len(cells)} of {len(keys)} cells", *doing.values()])
+                left = time_left(looked - began[0], len(cells) - began[1], len(keys) - len(cells))
+                title = "\n".join([f"{len(cells)} of {len(keys)} cells{left}", *doing.values()])
                 live.update(table(keys, cells, target.width, title), refresh=True)
 
         def done(cell: dict[str, Any]) -> None:
@@ -103,3 +107,8 @@ def comparison_table(
             doing.pop((cell["method"], cell["seed"], cell["remove"]), None)
 
         yield show, done
+
+
+def time_left(seconds: float, done: int, left: int) -> str:
+    """The time that is left, if the cells to come take as long as those done since the command began."""
+    return f" · about {math.ceil(seconds / done * left / 60)} min left" if done else ""
