@@ -203,6 +203,8 @@ def _round(part: Part, number: int) -> Round:
         key: dict(zip(names, analysis.numbers(key), strict=False)) for key in ("heterogeneity", "weights", "retention")
     }
     similarity = analysis.items("similarity")
+    if len(similarity) not in (0, len(names)):
+        raise ArtifactError(f"{analysis.place}.similarity has {len(similarity)} rows, expected {len(names)}.")
     for row in similarity:
         if not isinstance(row, list) or len(row) != len(names) or not all(is_number(value) for value in row):
             raise ArtifactError(f"{analysis.place}.similarity has the row {short(row)}, expected {len(names)} numbers.")
