@@ -27,7 +27,8 @@ def federation(clients: Sequence[str], rounds: int, seed: int) -> dict[str, Any]
             {
                 "round": number,
                 "clients": {
-                    name: {"rows": client["rows"], "loss": client["loss"] + 0.01 * (seed % 9)} for name, client in record["clients"].items()
+                    name: {"rows": client["rows"], "loss": client["loss"] + 0.01 * (seed % 9)}
+                    for name, client in record["clients"].items()
                 },
                 "quarantined": [],
                 "analysis": analysis,
@@ -37,7 +38,9 @@ def federation(clients: Sequence[str], rounds: int, seed: int) -> dict[str, Any]
     return {"proxy": {"layer_map": KEPT, "scores": SCORES}, "rounds": found}
 
 
-def cell(name: str, seed: int, remove: float, tasks: Sequence[str], clients: Sequence[str], rounds: int) -> dict[str, Any]:
+def cell(
+    name: str, seed: int, remove: float, tasks: Sequence[str], clients: Sequence[str], rounds: int
+) -> dict[str, Any]:
     """The record of one cell."""
     rng = random.Random(f"{name} {seed} {remove}")
     data = METHODS[name].data if name in METHODS else "clients"
@@ -46,7 +49,15 @@ def cell(name: str, seed: int, remove: float, tasks: Sequence[str], clients: Seq
     average = sum(scores.values()) / len(scores)
     worst = min(scores, key=lambda task: scores[task])
     whole = name in ("zero-shot", "centralized")
-    exposed = 0.0 if whole else 1.0 if name == "fedavg-llm" else 0.31 if "ot" in name else 0.56
+    exposed = (
+        0.0
+        if whole
+        else 1.0
+        if name == "fedavg-llm"
+        else 0.31
+        if name in ("fedot", "fedbiot", "offsite-tuning")
+        else 0.56
+    )
     trained = data != "none"
     travels = data in ("each", "clients")
     record = {
@@ -61,7 +72,11 @@ def cell(name: str, seed: int, remove: float, tasks: Sequence[str], clients: Seq
         "proxy_bytes": int(4e9 * exposed),
         "bytes_up": int(3e8 * rng.uniform(0.99, 1.01)) if travels else 0,
         "bytes_down": int(6e8 * rng.uniform(0.99, 1.01)) if data == "clients" else 0,
-        "flops": {"server": 2.1e15 if name != "zero-shot" else 0.0, "clients": 8.4e15 if travels else 0.0, "client_most": 2e15},
+        "flops": {
+            "server": 2.1e15 if name != "zero-shot" else 0.0,
+            "clients": 8.4e15 if travels else 0.0,
+            "client_most": 2e15,
+        },
         "peak_memory_bytes": {"server": 5_100_000_000, "clients": 3_300_000_000 if trained else None},
         "seconds": {"compress": 61.0, "federate": 840.0 if trained else 0.0, "fuse": 4.0, "evaluate": 210.5},
     }

@@ -13,7 +13,9 @@ EXAMPLE = "fedproxy report runs/first runs/second"
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Run directories; or one comparison, the directory of `fedproxy compare` or its compare.json."),
+        typer.Argument(
+            help="Run directories; or one comparison, the directory of `fedproxy compare` or its compare.json."
+        ),
     ],
     out: Annotated[
         Path | None,

@@ -4,7 +4,6 @@ from typing import Any
 
 from fedproxy.errors import ArtifactError
 
-
 _LARGEST = 1e100
 """No quantity comes near it; of larger ones, sums and the limits of a figure's axes would overflow."""
 

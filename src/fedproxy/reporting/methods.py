@@ -25,7 +25,7 @@ _UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of methods: what it is sorted by in each row, None where there is none, and what it says."""
+    """A column of the table of methods: in each row what it is sorted by (None: nothing), and what it says."""
 
     title: str
     cells: list[tuple[float | None, str]]
@@ -250,7 +250,7 @@ def _costs(found: Comparison, sent: Sequence[tuple[Row, dict[str, float]]]) -> d
 
 def _forests(found: Comparison) -> list[str]:
     """A forest plot for each method that others are compared with, at each ratio."""
-    drawn = []
+    drawn: list[str] = []
     with drawing():
         for against, remove in dict.fromkeys((each.against, each.remove) for each in found.differences):
             chosen = [each for each in found.differences if (each.against, each.remove) == (against, remove)]

@@ -22,8 +22,7 @@ _ROW = 0.2
 def trade_off(rows: Sequence[Row], costs: Sequence[float], *, name: str, title: str, axis: str) -> str:
     """Mean accuracy against a cost, with the seeds' range; a line joins the rows that no other one betters in both.
 
-    The names stand in a column, by falling accuracy, each with a line to its mark. Marks of the same cost are drawn
-    beside each other where they would overlap.
+    The names stand in a column, by falling accuracy, each with a line to its mark.
 
     Args:
         rows: At least one.
@@ -35,31 +34,29 @@ def trade_off(rows: Sequence[Row], costs: Sequence[float], *, name: str, title: 
     best = front([(cost, row.accuracy.mean) for row, cost in zip(rows, costs, strict=True)])
     order = sorted(range(len(rows)), key=lambda index: -rows[index].accuracy.mean)
     on_front = {index for index in order if (costs[index], rows[index].accuracy.mean) in best}
-    named = [
-        index for index in order if len(rows) <= _LABELLED or index in on_front or rows[index].method in _NAMED
-    ]
+    named = [index for index in order if len(rows) <= _LABELLED or index in on_front or rows[index].method in _NAMED]
     spans = [(100 * row.accuracy.low, 100 * row.accuracy.high) for row in rows]
     bottom, top = min(low for low, _ in spans), max(high for _, high in spans)
-    pad = 0.04 * (top - bottom) or 1.0
+    pad = max(0.04 * (top - bottom), 0.001 * max(abs(top), abs(bottom)), 1.0)
     bottom, top = bottom - pad, top + pad
     height = max(2.9, 1.3 + _LABEL * len(named))
     drawn, axes = figure(4.6, height, title)
     axes.set_ylim(bottom, top)
-    places = _beside(costs, [(low - pad / 4, high + pad / 4) for low, high in spans])
+    own = [index for index, row in enumerate(rows) if row.method == FEDPROXY]
+    places = beside(costs, [(low - pad / 4, high + pad / 4) for low, high in spans], own)
     axes.plot([cost for cost, _ in best], [100 * score for _, score in best], color=INK, linewidth=0.8, zorder=1)
     for index, (row, x) in enumerate(zip(rows, places, strict=True)):
-        own = row.method == FEDPROXY
-        colour = COLOURS[0] if own else INK
-        axes.plot([x, x], spans[index], color=colour, linewidth=1.6 if own else 0.9, zorder=2)
+        colour = COLOURS[0] if index in own else INK
+        axes.plot([x, x], spans[index], color=colour, linewidth=1.6 if index in own else 0.9, zorder=2)
         axes.plot(
             [x],
             [100 * row.accuracy.mean],
             linestyle="none",
-            marker="s" if own else "o",
-            markersize=6 if own else 4.5,
+            marker="s" if index in own else "o",
+            markersize=5.5 if index in own else 4.5,
             color=colour,
-            markerfacecolor=colour if index in on_front or own else "none",
-            zorder=4 if own else 3,
+            markerfacecolor=colour if index in on_front or index in own else "none",
+            zorder=4 if index in own else 3,
         )
     wanted = [(100 * rows[index].accuracy.mean - bottom) / (top - bottom) for index in named]
     for index, y in zip(named, spread_out(wanted, _LABEL / (height - _AROUND)), strict=True):
@@ -69,7 +66,7 @@ def trade_off(rows: Sequence[Row], costs: Sequence[float], *, name: str, title: 
             xytext=(1.06, y),
             textcoords="axes fraction",
             va="center",
-            color=COLOURS[0] if rows[index].method == FEDPROXY else INK,
+            color=COLOURS[0] if index in own else INK,
             fontsize=8.5,
             fontweight="bold" if index in on_front else "normal",
             arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.45, "relpos": (0, 0.5)},
@@ -84,24 +81,25 @@ def trade_off(rows: Sequence[Row], costs: Sequence[float], *, name: str, title: 
     return inline(drawn, name, f"Points, a method each; cost in {axis}: {text}.")
 
 
-def _beside(costs: Sequence[float], spans: Sequence[tuple[float, float]]) -> list[float]:
-    """Where marks are drawn so that those of the same cost do not hide each other: at their cost, or a step beside it.
+def beside(costs: Sequence[float], spans: Sequence[tuple[float, float]], first: Sequence[int] = ()) -> list[float]:
+    """Where marks are drawn so that none hides another: at their cost, or as few steps beside it as can be.
 
     Args:
         costs: Of each mark.
         spans: Lower and upper end of each.
+        first: Those that keep their place.
     """
-    width = max(costs) - min(costs) or 1.0
-    steps = sorted(range(-len(costs), len(costs) + 1), key=abs)
-    places: list[float] = []
-    drawn: list[tuple[float, float, float]] = []
-    for cost, (low, high) in zip(costs, spans, strict=True):
-        for step in steps:
-            x = cost + 0.03 * width * step
-            if all(abs(x - other) > 0.025 * width or high < below or low > above for other, below, above in drawn):
+    step = 0.022 * (max(costs) - min(costs) or 1.0)
+    places = list(costs)
+    drawn: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda index: index not in first):
+        low, high = spans[index]
+        for away in sorted(range(-len(costs), len(costs) + 1), key=abs):
+            places[index] = costs[index] + step * away
+            near = [other for other in drawn if abs(places[index] - places[other]) < 0.9 * step]
+            if all(high < spans[other][0] or low > spans[other][1] for other in near):
                 break
-        places.append(x)
-        drawn.append((x, low, high))
+        drawn.append(index)
     return places
 
 
@@ -116,8 +114,8 @@ def spread_out(wanted: Sequence[float], gap: float) -> list[float]:
         gap: Between neighbours, and half of it to the ends.
 
     Example:
-        >>> spread_out([0.5, 0.5], 0.2)
-        [0.6, 0.4]
+        >>> spread_out([0.5, 0.5], 0.25)
+        [0.625, 0.375]
     """
     count = len(wanted)
     gap = min(gap, 1 / max(1, count))
@@ -173,7 +171,13 @@ def forest(differences: Sequence[Difference], labels: Sequence[str], *, name: st
 
 
 def costs(
-    labels: Sequence[str], parts: Mapping[str, Sequence[float]], totals: Sequence[str], *, name: str, title: str, axis: str
+    labels: Sequence[str],
+    parts: Mapping[str, Sequence[float]],
+    totals: Sequence[str],
+    *,
+    name: str,
+    title: str,
+    axis: str,
 ) -> str:
     """Stacked bars, a row a method.
 
@@ -235,7 +239,9 @@ def losses(rows: Sequence[Row]) -> str:
     Args:
         rows: Those of `has_losses`, at least one.
     """
-    drawn, axes = figure(4.6, 2.9 + 0.17 * math.ceil(len(rows) / 2), "Training loss by round, mean of clients and seeds")
+    drawn, axes = figure(
+        4.6, 2.9 + 0.17 * math.ceil(len(rows) / 2), "Training loss by round, mean of clients and seeds"
+    )
     lines = [_losses(row) for row in rows]
     for index, (row, means) in enumerate(zip(rows, lines, strict=True)):
         own = row.method == FEDPROXY
@@ -249,7 +255,6 @@ def losses(rows: Sequence[Row]) -> str:
             zorder=3 if own else 2,
         )
     whole_rounds(axes, sorted({number for means in lines for number in means}))
-    axes.set_ylim(0, 1.08 * max(loss for means in lines for loss in means.values()) or 1)
     axes.set_ylabel("loss (nats a token)")
     axes.grid(axis="y")
     drawn.legend(axes.get_lines(), [legend_text(row.label) for row in rows], loc="outside lower center", ncols=2)

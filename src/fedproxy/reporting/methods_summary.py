@@ -9,7 +9,7 @@ OTHERS = (CENTRALIZED, "fedavg", ZERO_SHOT)
 
 
 def sentences(found: Comparison) -> list[str]:
-    """What was run, which method is ahead, how FedProxy stands to others, and what stands against reading more into it."""
+    """What was run, which method is ahead, how FedProxy stands to others, and what the numbers do not say."""
     return [_setup(found), *(text for remove in found.ratios for text in _at(found, remove)), *_limits(found)]
 
 
@@ -32,9 +32,7 @@ def _at(found: Comparison, remove: float) -> list[str]:
     if len(rows) > 1:
         said.append(_capital(f"{where}{_best(found, rows)}"))
     stands = [
-        _stands(difference)
-        for other in OTHERS
-        if (difference := found.difference(FEDPROXY, other, remove)) is not None
+        _stands(difference) for other in OTHERS if (difference := found.difference(FEDPROXY, other, remove)) is not None
     ]
     if stands:
         said.append(_capital(f"{where}{FEDPROXY} is {'; '.join(stands)}."))
@@ -75,12 +73,7 @@ def _accuracy(row: Row) -> str:
 
 
 def verdict(found: Difference) -> str:
-    """A verdict as the words before the other method's name.
-
-    Example:
-        >>> verdict(difference)
-        'not told apart from'
-    """
+    """A verdict as the words before the other method's name, such as "not told apart from"."""
     return {"better": "better than", "worse": "worse than"}.get(found.verdict, "not told apart from")
 
 
@@ -93,12 +86,7 @@ def _stands(found: Difference) -> str:
 
 
 def interval(found: Difference) -> str:
-    """A difference with its interval.
-
-    Example:
-        >>> interval(difference)
-        '+1.2 points (−0.3 to +2.7)'
-    """
+    """A difference with its interval, such as "+1.2 points (−0.3 to +2.7)"."""
     low, high = (points(end).removesuffix(" points") for end in (found.low, found.high))
     return f"{points(found.mean)} ({low} to {high})"
 
@@ -108,9 +96,9 @@ def _limits(found: Comparison) -> list[str]:
     if found.differences:
         level = found.differences[0].level
         said.append(
-            f"Differences are of the mean over the tasks, document by document, with {percent_short(level)} % bootstrap "
-            "intervals over the documents: they say how far other documents would move the difference between these "
-            "trainings, not how far another seed would."
+            f"Differences are of the mean over the tasks, document by document, with {percent_short(level)} % "
+            "bootstrap intervals over the documents: they say how far other documents would move the difference "
+            "between these trainings, not how far another seed would."
         )
     if len(found.seeds) == 1:
         said.append("There is one seed: how far another one would move a number is not known from this page.")
