@@ -10,7 +10,7 @@ from .methods_sample import methods_sample
 
 FEW = ("zero-shot", "centralized", "offsite-tuning", "fedavg", "fedproxy")
 SMALL = methods_sample(FEW, seeds=(0, 1), tasks=["sst2", "rte"], rounds=2)
-HOSTILE = [None, True, -1, 1e101, float("nan"), 10**400, "x", "", [], [None], ["x"], {}, {"x": "x"}, [[1.0]]]
+HOSTILE = [None, True, -1, 1e31, float("nan"), 10**400, "x", "", [], [None], ["x"], {}, {"x": "x"}, [[1.0]]]
 
 
 def changed(raw, path, value):
@@ -81,6 +81,8 @@ def test_rounds_are_those_of_a_run():
         (("cells", 0, "flops"), {"clients": "many"}, "cells[0].flops.clients is 'many', expected a finite number"),
         (("cells", 4, "rounds", 0, "conflict"), {"-1": 0.5}, "rounds[0].conflict has the key '-1'"),
         (("cells", 4, "rounds", 0, "analysis", "similarity"), [[1.0, 0.0]], "similarity has 1 rows, expected 2"),
+        (("cells", 4, "rounds", 0, "conflict"), {"3": 1.5}, "rounds[0].conflict is {'3': 1.5}, expected values"),
+        (("cells", 4, "rounds", 0, "analysis", "similarity"), [[9.0, 0.0]] * 2, "expected cosines from -1 to 1"),
         (("differences", 0, "verdict"), "better", "differences[0].verdict is 'better', but of an interval"),
         (("experiment", "client"), ["bank"], "experiment.client is ['bank'], expected tables"),
         (("methods", "fedavg"), [], "methods.fedavg is [], expected an object"),

@@ -4,8 +4,8 @@ from typing import Any
 
 from fedproxy.errors import ArtifactError
 
-_LARGEST = 1e100
-"""No quantity comes near it; of larger ones, sums and the limits of a figure's axes would overflow."""
+_LARGEST = 1e30
+"""No quantity comes near it; larger ones have no room in a figure, and sums of the largest would overflow."""
 
 
 def is_number(value: Any) -> bool:

@@ -201,7 +201,7 @@ def costs(
             label=legend_text(part),
         )
         ends = [end + value for end, value in zip(ends, values, strict=True)]
-    axes.bar_label(bars, list(totals), padding=3, fontsize=7.5)
+    axes.bar_label(bars, [label(total, 14) for total in totals], padding=3, fontsize=7.5)
     _rows(axes, labels)
     axes.set_xlabel(axis)
     axes.margins(x=0.2)

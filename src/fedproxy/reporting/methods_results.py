@@ -288,6 +288,8 @@ def _conflicts(part: Part) -> list[Conflict]:
         if wrong:
             raise ArtifactError(f"{blocks.place} has the key {short(wrong[0])}, expected the number of a block.")
         means = {int(key): value for key, value in _numbers(blocks).items()}
+        if not all(0 <= value <= 1 for value in means.values()):
+            raise ArtifactError(f"{blocks.place} is {short(blocks.value)}, expected values from 0 to 1.")
         if means:
             found.append(Conflict(round_.integer("round") or index + 1, {}, means))
     return found

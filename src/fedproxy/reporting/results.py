@@ -208,6 +208,8 @@ def _round(part: Part, number: int) -> Round:
     for row in similarity:
         if not isinstance(row, list) or len(row) != len(names) or not all(is_number(value) for value in row):
             raise ArtifactError(f"{analysis.place}.similarity has the row {short(row)}, expected {len(names)} numbers.")
+        if any(abs(value) > 1.001 for value in row):
+            raise ArtifactError(f"{analysis.place}.similarity has the row {short(row)}, expected cosines from -1 to 1.")
     quarantined = {}
     for index, entry in enumerate(part.items("quarantined")):
         reject = Part(entry, f"{part.place}.quarantined[{index}]")
