@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.comparison import compare
 from fedproxy.layer_map import split_name
+from fedproxy.reporting import report_comparison
 from fedproxy.reporting.methods_results import load
 
 METHODS = ("zero-shot", "centralized", "fedavg", "proxy-tuning", "fedproxy")
@@ -80,3 +81,11 @@ def test_the_page_has_the_means_of_the_summary(out: Path) -> None:
             task: pytest.approx(spread) for task, spread in said["tasks"].items()
         }
     assert found.clients == 2
+
+
+def test_the_page_shows_the_rounds(out: Path, tmp_path: Path) -> None:
+    page = report_comparison(out, tmp_path / "page.html").read_text()
+    assert "fedavg, proxy-tuning · seed 0 · 2 rounds" in page
+    assert "fedproxy · seed 0 · 2 rounds" in page
+    for title in ("Similarity of the updates, round 2", "Mean conflict by block and round", "Score of each block"):
+        assert title in page
