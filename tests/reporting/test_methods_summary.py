@@ -41,6 +41,14 @@ def test_the_highest_means_are_named():
     assert "of the 2 methods that federate a proxy, that of fed" in said()
 
 
+def test_equals_are_named_together():
+    def change(raw):
+        for cell in raw["cells"]:
+            cell["accuracy"]["average"] = 0.2 if cell["method"] == "zero-shot" else 0.5
+
+    assert "The highest mean accuracy is that of centralized, fedavg and fedproxy, 50.0 %." in said(change=change)
+
+
 @pytest.mark.parametrize(
     ("ends", "by_seed", "says"),
     [

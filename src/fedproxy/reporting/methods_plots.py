@@ -43,7 +43,7 @@ def trade_off(rows: Sequence[Row], costs: Sequence[float], *, name: str, title: 
     drawn, axes = figure(4.6, height, title)
     axes.set_ylim(bottom, top)
     own = [index for index, row in enumerate(rows) if row.method == FEDPROXY]
-    places = beside(costs, [(low - pad / 4, high + pad / 4) for low, high in spans], own)
+    places = beside(costs, [(low - pad / 4, high + pad / 4) for low, high in spans], [*own, *sorted(on_front)])
     axes.plot([cost for cost, _ in best], [100 * score for _, score in best], color=INK, linewidth=0.8, zorder=1)
     for index, (row, x) in enumerate(zip(rows, places, strict=True)):
         colour = COLOURS[0] if index in own else INK
@@ -87,12 +87,12 @@ def beside(costs: Sequence[float], spans: Sequence[tuple[float, float]], first: 
     Args:
         costs: Of each mark.
         spans: Lower and upper end of each.
-        first: Those that keep their place.
+        first: Those that are placed first, and so stay nearest to their cost.
     """
     step = 0.022 * (max(costs) - min(costs) or 1.0)
     places = list(costs)
     drawn: list[int] = []
-    for index in sorted(range(len(costs)), key=lambda index: index not in first):
+    for index in dict.fromkeys([*first, *range(len(costs))]):
         low, high = spans[index]
         for away in sorted(range(-len(costs), len(costs) + 1), key=abs):
             places[index] = costs[index] + step * away

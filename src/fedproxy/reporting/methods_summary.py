@@ -50,15 +50,25 @@ def _at(found: Comparison, remove: float) -> list[str]:
 
 
 def _best(found: Comparison, rows: list[Row]) -> str:
-    best = max(rows, key=lambda row: row.accuracy.mean)
-    text = f"the highest mean accuracy is that of {best.method}, {_accuracy(best)}"
-    federated = [row for row in rows if _federates_a_proxy(found, row)]
-    if len(federated) > 1:
-        first = max(federated, key=lambda row: row.accuracy.mean)
-        group = f"the {len(federated)} methods that federate a proxy"
-        text += f", which is one of {group}" if first is best else f"; of {group}, that of {first.method}, "
-        text += "" if first is best else _accuracy(first)
-    return text + "."
+    best, federated = _leaders(rows), [row for row in rows if _federates_a_proxy(found, row)]
+    text = f"the highest mean accuracy is that of {_named(best)}"
+    if len(federated) < 2:
+        return text + "."
+    first, group = _leaders(federated), f"the {len(federated)} methods that federate a proxy"
+    if first[0] not in best:
+        return f"{text}; of {group}, that of {_named(first)}."
+    return f"{text}, which is one of {group}." if len(best) == 1 else text + "."
+
+
+def _leaders(rows: list[Row]) -> list[Row]:
+    """The rows of the highest mean accuracy."""
+    highest = max(row.accuracy.mean for row in rows)
+    return [row for row in rows if row.accuracy.mean > highest - 1e-9]
+
+
+def _named(rows: list[Row]) -> str:
+    span = _accuracy(rows[0]) if len(rows) == 1 else f"{percent(rows[0].accuracy.mean)} %"
+    return f"{listed([row.method for row in rows])}, {span}"
 
 
 def _federates_a_proxy(found: Comparison, row: Row) -> bool:
