@@ -30,7 +30,15 @@ from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
 from fedproxy.models.training import optimizer_steps, train
-from fedproxy.reporting import compare_runs, gap_closed, report, results_table, totals_table
+from fedproxy.reporting import (
+    compare_runs,
+    gap_closed,
+    is_comparison,
+    report,
+    report_comparison,
+    results_table,
+    totals_table,
+)
 from fedproxy.run_directory import RunDirectory, environment
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import read_header
@@ -60,9 +68,11 @@ __all__ = [
     "federate",
     "fuse",
     "gap_closed",
+    "is_comparison",
     "merge",
     "merge_files",
     "report",
+    "report_comparison",
     "results_table",
     "run",
     "totals_table",

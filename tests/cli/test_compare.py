@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 
 import pytest
 from rich.console import Console
@@ -88,6 +89,30 @@ def test_compare_prints_one_json_object_and_no_table_without_a_terminal(cli, tmp
     assert "zero-shot-proxy" in err
     code, _, err = cli("compare", file, "--out", tmp_path / "out")
     assert (code, "--resume" in err) == (2, True)
+
+
+def test_compare_writes_a_page_that_report_writes_again(cli, tmp_path, experiment_file, monkeypatch):
+    file = experiment_file('seeds = [0]\nmethods = ["zero-shot", "zero-shot-proxy"]\n')
+    out, run = tmp_path / "out", tmp_path / "run"
+    code, _, err = cli("compare", file, "--out", out)
+    assert (code, f"Report:     {out / 'report.html'}" in err) == (0, True)
+    page = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    code, printed, _ = cli("report", out, "--json")
+    assert (code, json.loads(printed)) == (0, {"reports": [str(out / "report.html")]})
+    assert (out / "report.html").read_bytes() == page
+    assert cli("report", out / "compare.json", "--out", tmp_path / "page.html")[0] == 0
+    assert (tmp_path / "page.html").read_bytes() == page
+    run.mkdir()
+    (run / "results.json").write_text("{}")
+    code, _, err = cli("report", run, out)
+    assert (code, f"{out} is a comparison of methods" in " ".join(err.split())) == (2, True)
+    assert not (run / "report.html").exists()
+    (out / "report.html").unlink()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    code, _, err = cli("compare", file, "--out", out, "--resume")
+    assert (code, "No report.html: " in err, (out / "report.html").exists()) == (0, True, False)
+    assert cli("report", out)[0] == 2
 
 
 def test_methods_are_listed(cli):

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from fedproxy.reporting import compare_runs, report
+from fedproxy.reporting import compare_runs, report, report_comparison
+from fedproxy.reporting.methods_results import parse
 
+from .methods_sample import methods_sample
 from .sample import sample, write_conflict
+from .test_methods import BROWSER_NAMES
 from .test_page import HOSTILE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -28,7 +31,7 @@ pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"), pyt
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> list[Path]:
-    """A run's page, one with long and hostile names, and the two compared."""
+    """A run's page, one with long and hostile names, and the two compared; methods compared, and with such names."""
     folder = tmp_path_factory.mktemp("runs")
     runs = []
     for name, raw in (("plain", sample(rounds=3)), ("hostile", sample(HOSTILE, rounds=2, tasks=HOSTILE[:4]))):
@@ -37,7 +40,12 @@ def pages(tmp_path_factory) -> list[Path]:
         (runs[-1] / "results.json").write_text(json.dumps(raw))
         write_conflict(runs[-1], rounds=2)
         report(runs[-1])
-    return [*(run / "report.html" for run in runs), compare_runs(runs, folder / "comparison.html")]
+    compared = []
+    names = {"seeds": [0], "tasks": BROWSER_NAMES, "clients": BROWSER_NAMES, "rounds": 2}
+    for name, raw in (("methods", methods_sample()), ("names", methods_sample(BROWSER_NAMES, **names))):
+        (folder / f"{name}.json").write_text(json.dumps(raw))
+        compared.append(report_comparison(folder / f"{name}.json", folder / f"{name}.html"))
+    return [*(run / "report.html" for run in runs), compare_runs(runs, folder / "comparison.html"), *compared]
 
 
 def browse(page: Path, profile: Path, *flags: str) -> tuple[str, list[str]]:
@@ -63,7 +71,7 @@ def ask(page: Path, folder: Path, width: int, question: str, *flags: str, script
     return json.loads(escapes.unescape(re.search("<output>(.*?)</output>", found, re.DOTALL)[1]))
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(5))
 def test_no_word_on_the_console(pages, tmp_path, number):
     found, console = browse(pages[number], tmp_path / "profile")
     assert console == []
@@ -71,12 +79,12 @@ def test_no_word_on_the_console(pages, tmp_path, number):
 
 
 @pytest.mark.parametrize("width", [320, 400, 1400])
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(5))
 def test_nothing_is_wider_than_the_window(pages, tmp_path, number, width):
     assert ask(pages[number], tmp_path, width, "doc.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("number", [0, 2, 3])
 def test_no_text_of_a_figure_lies_outside_it(pages, tmp_path, number):
     question = """[...doc.querySelectorAll("svg text")].filter((text) => {
         const own = text.getBoundingClientRect(), all = text.closest("svg").getBoundingClientRect();
@@ -102,6 +110,31 @@ def test_a_table_is_sorted_by_its_headers_and_back(pages, tmp_path):
     ]
 
 
+def test_methods_are_sorted_by_their_accuracy(pages, tmp_path):
+    question = """(() => {
+        const table = doc.querySelector("table.sortable");
+        table.tHead.rows[0].cells[1].querySelector("button").click();
+        return [...table.tBodies[0].rows].map((row) => [row.cells[0].textContent, row.cells[1].textContent]);
+    })()"""
+    found = ask(pages[3], tmp_path, 1400, question)
+    means = {row.method: row.accuracy.mean for row in parse(methods_sample()).rows}
+    assert [name for name, _ in found] == sorted(means, key=lambda name: -means[name])
+    assert all(text.startswith(f"{100 * means[name]:.1f} (") for name, text in found)
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_names_of_a_trade_off_do_not_touch(pages, tmp_path, width):
+    question = """["exposed", "bytes"].map((name) => {
+        const texts = [...doc.querySelectorAll(`svg[aria-labelledby="${name}-title"] text`)];
+        const boxes = texts.map((text) => [text.textContent, text.getBoundingClientRect()]);
+        return boxes.flatMap(([text, a], i) => boxes.slice(i + 1).filter(([, b]) =>
+            Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+            && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.25 * Math.min(a.height, b.height)
+        ).map(([other]) => [text, other]));
+    })"""
+    assert ask(pages[3], tmp_path, width, question) == [[], []]
+
+
 @pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
 def test_both_themes_are_drawn(pages, tmp_path, scheme):
     question = "getComputedStyle(doc.body).backgroundColor"
@@ -111,7 +144,7 @@ def test_both_themes_are_drawn(pages, tmp_path, scheme):
 
 @pytest.mark.skipif(AXE is None, reason="needs axe-core: AXE_CORE=PATH/axe.min.js")
 @pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(5))
 def test_axe_finds_nothing(pages, tmp_path, number, scheme):
     question = (
         "f.contentWindow.axe.run(doc).then((done) => done.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))"

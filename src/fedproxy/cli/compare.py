@@ -25,18 +25,26 @@ def compare(
     from fedproxy.cli.comparison_table import comparison_table, differences, table
     from fedproxy.comparison import cells_of
     from fedproxy.comparison import compare as run_comparison
-    from fedproxy.pipeline import read_experiment
+    from fedproxy.errors import MissingExtraError
+    from fedproxy.pipeline import read_experiment, report_comparison
 
     keys = cells_of(read_experiment(experiment))
     with comparison_table(keys) as (on_progress, on_cell):
         result: dict[str, Any] = run_comparison(
             experiment, out, resume=resume, overwrite=overwrite, jobs=jobs, on_progress=on_progress, on_cell=on_cell
         )
+    try:
+        page: Path | None = report_comparison(out)
+    except MissingExtraError as error:
+        page = None
+        console().print(f"No report.html: {error}", markup=False)
     if json:
         print_json(result)
         return
-    page = sheet(stderr=True)
-    page.print(table(keys, result["cells"], page.width))
+    terminal = sheet(stderr=True)
+    terminal.print(table(keys, result["cells"], terminal.width))
     for line in differences(result["differences"]):
         console().print(line, soft_wrap=True)
     console().print(f"Everything: {out / 'compare.json'}", soft_wrap=True)
+    if page is not None:
+        console().print(f"Report:     {page}", soft_wrap=True)

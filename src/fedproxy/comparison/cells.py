@@ -10,6 +10,7 @@ from typing import Any
 
 from fedproxy.artifacts import new_directory, write_json
 from fedproxy.comparison.accounts import costs, costs_of_proxy, costs_of_trainings
+from fedproxy.comparison.history import history
 from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored, tuned_adapter
 from fedproxy.config import Experiment, Federate
 from fedproxy.federation.store import RoundStore
@@ -143,6 +144,8 @@ class Bench:
             flops = {"server": spent["flops"]["clients"], "clients": 0.0, "client_most": 0.0}
             peak = {"server": spent["peak_memory_bytes"]["clients"], "clients": None}
             spent |= costs(seconds=spent["seconds"], flops=flops, peak=peak)
+        if method.data == "clients":
+            spent |= history(run)
         return scored, tuned, spent
 
     def _alone(self, method: Method, experiment: Experiment) -> tuple[Scored, Scored | None, dict[str, Any]]:

@@ -1,8 +1,17 @@
 """What a run found, for people: a page, terminal tables, and the figures that both are made of."""
 
 from fedproxy.reporting.comparison import compare_runs
+from fedproxy.reporting.methods import is_comparison, report_comparison
 from fedproxy.reporting.page import report
 from fedproxy.reporting.results import gap_closed
 from fedproxy.reporting.tables import results_table, totals_table
 
-__all__ = ["compare_runs", "gap_closed", "report", "results_table", "totals_table"]
+__all__ = [
+    "compare_runs",
+    "gap_closed",
+    "is_comparison",
+    "report",
+    "report_comparison",
+    "results_table",
+    "totals_table",
+]

@@ -1,14 +1,16 @@
 """JSON values with their place in the file, so that a wrong one can be named."""
 
-import math
 from typing import Any
 
 from fedproxy.errors import ArtifactError
 
+_LARGEST = 1e30
+"""No quantity comes near it; larger ones have no room in a figure, and sums of the largest would overflow."""
+
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number of JSON."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is a finite number of JSON, of a size that can be added up and drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def short(value: Any) -> str:

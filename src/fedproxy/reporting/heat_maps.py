@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedproxy.reporting.conflict import Conflict
 from fedproxy.reporting.results import Round
@@ -15,17 +15,20 @@ NUMBERED = 12
 """Rows or columns up to which the cells bear their numbers."""
 STRONGEST = 0.5
 """Opacity of the strongest shade: text on it must stay legible on light and on dark ground."""
+_CLIENTS, _SMALL, _SMALL_CELLS = 60, 24, 4000
+"""Clients up to which there is a heat map; small ones at most, and cells in all of them."""
 
 Shade = Callable[[float], tuple[str, float]]
 
 
-def similarity(round_: Round, limit: float, *, small: bool = False) -> str:
+def similarity(round_: Round, limit: float, *, small: bool = False, prefix: str = "") -> str:
     """Cosine between the clients' updates: a square of cells, with numbers unless `small`.
 
     Args:
         round_: The round.
         limit: Cosine of the strongest colour.
         small: Leave out names, numbers and colour key.
+        prefix: Of the figure's name, where a page has several of the same round.
     """
     count = len(round_.names)
     side = 1.5 if small else 2.8 + min(1.6, 0.15 * count)
@@ -44,7 +47,7 @@ def similarity(round_: Round, limit: float, *, small: bool = False) -> str:
     axes.set_aspect("equal")
     pairs = [round_.similarity[i][j] for i in range(count) for j in range(i)]
     text = f"from {min(pairs):.2f} to {max(pairs):.2f}, mean {sum(pairs) / len(pairs):.2f}"
-    name = f"similarity{round_.number}"
+    name = f"{prefix}similarity{round_.number}"
     if small:
         axes.set(xticks=[], yticks=[])
         axes.set_title(axes.get_title("left"), fontweight="normal", fontsize=9)
@@ -70,12 +73,32 @@ def similarity_limit(rounds: Sequence[Round]) -> float:
     return max(0.1, math.ceil(10 * max(found, default=0.0) - 1e-9) / 10)
 
 
-def conflict_by_block(rounds: Sequence[Conflict]) -> str:
-    """Mean conflict of each block after each round."""
+def similarities(rounds: Sequence[Round], *, prefix: str = "") -> dict[str, Any]:
+    """The last round's similarity, and small ones of rounds before it: as many as are legible, evenly spread.
+
+    Args:
+        rounds: Those in which updates were compared.
+        prefix: Of the figures' names.
+
+    Returns:
+        "similarity" and "small_similarities"; nothing if there are too many clients.
+    """
+    if len(rounds[-1].names) > _CLIENTS:
+        return {}
+    limit = similarity_limit(rounds)
+    before = rounds[:-1]
+    most = min(_SMALL, max(1, _SMALL_CELLS // len(rounds[-1].names) ** 2))
+    chosen = before if len(before) <= most else [before[index * len(before) // most] for index in range(most)]
+    small = [similarity(each, limit, small=True, prefix=prefix) for each in chosen]
+    return {"similarity": similarity(rounds[-1], limit, prefix=prefix), "small_similarities": small}
+
+
+def conflict_by_block(rounds: Sequence[Conflict], *, prefix: str = "") -> str:
+    """Mean conflict of each block after each round; `prefix` begins the figure's name."""
     blocks = sorted({block for each in rounds for block in each.blocks})
     cells = [[each.blocks.get(block) for each in rounds] for block in blocks]
     title = "Mean conflict by block and round"
-    return _conflict(title, "conflict-blocks", cells, blocks, [str(each.round) for each in rounds], "round")
+    return _conflict(title, f"{prefix}conflict-blocks", cells, blocks, [str(each.round) for each in rounds], "round")
 
 
 def conflict_by_layer(last: Conflict) -> str:

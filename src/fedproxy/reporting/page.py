@@ -13,7 +13,6 @@ from fedproxy.reporting.results import MODELS, Results, Round, load, load_events
 from fedproxy.reporting.summary import sentences
 from fedproxy.reporting.svg import drawing
 
-_HEAT_MAP_CLIENTS, _SMALL_HEAT_MAPS, _SMALL_CELLS = 60, 24, 4000
 _EVENTS = 500
 
 
@@ -54,7 +53,7 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
         MissingExtraError: the extra `report` is not installed.
     """
     figures = _figures(results, conflicts)
-    compared = _compared(results)
+    compared = compared_rounds(results)
     agreement = any(len(round_.names) > 1 for round_ in results.rounds)
     contents = ["Summary", "Results", "Rounds", "Agreement", "Compression", "Cost", "Settings", "Reproduce"]
     left_out = [name for name, there in (("Agreement", agreement), ("Compression", "blocks" in figures)) if not there]
@@ -73,14 +72,14 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
         precision=_precision(results),
         events=[", ".join(f"{key}: {value}" for key, value in event.items()) for event in events[-_EVENTS:]],
         run=shlex.quote(run),
-        pins=_pins(results.environment),
+        pins=pins(results.environment),
     )
 
 
 def _figures(results: Results, conflicts: Sequence[Conflict]) -> dict[str, Any]:
     """Name → inline SVG of every figure that the run has numbers for; `small_similarities` is a list of them."""
     found: dict[str, Any] = {}
-    compared = _compared(results)
+    compared = compared_rounds(results)
     with drawing():
         if results.tasks:
             found["scores"] = plots.scores(results)
@@ -88,7 +87,7 @@ def _figures(results: Results, conflicts: Sequence[Conflict]) -> dict[str, Any]:
             if plots.has(results, field) and not (field == "bytes_up" and plots.same_in_all(results, field)):
                 found[field] = plots.by_round(results, field)
         if compared:
-            found |= _similarities(compared)
+            found |= heat_maps.similarities(compared)
             if sum(compared[-1].conflict):
                 found["conflict"] = plots.conflict(compared[-1])
             if conflicts:
@@ -103,24 +102,12 @@ def _figures(results: Results, conflicts: Sequence[Conflict]) -> dict[str, Any]:
     return found
 
 
-def _compared(results: Results) -> list[Round]:
+def compared_rounds(results: Results) -> list[Round]:
     """The rounds in which updates were compared."""
     return [round_ for round_ in results.rounds if len(round_.names) > 1 and round_.similarity]
 
 
-def _similarities(compared: list[Round]) -> dict[str, Any]:
-    """The last round's similarity, and small ones of rounds before it: as many as are legible, evenly spread."""
-    if len(compared[-1].names) > _HEAT_MAP_CLIENTS:
-        return {}
-    limit = heat_maps.similarity_limit(compared)
-    before = compared[:-1]
-    most = min(_SMALL_HEAT_MAPS, max(1, _SMALL_CELLS // len(compared[-1].names) ** 2))
-    chosen = before if len(before) <= most else [before[index * len(before) // most] for index in range(most)]
-    small = [heat_maps.similarity(each, limit, small=True) for each in chosen]
-    return {"similarity": heat_maps.similarity(compared[-1], limit), "small_similarities": small}
-
-
-def _pins(environment: Mapping[str, Any]) -> str:
+def pins(environment: Mapping[str, Any]) -> str:
     """What pip installs to get the run's versions; empty if they were not recorded."""
     versions = environment.get("versions")
     if not isinstance(versions, Mapping):

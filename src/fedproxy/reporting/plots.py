@@ -83,8 +83,8 @@ def has(results: Results, field: str) -> bool:
     return any(getattr(client, field) is not None for round_ in results.rounds for client in round_.clients)
 
 
-def by_round(results: Results, field: str) -> str:
-    """A line a client of one of `QUANTITIES`, by round."""
+def by_round(results: Results, field: str, *, prefix: str = "") -> str:
+    """A line a client of one of `QUANTITIES`, by round; `prefix` begins the figure's name."""
     quantity, names = QUANTITIES[field], results.clients
     lines: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
     for round_ in results.rounds:
@@ -112,7 +112,7 @@ def by_round(results: Results, field: str) -> str:
     axes.set_ylabel(quantity.axis)
     axes.grid(axis="y")
     last = ", ".join(f"{label(name)} {points[-1][1]:.3g}" for name, points in lines.items() if points)
-    return inline(drawn, field.replace("_", "-"), f"Lines, in {quantity.axis}. At the end: {last}.")
+    return inline(drawn, prefix + field.replace("_", "-"), f"Lines, in {quantity.axis}. At the end: {last}.")
 
 
 def conflict(round_: Round) -> str:
@@ -136,8 +136,8 @@ def conflict(round_: Round) -> str:
     return inline(drawn, "conflict", f"Histogram of the conflict of all trained coordinates: {text}.")
 
 
-def blocks(results: Results) -> str:
-    """Score of each block of the LLM; kept ones filled, removed ones hatched."""
+def blocks(results: Results, *, prefix: str = "") -> str:
+    """Score of each block of the LLM; kept ones filled, removed ones hatched. `prefix` begins the figure's name."""
     kept = set(results.layer_map)
     positive = [score for score in results.scores if score > 0]
     logarithmic = len(positive) == len(results.scores) and max(positive) > 20 * min(positive)
@@ -166,7 +166,7 @@ def blocks(results: Results) -> str:
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return inline(
         drawn,
-        "blocks",
+        f"{prefix}blocks",
         f"Bars: score of each of {len(results.scores)} blocks. Kept: {', '.join(map(str, sorted(kept)))}.",
     )
 

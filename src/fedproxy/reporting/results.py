@@ -203,9 +203,13 @@ def _round(part: Part, number: int) -> Round:
         key: dict(zip(names, analysis.numbers(key), strict=False)) for key in ("heterogeneity", "weights", "retention")
     }
     similarity = analysis.items("similarity")
+    if len(similarity) not in (0, len(names)):
+        raise ArtifactError(f"{analysis.place}.similarity has {len(similarity)} rows, expected {len(names)}.")
     for row in similarity:
         if not isinstance(row, list) or len(row) != len(names) or not all(is_number(value) for value in row):
             raise ArtifactError(f"{analysis.place}.similarity has the row {short(row)}, expected {len(names)} numbers.")
+        if any(abs(value) > 1.001 for value in row):
+            raise ArtifactError(f"{analysis.place}.similarity has the row {short(row)}, expected cosines from -1 to 1.")
     quarantined = {}
     for index, entry in enumerate(part.items("quarantined")):
         reject = Part(entry, f"{part.place}.quarantined[{index}]")

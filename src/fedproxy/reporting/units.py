@@ -37,6 +37,22 @@ def size(number: float | None) -> str:
     return f"{number:.1f} TB"
 
 
+def operations(number: float | None) -> str:
+    """A number of floating-point operations in decimal units; a dash for None.
+
+    Example:
+        >>> operations(1_234_567)
+        '1.2 MFLOP'
+    """
+    if number is None:
+        return "–"
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(number) < 1000:
+            return f"{number:.0f} FLOP" if not unit else f"{number:.1f} {unit}FLOP"
+        number /= 1000
+    return f"{number:.1f} EFLOP"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as seconds, minutes or hours; a dash for None.
 

@@ -1,0 +1,307 @@
+"""A comparison of methods as one self-contained HTML page, made of its compare.json alone."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedproxy.artifacts import new_file
+from fedproxy.config import to_toml
+from fedproxy.methods import CENTRALIZED, FEDPROXY
+from fedproxy.reporting import heat_maps, plots
+from fedproxy.reporting import methods_plots as figures_of
+from fedproxy.reporting.conflict import Conflict
+from fedproxy.reporting.html import fill
+from fedproxy.reporting.methods_results import FILE, Cell, Comparison, Difference, Row, load
+from fedproxy.reporting.methods_summary import interval, percent_short, sentences, verdict
+from fedproxy.reporting.page import compared_rounds, grouped, pins
+from fedproxy.reporting.results import Results, Round
+from fedproxy.reporting.svg import drawing
+from fedproxy.reporting.units import duration, operations, percent, points, size
+
+_UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of methods: in each row what it is sorted by (None: nothing), and what it says."""
+
+    title: str
+    cells: list[tuple[float | None, str]]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The rounds of one method's federation with one seed.
+
+    Attributes:
+        titles: Labels of the rows that rest on it.
+        seed: The seed.
+        results: Its rounds and its proxy.
+        conflicts: By block, of rounds that have it.
+        compared: The last round in which updates were compared; None if there is none.
+        figures: Name → SVG, as on the page of a run.
+        first: Whether it is shown without being asked for.
+    """
+
+    titles: list[str]
+    seed: int
+    results: Results
+    conflicts: list[Conflict]
+    compared: Round | None
+    figures: dict[str, Any]
+    first: bool
+
+
+def is_comparison(path: Path | str) -> bool:
+    """Whether a path is given as a comparison: its folder, or its compare.json wherever that lies."""
+    return Path(path).is_file() or (Path(path) / FILE).is_file()
+
+
+def report_comparison(path: Path | str, out: Path | str | None = None) -> Path:
+    """Write the page of a comparison from its compare.json; no other file is read.
+
+    Args:
+        path: The comparison's folder, or a compare.json.
+        out: The page; report.html beside compare.json if not given.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ArtifactError: compare.json is missing or damaged.
+        MissingExtraError: the extra `report` is not installed.
+        UsageError: the page cannot be written.
+    """
+    file = Path(path) if Path(path).is_file() else Path(path) / FILE
+    html = render_methods(load(file))
+    page = file.with_name("report.html") if out is None else Path(out)
+    with new_file(page) as written:
+        written.write(html.encode())
+    return page
+
+
+def render_methods(found: Comparison) -> str:
+    """The page.
+
+    Raises:
+        MissingExtraError: the extra `report` is not installed.
+    """
+    figures = _figures(found)
+    federations = _federations(found)
+    contents = ["Summary", "Results", "Trade-offs", "Differences", "Cost", "Rounds", "Settings", "Reproduce"]
+    left_out = [
+        name
+        for name, there in (
+            ("Trade-offs", "exposed" in figures or "bytes" in figures),
+            ("Differences", found.differences),
+            ("Cost", figures.keys() & {"flops", "travelled", "seconds"}),
+        )
+        if not there
+    ]
+    return fill(
+        "methods.html.j2",
+        title=f"{found.name}: {len({row.method for row in found.rows})} methods compared",
+        contents=[name for name in contents if name not in left_out],
+        comparison=found,
+        sentences=sentences(found),
+        facts=_facts(found),
+        columns=_columns(found),
+        own=FEDPROXY,
+        figures=figures,
+        forests=_forests(found),
+        differences=[(each, verdict(each), interval(each), _by_seed(each)) for each in found.differences],
+        several_ratios=len(found.ratios) > 1,
+        short=percent_short,
+        federations=federations,
+        axes=list(dict.fromkeys(axis for choices in found.methods.values() for axis in choices)),
+        settings=grouped(found.experiment),
+        environment=grouped(found.environment),
+        toml=to_toml(found.experiment | {"compare": found.compare}) if found.experiment else "",
+        pins=pins(found.environment),
+    )
+
+
+def _facts(found: Comparison) -> list[tuple[str, str]]:
+    """The figures that are asked for first: number and what it is."""
+    remove = found.ratios[0]
+    said = []
+    for method in (FEDPROXY, "fedavg", CENTRALIZED, "zero-shot"):
+        row = found.row(method, remove)
+        if row is not None:
+            said.append((f"{percent(row.accuracy.mean)} %", row.label))
+    row = found.row(FEDPROXY, remove)
+    if row is not None and (gap := row.mean("gap_closed")) is not None:
+        said.append((f"{percent(gap)} %", f"of the gap closed by {row.label}"))
+    if row is not None and (exposed := row.mean("exposed")) is not None:
+        said.append((f"{percent(exposed)} %", f"of the LLM exposed by {row.label}"))
+    return said
+
+
+def _columns(found: Comparison) -> list[Column]:
+    """Accuracy first, then what it cost; columns without a value in any row are left out."""
+
+    def column(title: str, value: Callable[[Row], float | None], show: Callable[[float | None], str]) -> Column:
+        values = [value(row) for row in found.rows]
+        return Column(title, [(each, show(each)) for each in values])
+
+    def mean(quantity: str) -> Callable[[Row], float | None]:
+        return lambda row: row.mean(quantity)
+
+    columns = [
+        column("Blocks removed (%)", lambda row: row.remove, lambda value: percent_short(value or 0.0)),
+        Column("Accuracy (%)", [(row.accuracy.mean, _spread_text(row)) for row in found.rows]),
+        column("Gap closed (%)", mean("gap_closed"), percent),
+        column("Worst client’s task (%)", mean("worst"), percent),
+        column("Tuned proxy (%)", mean("proxy_tuned"), percent),
+        column("Exposed (%)", mean("exposed"), percent),
+        column("Sent up", mean("bytes_up"), size),
+        column("Sent down", mean("bytes_down"), size),
+        column("Proxy", mean("proxy_bytes"), size),
+        column("FLOP, clients", mean("flops_clients"), _operations),
+        column("FLOP, server", mean("flops_server"), _operations),
+        column("Memory, clients", mean("memory_clients"), size),
+        column("Memory, server", mean("memory_server"), size),
+        column("Time", lambda row: sum(row.seconds.values()) or None, duration),
+    ]
+    several = columns if len(found.ratios) > 1 else columns[1:]
+    return [each for each in several if any(value is not None for value, _ in each.cells)]
+
+
+def _operations(number: float | None) -> str:
+    return operations(number).removesuffix("FLOP").strip()
+
+
+def _spread_text(row: Row) -> str:
+    spread = row.accuracy
+    if len(row.cells) == 1:
+        return percent(spread.mean)
+    return f"{percent(spread.mean)} ({percent(spread.low)}–{percent(spread.high)})"
+
+
+def _by_seed(found: Difference) -> str:
+    return ", ".join(points(value).removesuffix(" points") for value in found.by_seed)
+
+
+def _scale(values: Sequence[float]) -> tuple[float, str]:
+    """The unit in which the largest of `values` is best read: its size, and its prefix."""
+    most = max(values, default=0.0)
+    return next(((unit, prefix) for unit, prefix in _UNITS if most >= unit), _UNITS[-1])
+
+
+def _figures(found: Comparison) -> dict[str, str]:
+    drawn: dict[str, str] = {}
+    exposed = {row.label: (row, share) for row in found.rows if (share := row.mean("exposed")) is not None}
+    sent = [(row, row.travelled) for row in found.rows if row.travelled is not None]
+    with drawing():
+        if len(exposed) > 1:
+            drawn["exposed"] = figures_of.trade_off(
+                [row for row, _ in exposed.values()],
+                [100 * share for _, share in exposed.values()],
+                name="exposed",
+                title="Accuracy against exposure",
+                axis="share of the LLM's parameters exposed (%)",
+            )
+        if len(sent) > 1:
+            unit, prefix = _scale([sum(parts.values()) for _, parts in sent])
+            drawn["bytes"] = figures_of.trade_off(
+                [row for row, _ in sent],
+                [sum(parts.values()) / unit for _, parts in sent],
+                name="bytes",
+                title="Accuracy against traffic",
+                axis=f"sent up, down and as proxy ({prefix}B)",
+            )
+        drawn |= _costs(found, sent)
+        with_losses = figures_of.has_losses(sorted(found.rows, key=lambda row: row.method != FEDPROXY))
+        if with_losses:
+            drawn["losses"] = figures_of.losses(with_losses)
+    return drawn
+
+
+def _costs(found: Comparison, sent: Sequence[tuple[Row, dict[str, float]]]) -> dict[str, str]:
+    drawn = {}
+    worked = [
+        (row, {"clients": clients, "server": server})
+        for row in found.rows
+        if (clients := row.mean("flops_clients")) is not None and (server := row.mean("flops_server")) is not None
+    ]
+    timed = [(row, row.seconds) for row in found.rows if row.seconds]
+    for name, rows, title, axis, show, base in (
+        ("flops", worked, "Computation", "operations ({}FLOP)", operations, None),
+        ("travelled", sent, "Traffic", "sent ({}B)", size, None),
+        ("seconds", timed, "Time by stage", "wall-clock time (s)", duration, (1.0, "")),
+    ):
+        totals = [sum(parts.values()) for _, parts in rows]
+        if not any(totals):
+            continue
+        unit, prefix = base or _scale(totals)
+        keys = list(dict.fromkeys(key for _, parts in rows for key in parts))
+        drawn[name] = figures_of.costs(
+            [row.label for row, _ in rows],
+            {key: [parts.get(key, 0.0) / unit for _, parts in rows] for key in keys},
+            [show(total) for total in totals],
+            name=name,
+            title=title,
+            axis=axis.format(prefix),
+        )
+    return drawn
+
+
+def _forests(found: Comparison) -> list[str]:
+    """A forest plot for each method that others are compared with, at each ratio."""
+    drawn: list[str] = []
+    with drawing():
+        for against, remove in dict.fromkeys((each.against, each.remove) for each in found.differences):
+            chosen = [each for each in found.differences if (each.against, each.remove) == (against, remove)]
+            where = f", {percent_short(remove)} % removed" if len(found.ratios) > 1 else ""
+            drawn.append(
+                figures_of.forest(
+                    chosen,
+                    [each.method for each in chosen],
+                    name=f"forest{len(drawn)}",
+                    title=f"Difference from {against}{where}",
+                )
+            )
+    return drawn
+
+
+def _federations(found: Comparison) -> list[Federation]:
+    """FedProxy's at every ratio first, then the others' at the first ratio; one that several methods share, once."""
+    rows = sorted(found.rows, key=lambda row: row.method != FEDPROXY)
+    chosen: dict[Any, tuple[list[str], Cell]] = {}
+    for row in rows:
+        cell = min(row.cells, key=lambda cell: cell.seed)
+        if cell.history.rounds and (row.method == FEDPROXY or row.remove == found.ratios[0]):
+            titles, _ = chosen.setdefault(cell.trainings or row.label, ([], cell))
+            titles.append(row.label)
+    first = next((cell for _, cell in chosen.values()), None)
+    with drawing():
+        return [
+            _federation(found, titles, cell, index, first if cell is not first else None)
+            for index, (titles, cell) in enumerate(chosen.values())
+        ]
+
+
+def _federation(found: Comparison, titles: list[str], cell: Cell, index: int, model: Cell | None) -> Federation:
+    """One federation; what its figures would repeat of `model`'s is left out."""
+    score = found.methods.get(cell.method, {}).get("score", "experiment")
+    compress = found.experiment.get("compress")
+    shared = compress.get("score") if isinstance(compress, dict) else None
+    chosen = shared if score == "experiment" else score
+    results = dataclasses.replace(cell.history, experiment={"compress": {"score": chosen}})
+    prefix, compared = f"federation{index}-", compared_rounds(results)
+    figures: dict[str, Any] = {}
+    if plots.has(results, "loss"):
+        figures["loss"] = plots.by_round(results, "loss", prefix=prefix)
+    if compared:
+        shown = compared if cell.method == FEDPROXY else compared[-1:]
+        figures |= heat_maps.similarities(shown, prefix=prefix)
+    if cell.conflicts:
+        figures["conflict_blocks"] = heat_maps.conflict_by_block(cell.conflicts, prefix=prefix)
+    proxy = results.layer_map, results.scores
+    if results.scores and (model is None or (model.history.layer_map, model.history.scores) != proxy):
+        figures["blocks"] = plots.blocks(results, prefix=prefix)
+    return Federation(
+        titles, cell.seed, results, cell.conflicts, compared[-1] if compared else None, figures, model is None
+    )

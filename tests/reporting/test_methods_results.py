@@ -1,0 +1,110 @@
+import contextlib
+import copy
+
+import pytest
+
+from fedproxy.errors import ArtifactError
+from fedproxy.reporting.methods_results import Spread, load, parse
+
+from .methods_sample import methods_sample
+
+FEW = ("zero-shot", "centralized", "offsite-tuning", "fedavg", "fedproxy")
+SMALL = methods_sample(FEW, seeds=(0, 1), tasks=["sst2", "rte"], rounds=2)
+HOSTILE = [None, True, -1, 1e31, float("nan"), 10**400, "x", "", [], [None], ["x"], {}, {"x": "x"}, [[1.0]]]
+
+
+def changed(raw, path, value):
+    raw = copy.deepcopy(raw)
+    part = raw
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    return raw
+
+
+def paths(value, path=()):
+    """Every place in a JSON value below its top."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield (*path, key)
+        yield from paths(entry, (*path, key))
+
+
+def test_rows_are_means_over_the_seeds():
+    raw = methods_sample(["fedavg"], seeds=(0, 1, 2), tasks=["a"], ratios=(0.25, 0.5), rounds=1)
+    for cell, accuracy in zip(raw["cells"], (0.5, 0.1, 0.6, 0.2, 1.0, 0.3), strict=True):
+        cell["accuracy"] = {"tasks": {"a": accuracy}, "average": accuracy}
+        cell["bytes_up"], cell["bytes_down"], cell["proxy_bytes"] = 10 + cell["seed"], 0, 100
+    found = parse(raw)
+    assert (found.seeds, found.ratios, found.tasks, found.clients) == ([0, 1, 2], [0.25, 0.5], ["a"], 1)
+    assert [row.label for row in found.rows] == ["fedavg 25 %", "fedavg 50 %"]
+    assert found.rows[0].accuracy == found.rows[0].tasks["a"] == Spread(pytest.approx(0.7), 0.5, 1.0)
+    assert found.rows[1].accuracy == Spread(pytest.approx(0.2), 0.1, 0.3)
+    assert found.rows[0].travelled == {"up": 11.0, "down": 0.0, "proxy": 100.0}
+
+
+def test_the_proxy_travels_once_to_each_party_that_trains_it():
+    found = {row.method: row for row in parse(SMALL).rows}
+    assert found["fedavg"].travelled["proxy"] == 2 * found["fedavg"].mean("proxy_bytes")
+    assert found["offsite-tuning"].travelled["proxy"] == found["offsite-tuning"].mean("proxy_bytes")
+
+
+def test_a_difference_is_found_whichever_way_round_it_was_recorded():
+    found = parse(SMALL)
+    one, other = (found.difference(*pair, 0.5) for pair in (("fedavg", "fedproxy"), ("fedproxy", "fedavg")))
+    assert (one.method, other.method) == ("fedavg", "fedproxy")
+    assert (other.mean, other.low, other.high) == (-one.mean, -one.high, -one.low)
+    assert other.by_seed == [-value for value in one.by_seed]
+    assert other.turned == one
+    worse = found.difference("zero-shot", "centralized", 0.5)
+    assert (worse.verdict, worse.turned.verdict) == ("worse", "better")
+    assert found.difference("fedavg", "fedprox", 0.5) is None
+
+
+def test_rounds_are_those_of_a_run():
+    [cell, _] = next(row for row in parse(SMALL).rows if row.method == "fedproxy").cells
+    assert [round_.number for round_ in cell.history.rounds] == [1, 2]
+    assert cell.history.rounds[0].clients[0].retention == 1.0
+    assert cell.history.layer_map == [0, 1, 2, 3, 4, 11]
+    assert cell.conflicts[1].blocks[11] == pytest.approx(0.63)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("cells",), [], "holds no cell"),
+        (("cells",), {}, "cells is {}, expected a list"),
+        (("cells", 1), SMALL["cells"][0], "two cells of 'zero-shot', seed 0, remove 0.5"),
+        (("cells", 0, "seed"), None, "cells[0].seed is missing"),
+        (("cells", 0, "method"), 3, "cells[0].method is 3, expected a string"),
+        (("cells", 0, "accuracy"), {}, "cells[0].accuracy.average is missing"),
+        (("cells", 0, "flops"), {"clients": "many"}, "cells[0].flops.clients is 'many', expected a finite number"),
+        (("cells", 4, "rounds", 0, "conflict"), {"-1": 0.5}, "rounds[0].conflict has the key '-1'"),
+        (("cells", 4, "rounds", 0, "analysis", "similarity"), [[1.0, 0.0]], "similarity has 1 rows, expected 2"),
+        (("cells", 4, "rounds", 0, "conflict"), {"3": 1.5}, "rounds[0].conflict is {'3': 1.5}, expected values"),
+        (("cells", 4, "rounds", 0, "analysis", "similarity"), [[9.0, 0.0]] * 2, "expected cosines from -1 to 1"),
+        (("differences", 0, "verdict"), "better", "differences[0].verdict is 'better', but of an interval"),
+        (("experiment", "client"), ["bank"], "experiment.client is ['bank'], expected tables"),
+        (("methods", "fedavg"), [], "methods.fedavg is [], expected an object"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(path, value, says):
+    with pytest.raises(ArtifactError) as caught:
+        parse(changed(SMALL, path, value))
+    assert says in str(caught.value)
+
+
+def test_whatever_stands_at_any_place_is_read_or_refused():
+    raw = methods_sample(["centralized", "fedproxy"], seeds=[0], tasks=["a"], clients=["x", "y"], rounds=1)
+    for path in paths(raw):
+        for value in HOSTILE:
+            with contextlib.suppress(ArtifactError):
+                parse(changed(raw, path, value))
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "\x00", "{}", "9" * 5000])
+def test_a_missing_or_broken_file_is_an_artifact_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "compare.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"compare\.json"):
+        load(tmp_path / "compare.json")
