@@ -1,4 +1,4 @@
-"""A reader's terminals: the commands of a page are typed into a shell, and what they print is compared with the page."""
+"""A reader's terminals: the commands of a page are typed into a shell, and must print what the page says."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
-PATIENCE = 400.0
+PATIENCE = 900.0
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

