@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -87,6 +87,17 @@ def _join_team() -> None:
         serve(team)
 
 
+def interruption(arguments: Sequence[str]) -> str:
+    """What is said of a command that was interrupted: how it goes on, if it can.
+
+    Args:
+        arguments: Those of the command line, the command's name first.
+    """
+    command = getattr(_command(), "commands", {}).get(next(iter(arguments), ""))
+    resumes = command is not None and any("--resume" in parameter.opts for parameter in command.params)
+    return f"interrupted. What was complete is kept{'; go on with --resume' if resumes else ''}."
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -108,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        code = _fail(KeyboardInterrupt(), "interrupted. What was complete is kept.", INTERRUPTED, False)
+        code = _fail(KeyboardInterrupt(), interruption(arguments), INTERRUPTED, False)
     except FedproxyError as error:
         code = _fail(error, str(error), error.exit_code, debug)
     except BrokenPipeError:
