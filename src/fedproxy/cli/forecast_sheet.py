@@ -194,4 +194,4 @@ def _show_speed(target: Console, found: Mapping[str, Any]) -> None:
 
 
 def _tera(flops: float) -> str:
-    return f"{flops / 1e12:,.4g}"
+    return f"{flops / 1e12:,.0f}" if flops >= 1e15 else f"{flops / 1e12:.4g}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.compression import MEASURED, read_text
-from fedproxy.compression.heal import split_documents
+from fedproxy.compression.heal import check_healing, split_documents
 from fedproxy.compression.realign import drawn_batches, emulator_blocks
 from fedproxy.compression.scores import SCORES
 from fedproxy.compression.select import between, removed_count
@@ -200,14 +200,16 @@ class Known:
 
         Raises:
             ArtifactError: the text cannot be used.
+            UsageError: a setting is impossible.
         """
         heal = experiment.heal
         if not heal.steps:
             return 0.0
+        places = proxy.free if heal.spare_ends else list(range(len(proxy.keep)))
+        check_healing(heal, places)
         documents, _ = split_documents(self._public(experiment), heal, experiment.seed)
         longest = min(heal.max_length, self._positions or heal.max_length)
         tokens = _tokens(batches(self.tokenizer, documents, max_length=longest, batch_size=heal.batch_size))
-        places = proxy.free if heal.spare_ends else list(range(len(proxy.keep)))
         if heal.mode == "lora":
             shapes = self.adapter(proxy, Train(lora_r=heal.lora_r), places)
             parameters = _count(shapes)

@@ -100,7 +100,7 @@ def read_config(directory: Path, files: Checkpoint, *, trust_remote_code: bool =
     """
     config = read_description(directory, files.config, trust_remote_code=trust_remote_code)
     count, lists = config.get_text_config(decoder=True).num_hidden_layers, numbered_lists(files.tensors)
-    if set(range(count if type(count) is int and 0 <= count <= _MOST_BLOCKS else 0)) not in lists.values():
+    if set(range(count)) not in lists.values():
         found = {path: len(numbers) for path, numbers in lists.items()}
         raise ArtifactError(f"{directory}: the configuration says {count} blocks, the weights hold {found or 'none'}.")
     return config
@@ -115,7 +115,8 @@ def read_description(directory: Path, raw: Mapping[str, Any], *, trust_remote_co
         trust_remote_code: Let the checkpoint's own Python code run.
 
     Raises:
-        ArtifactError: it is of no language model that transformers knows, needs code of its own, or is quantised.
+        ArtifactError: it is of no language model that transformers knows, needs code of its own, is quantised, or
+            counts more blocks than any has.
     """
     kind = raw.get("model_type")
     known = isinstance(kind, str) and kind in CONFIG_MAPPING
@@ -136,9 +137,11 @@ def read_description(directory: Path, raw: Mapping[str, Any], *, trust_remote_co
             config = AutoConfig.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=trust_remote_code and not known
             )
-        _ = config.get_text_config(decoder=True).num_hidden_layers
+        count = config.get_text_config(decoder=True).num_hidden_layers
     except Exception as error:
         raise ArtifactError(f"{directory} describes no language model: {_first_line(error)}") from error
+    if type(count) is not int or not 0 <= count <= _MOST_BLOCKS:
+        raise ArtifactError(f"{directory}: the configuration says {count} blocks; a model has {_MOST_BLOCKS} at most.")
     return config
 
 
