@@ -119,6 +119,7 @@ class _Bench:
         self, experiment: Experiment, known: Known, read: Mapping[str, int], examples: Callable[[int], Examples]
     ) -> None:
         self._experiment, self._known, self._read, self._examples = experiment, known, dict(read), examples
+        self._proxies: dict[str, _Proxy] = {}
 
     def cell(self, method: Method, seed: int, remove: float) -> tuple[dict[str, Any], Jobs]:
         """What a cell costs, and the pieces of work it needs."""
@@ -182,7 +183,9 @@ class _Bench:
         seed, heal = 0 if whole else experiment.seed, replace(experiment.heal, realign_steps=0)
         experiment = replace(experiment, seed=seed, heal=heal)
         key = _key("proxy", experiment, "compress", "heal", "seed")
-        return self._made(key, experiment)
+        if key not in self._proxies:
+            self._proxies[key] = self._made(key, experiment)
+        return self._proxies[key]
 
     def _made(self, key: str, experiment: Experiment) -> _Proxy:
         known, size = self._known, self._known.proxy(experiment.compress)

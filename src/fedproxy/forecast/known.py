@@ -83,6 +83,7 @@ class Known:
         self.shape: Shape = open_shape(llm.path, trust_remote_code=llm.trust_remote_code)
         self.tokenizer: Tokenizer = load_tokenizer(self.shape.path, trust_remote_code=llm.trust_remote_code)
         self.matrices = matrices_of(self.shape.decoder)
+        self._adapters: dict[str, Shapes] = {}
 
     def as_dict(self) -> dict[str, Any]:
         """Its size as plain values."""
@@ -119,10 +120,13 @@ class Known:
         Raises:
             UsageError: [train] does not fit the proxy.
         """
-        chosen = proxy.trained(train) if places is None else places
-        return adapter_shapes(
-            self.shape.decoder, r=train.lora_r, targets=train.lora_targets, layers=[proxy.keep[i] for i in chosen]
-        )
+        chosen = [proxy.keep[place] for place in (proxy.trained(train) if places is None else places)]
+        key = repr((chosen, train.lora_r, train.lora_targets))
+        if key not in self._adapters:
+            self._adapters[key] = adapter_shapes(
+                self.shape.decoder, r=train.lora_r, targets=train.lora_targets, layers=chosen
+            )
+        return self._adapters[key]
 
     def passed(self, model: str, proxy: ProxySize, train: Train) -> int:
         """Entries of the matrices that a token passes which a model reads, unmerged adapters among them.

@@ -122,9 +122,9 @@ def adapter_shapes(
         ArtifactError, UsageError: as of `attach`.
     """
     names, transposed = _targets(model, targets)
-    path, found = blocks_path(model), dict[str, torch.Size]()
+    path, all_blocks, found = blocks_path(model), blocks(model), dict[str, torch.Size]()
     for number in layers:
-        for name, layer in linear_layers(blocks(model)[number]).items():
+        for name, layer in linear_layers(all_blocks[number]).items():
             if name in names:
                 rows, columns = layer.weight.shape[::-1] if transposed else layer.weight.shape
                 place = f"{ADAPTER_PREFIX}{path}.{number}.{name}"

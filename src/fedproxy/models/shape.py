@@ -1,5 +1,6 @@
 """An LLM as its configuration describes it: names and shapes of what it would hold; its weights need not be there."""
 
+import functools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,20 +31,25 @@ class Shape:
     parameters: int
     bytes: int
 
+    @functools.cached_property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder's blocks."""
+        return blocks(self.decoder)
+
     @property
     def count(self) -> int:
         """Number of blocks."""
-        return len(blocks(self.decoder))
+        return len(self.blocks)
 
-    @property
+    @functools.cached_property
     def outside(self) -> list[nn.Parameter]:
         """The decoder's parameters outside its blocks: embeddings, final norm and head."""
-        inside = {id(parameter) for block in blocks(self.decoder) for parameter in block.parameters()}
+        inside = {id(parameter) for block in self.blocks for parameter in block.parameters()}
         return [parameter for parameter in self.decoder.parameters() if id(parameter) not in inside]
 
     def of_block(self, number: int) -> list[nn.Parameter]:
         """The parameters of a block."""
-        return list(blocks(self.decoder)[number].parameters())
+        return list(self.blocks[number].parameters())
 
     def with_blocks(self, keep: Collection[int]) -> list[nn.Parameter]:
         """The parameters of the decoder that has some of the blocks."""
