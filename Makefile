@@ -39,6 +39,7 @@ bench: setup  ## measure, and write benchmarks/results/*.json
 	$(BIN)/python benchmarks/large_model.py --work runs/large  # 40 GB of disk
 	$(BIN)/python benchmarks/demo_quality.py
 	$(BIN)/python benchmarks/wire.py
+	$(BIN)/python benchmarks/dry_run.py
 	$(BIN)/python benchmarks/render.py
 
 docs: setup  ## render docs/benchmarks.md from benchmarks/results

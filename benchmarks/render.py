@@ -383,6 +383,32 @@ def difference(row: dict[str, Any]) -> str:
     return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]: {words[row['verdict']]}"
 
 
+def dry_run() -> str:
+    """The forecast of the demo against what the run took."""
+    result = load("dry_run")
+    memory = result["memory_foretold_over_measured"]
+    turns, speeds = result["turns"], [speed / 1e9 for turn in result["turns"] for speed in turn["speeds"]]
+    exact = "agree to the last one" if all(result["exact"].values()) else "differ **missed**"
+    within = "" if result["memory_within_limits"] else " **missed**"
+    low, high = result["memory_limits"]
+    lines = [
+        "| | measured | limit |",
+        "|---|---|---|",
+        f"| steps, tokens and bytes of every client and round | {exact} | exact |",
+        f"| proxy's files, beyond what was foretold | {result['proxy_header_bytes']:,} bytes | headers |",
+        "| memory of training, of the client that needs most, foretold relative to measured | "
+        f"{memory:.2f}{within} | {low}–{high} |",
+    ]
+    for name, found in result["time_measured_over_full_speed"].items():
+        lines.append(f"| time of {name}, relative to operations at full speed | {spanned(found)} | – |")
+    lines += [
+        "",
+        f"The demo, {len(turns)} turn(s), each in a process of its own. Full speed is that of a bare matrix product in the "
+        f"same process: {figure(min(speeds))}–{figure(max(speeds))} GFLOP/s on {result['environment']['threads']} thread(s).",
+    ]
+    return "\n".join(lines)
+
+
 def spanned(found: dict[str, Any], unit: str = "") -> str:
     """Median and extremes, of three figures."""
     return f"{figure(found['median'])}{unit} ({figure(found['least'])}–{figure(found['most'])})"
@@ -444,6 +470,10 @@ Two updates of ten million float32 parameters, file to file.
 ## Local training (`benchmarks/training_loop.py`)
 
 {training()}
+
+## Dry run (`benchmarks/dry_run.py`)
+
+{dry_run()}
 """
     (ROOT / "docs" / "benchmarks.md").write_text(page)
     readme = ROOT / "README.md"

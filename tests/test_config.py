@@ -152,3 +152,14 @@ def test_a_count_is_held_against_the_clients_of_a_partition(folder):
     raw = {**good(), "partition": {"data": "bank.jsonl", "clients": 4}, "federate": {"quorum": 5}}
     del raw["client"]
     assert any("quorum = 5: there are 4 clients" in problem for problem in problems(raw, folder))
+
+
+def test_a_partition_needs_data_or_a_task_and_not_both(folder):
+    raw = {key: value for key, value in good().items() if key != "client"}
+    found = parse_experiment(raw | {"partition": {"task": "sst2", "rows": 9}}, source="e", folder=folder)
+    assert (found.partition.task, found.partition.rows, found.partition.data) == ("sst2", 9, "")
+    for table in ({}, {"task": "sst2", "data": "bank.jsonl"}):
+        assert problems(raw | {"partition": table}, folder) == ["[partition] needs either data = FILE or task = NAME."]
+    assert "rows = 0: must be greater than 0" in "".join(
+        problems(raw | {"partition": {"task": "x", "rows": 0}}, folder)
+    )

@@ -142,9 +142,20 @@ class Client:
 
 @dataclass(frozen=True)
 class Partition:
-    """[partition]: one file cut into clients, instead of [[client]]."""
+    """[partition]: a JSON Lines file (`data`) or a task (`task`) cut into clients, instead of [[client]].
+
+    Attributes:
+        data: The rows.
+        task: Or a task.
+        rows: At most so many of them, chosen by the seed.
+        clients: Number of clients.
+        scheme: "iid" deals the rows out evenly, "dirichlet" each label (of a task's rows, each answer) unevenly.
+        alpha: Concentration of the Dirichlet distribution: the smaller, the fewer labels a client sees.
+    """
 
     data: str = ""
+    task: str = ""
+    rows: int | None = _positive(None)
     clients: int = _positive(8)
     scheme: Literal["iid", "dirichlet"] = "dirichlet"
     alpha: float = _positive(0.5)
@@ -509,8 +520,8 @@ def _clients(raw: dict[str, Any], problems: list[str], remote: bool) -> tuple[tu
     names = [client.name for client in clients]
     for name in sorted({n for n in names if names.count(n) > 1}):
         problems.append(f'Two clients are called "{name}"; names must differ.')
-    if partition is not None and not partition.data:
-        problems.append("[partition] needs data = FILE.")
+    if partition is not None and bool(partition.data) == bool(partition.task):
+        problems.append("[partition] needs either data = FILE or task = NAME.")
     return clients, partition
 
 

@@ -372,7 +372,9 @@ def _check_served(experiment: Experiment, run: Path) -> None:
 
 def scored_tasks(experiment: Experiment) -> list[str]:
     """The tasks that models are scored on: those of [evaluate], or the clients'."""
-    return experiment.evaluate.tasks or list(dict.fromkeys(c.task for c in experiment.client if c.task))
+    cut = experiment.partition
+    own = [client.task for client in experiment.client] if cut is None else [cut.task]
+    return experiment.evaluate.tasks or list(dict.fromkeys(task for task in own if task))
 
 
 def check_tasks(experiment: Experiment) -> None:

@@ -53,8 +53,8 @@ class Listen:
         """
         if experiment.partition is not None:
             raise UsageError(
-                "[partition] cuts one file into clients, which is for the engines inline and simulation. Name the "
-                "clients in [[client]] tables, or leave them out to let in every registered key."
+                "[partition] cuts one file or task into clients, which is for the engines inline and simulation. Name "
+                "the clients in [[client]] tables, or leave them out to let in every registered key."
             )
         if self.keys is None and not (self.address.is_loopback or self.force):
             raise UsageError(

@@ -81,7 +81,8 @@ def client_rows(experiment: Experiment) -> dict[str, Rows]:
     cut = experiment.partition
     if cut is None:
         return {client.name: rows_of(client, experiment.evaluate, experiment.seed) for client in experiment.client}
-    parts = partition(read_rows(Path(cut.data)), cut.clients, cut.scheme, cut.alpha, experiment.seed)
+    rows = rows_of(Client("partition", cut.data, cut.task, cut.rows), experiment.evaluate, experiment.seed)
+    parts = partition(rows, cut.clients, cut.scheme, cut.alpha, experiment.seed)
     return dict(zip(client_names(experiment), parts, strict=True))
 
 

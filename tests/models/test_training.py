@@ -1,8 +1,11 @@
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fedproxy.config import Train
@@ -10,7 +13,7 @@ from fedproxy.errors import FedproxyError
 from fedproxy.models.encoding import Encoded, encode
 from fedproxy.models.layouts import IGNORED, collate
 from fedproxy.models.lora import adapter_parameters, adapter_state, attach, set_adapter_state
-from fedproxy.models.training import batches, optimizer_steps, train
+from fedproxy.models.training import batches, optimizer_steps, step_batches, train, trained_tokens
 from tests.conftest import make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -219,3 +222,26 @@ def test_a_training_that_failed_leaves_nothing_to_the_next():
     for each in (model, fresh):
         train(each, examples, SETTINGS, pad=256, seed=0)
     assert all(torch.equal(v, adapter_state(fresh)[n]) for n, v in adapter_state(model).items())
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    lengths=st.lists(st.integers(2, 9), min_size=1, max_size=23),
+    epochs=st.floats(0.1, 4.0),
+    size=st.integers(1, 5),
+    together=st.integers(1, 3),
+    most=st.none() | st.integers(1, 9),
+    by_length=st.booleans(),
+)
+def test_tokens_are_counted_without_training(lengths, epochs, size, together, most, by_length):
+    examples = [Encoded([5] * length, 1) for length in lengths]
+    how = Train(
+        epochs=epochs,
+        batch_size=size,
+        gradient_accumulation_steps=together,
+        max_steps=most,
+        group_by_length=by_length,
+    )
+    steps = itertools.islice(step_batches(examples, how, 3), optimizer_steps(len(examples), how))
+    tokens = sum(len(example.ids) for step in steps for batch in step for example in batch)
+    assert trained_tokens(examples, how, 3) == tokens

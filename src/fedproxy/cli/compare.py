@@ -5,23 +5,42 @@ from typing import Annotated, Any
 
 import typer
 
-from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json, sheet
+from fedproxy.cli.output import (
+    DryRun,
+    Json,
+    OutUnlessDry,
+    Overwrite,
+    Resume,
+    Tflops,
+    console,
+    needed,
+    print_json,
+    sheet,
+)
 
 EXAMPLE = "fedproxy compare experiment.toml --out runs/comparison"
 
 
 def compare(
     experiment: Annotated[Path, typer.Argument(help="The experiment file (TOML), with a table [compare].")],
-    out: Out,
+    out: OutUnlessDry = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", min=1, help="Cells to run at once; left out, as many as processors and memory allow."),
     ] = None,
+    dry_run: DryRun = False,
+    tflops: Tflops = None,
     json: Json = False,
 ) -> None:
     """Run several methods with several seeds on the same work, and set them side by side in one table."""
+    if dry_run:
+        from fedproxy.cli.forecast_sheet import forecast
+
+        forecast(experiment, tflops, compare=True, json=json)
+        return
+    out = needed(out)
     from fedproxy.cli.comparison_table import comparison_table, differences, table
     from fedproxy.comparison import cells_of
     from fedproxy.comparison import compare as run_comparison

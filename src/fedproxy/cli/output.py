@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedproxy.errors import UsageError
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
@@ -19,6 +21,22 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let 
 _WIDTH = 250
 """Characters of a line of a table that goes to a file or another program."""
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
+OutUnlessDry = Annotated[
+    Path | None, typer.Option("--out", help="Directory to write; not needed with --dry-run.", show_default=False)
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check the experiment and show what it would do and cost; write nothing."),
+]
+Tflops = Annotated[
+    float | None,
+    typer.Option(
+        "--tflops",
+        min=1e-6,
+        help="With --dry-run: reckon times with so many TFLOP/s, in place of what this machine reaches.",
+        show_default=False,
+    ),
+]
 
 
 @functools.cache
@@ -72,6 +90,17 @@ def stage(name: str) -> Iterator[Callable[[float, str], None]]:
     """One bar, for a command of one stage."""
     with progress() as show:
         yield lambda fraction, text: show(name, fraction, text)
+
+
+def needed(out: Path | None) -> Path:
+    """The directory to write, in a command that is no dry run.
+
+    Raises:
+        UsageError: it is not given.
+    """
+    if out is None:
+        raise UsageError("Give --out DIR, the directory to write, or --dry-run to see what would be done.")
+    return out
 
 
 def print_json(value: object) -> None:

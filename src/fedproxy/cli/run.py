@@ -5,7 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json, progress
+from fedproxy.cli.output import (
+    DryRun,
+    Json,
+    OutUnlessDry,
+    Overwrite,
+    Resume,
+    Tflops,
+    console,
+    needed,
+    print_json,
+    progress,
+)
 from fedproxy.cli.sheets import print_sheet
 
 EXAMPLE = "fedproxy run experiment.toml --out runs/first"
@@ -13,13 +24,20 @@ EXAMPLE = "fedproxy run experiment.toml --out runs/first"
 
 def run(
     experiment: Annotated[Path, typer.Argument(help="The experiment file (TOML).")],
-    out: Out,
+    out: OutUnlessDry = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    tflops: Tflops = None,
     json: Json = False,
 ) -> None:
     """The whole job: compress, federate, fuse, evaluate, report."""
-    execute(experiment, out, resume=resume, overwrite=overwrite, json=json)
+    if dry_run:
+        from fedproxy.cli.forecast_sheet import forecast
+
+        forecast(experiment, tflops, compare=False, json=json)
+        return
+    execute(experiment, needed(out), resume=resume, overwrite=overwrite, json=json)
 
 
 def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json: bool) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from typing import Any
 
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.comparison.cells import RECORD, Key, RowsOf, cell_folder, rows_by_seed, run_cell
-from fedproxy.comparison.costs import FORMULA
 from fedproxy.comparison.crew import OnCellProgress, OnDone, processes, run_in_processes
 from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
 from fedproxy.comparison.work import DOCUMENTS, digest
@@ -30,6 +29,7 @@ from fedproxy.errors import UsageError
 from fedproxy.federation.settings import check_settings
 from fedproxy.layer_map import block_numbers
 from fedproxy.methods import CENTRALIZED, FEDPROXY, METHODS, ZERO_SHOT, Method, configured
+from fedproxy.models.costs import FORMULA
 from fedproxy.models.source import open_source
 from fedproxy.pipeline import check_tasks, gap_closed, read_experiment, scored_tasks
 from fedproxy.run_directory import RunDirectory
@@ -83,10 +83,10 @@ def compare(
     path, experiment = Path(out), read_experiment(experiment)
     asked, keys = experiment.compare or Compare(), cells_of(experiment)
     experiment = dataclasses.replace(experiment, compare=None)
-    if not scored_tasks(experiment):
-        raise UsageError("There is nothing to compare by: give [evaluate] tasks, or clients with a task.")
+    tasks_to_compare(experiment)
     check_tasks(experiment)
-    _check(experiment, keys)
+    source = open_source(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code)
+    check_methods(experiment, keys, source.count)
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs}: at least one cell is run at a time.")
     rows = rows_by_seed(experiment)
@@ -164,9 +164,23 @@ def _run_here(
         on_done(key, run_cell(experiment, path, key, rows, functools.partial(on_progress, key)))
 
 
-def _check(experiment: Experiment, keys: Sequence[Key]) -> None:
-    """Check that every method fits the experiment and the LLM, before anything is done."""
-    blocks = open_source(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code).count
+def tasks_to_compare(experiment: Experiment) -> list[str]:
+    """The tasks that methods are compared by.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if not (tasks := scored_tasks(experiment)):
+        raise UsageError("There is nothing to compare by: give [evaluate] tasks, or clients with a task.")
+    return tasks
+
+
+def check_methods(experiment: Experiment, keys: Sequence[Key], blocks: int) -> None:
+    """Check that the methods fit the experiment and an LLM of so many blocks, before anything is done.
+
+    Raises:
+        UsageError: one does not.
+    """
     for name, seed, remove in keys:
         method = METHODS[name]
         try:

@@ -11,7 +11,6 @@ import torch
 
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import weight_files
-from fedproxy.comparison.costs import Matrices, matrices, reading, training
 from fedproxy.comparison.work import Work, cost_of_fusing
 from fedproxy.compression.realign import aligned_tokens, last_aligned
 from fedproxy.config import LLM
@@ -19,6 +18,7 @@ from fedproxy.federation.messages import size_in_bytes
 from fedproxy.federation.store import RoundStore
 from fedproxy.layer_map import split_name
 from fedproxy.models.checkpoints import resolve
+from fedproxy.models.costs import Matrices, matrices, reading, training
 from fedproxy.models.lora import WEIGHTS_FILE
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import read_header

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class Bench:
 
     def _alone(self, method: Method, experiment: Experiment) -> tuple[Scored, Scored | None, dict[str, Any]]:
         """A training of each client alone; a client is scored on its own task, or on all where it has none."""
-        alone = dataclasses.replace(experiment, federate=_of_one(experiment))
+        alone = dataclasses.replace(experiment, federate=of_one(experiment))
         own = {client.name: client.task for client in experiment.client if client.task in self.tasks}
         runs, scored, tuned = [], [], []
         for name, rows in self._rows(experiment.seed).items():
@@ -171,16 +171,7 @@ class Bench:
         """One client with all rows, that takes in one round as many steps as all clients took in all."""
         tokenizer = load_tokenizer(resolve(experiment.llm.path), trust_remote_code=experiment.llm.trust_remote_code)
         encoded = encode_clients(dict(rows), tokenizer, experiment)
-        train = experiment.train
-        counts = [len(examples) for examples in encoded.values()]
-        steps = experiment.federate.rounds * sum(optimizer_steps(count, train) for count in counts)
-        a_epoch = optimizer_steps(sum(counts), dataclasses.replace(train, epochs=1.0, max_steps=None))
-        pooled = dataclasses.replace(
-            experiment,
-            client=tuple(dataclasses.replace(client, lora_r=None) for client in experiment.client),
-            train=dataclasses.replace(train, epochs=steps / a_epoch + 1.0, max_steps=steps),
-            federate=dataclasses.replace(_of_one(experiment), rounds=1, deadline=""),
-        )
+        pooled = pooled_experiment(experiment, [len(examples) for examples in encoded.values()])
         name = next(iter(rows)) if len(rows) == 1 else POOLED
         return pooled, {name: [row for part in sorted(rows) for row in rows[part]]}, POOLED
 
@@ -200,6 +191,24 @@ class Bench:
         return scored, self._work.score(experiment, f"{name}-proxy-tuned", tasks, proxy, tuned_adapter(path))
 
 
-def _of_one(experiment: Experiment) -> Federate:
+def pooled_experiment(experiment: Experiment, counts: Sequence[int]) -> Experiment:
+    """The experiment of one client with all rows, that takes in one round as many steps as all clients took in all.
+
+    Args:
+        experiment: The experiment of all clients.
+        counts: How many rows each of them trains on.
+    """
+    train = experiment.train
+    steps = experiment.federate.rounds * sum(optimizer_steps(count, train) for count in counts)
+    a_epoch = optimizer_steps(sum(counts), dataclasses.replace(train, epochs=1.0, max_steps=None))
+    return dataclasses.replace(
+        experiment,
+        client=tuple(dataclasses.replace(client, lora_r=None) for client in experiment.client),
+        train=dataclasses.replace(train, epochs=steps / a_epoch + 1.0, max_steps=steps),
+        federate=dataclasses.replace(of_one(experiment), rounds=1, deadline=""),
+    )
+
+
+def of_one(experiment: Experiment) -> Federate:
     """The rounds of a single client."""
     return dataclasses.replace(experiment.federate, quorum=1.0, participation=1.0)

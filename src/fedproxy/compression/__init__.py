@@ -25,7 +25,7 @@ from fedproxy.public_text import draw, read_documents
 
 __all__ = ["SCORES", "Proxy", "compress"]
 
-_MEASURED = 64
+MEASURED = 64
 """Documents that the perplexity of the exposure sheet is measured on, about."""
 
 
@@ -176,7 +176,7 @@ def compress(
     keep = sorted(set(range(source.count)) - set(importance.removals[most]))
     healing = heal is not None and heal.steps > 0
     report(0.52, "measuring what leaves the house")
-    some = passages[:: max(1, len(passages) * batch_size // _MEASURED)]
+    some = passages[:: max(1, len(passages) * batch_size // MEASURED)]
     perplexity = perplexities(stream, some, keep) if some else None
     sheet = exposure(source, keep, perplexity=perplexity, healed=healing)
     if on_sheet is not None:

@@ -78,7 +78,7 @@ def heal(
         FedproxyError: the training diverged.
     """
     began = time.perf_counter()
-    _check(settings, trained)
+    check_healing(settings, trained)
     learned, held_out = split_documents(documents, settings, seed)
     positions = getattr(source.decoder.config, "max_position_embeddings", None) or settings.max_length
     longest = min(settings.max_length, positions)
@@ -168,7 +168,12 @@ def split_documents(documents: Sequence[str], settings: Heal, seed: int) -> tupl
     return order[count:][: settings.steps * settings.batch_size], order[:count]
 
 
-def _check(settings: Heal, trained: Sequence[int]) -> None:
+def check_healing(settings: Heal, trained: Sequence[int]) -> None:
+    """Check the settings of a healing that changes the proxy blocks `trained`.
+
+    Raises:
+        UsageError: a value is impossible, or no block is changed.
+    """
     if not trained:
         raise UsageError(
             "heal: spare_ends = true leaves no block of the proxy to heal. Keep fewer ends, or remove less."

@@ -127,7 +127,9 @@ class Realigner:
         optimizer = torch.optim.AdamW(trained, lr=settings.highest_rate, weight_decay=0.0, fused=True)
         ends = [*(block - 1 for block in self._layer_map[1:]), len(blocks(_base(llm))) - 1]
         tokens = 0
-        for ids, mask in self._batches(number):
+        positions = getattr(_base(self._llm).config, "max_position_embeddings", None)
+        drawn = drawn_batches(self._documents, self._tokenizer, settings, positions, self._seed, number)
+        for ids, mask in drawn:
             tokens += int(mask.sum())
             loss = self._loss(llm, proxy, ends, ids.to(device), mask.to(device))
             loss.backward()  # type: ignore[no-untyped-call]
@@ -143,24 +145,6 @@ class Realigner:
             parameter.requires_grad_(before[name])
         return tokens
 
-    def _batches(self, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        settings = self._settings
-        generator = random.Random(derive_seed(self._seed, "realign", number))
-        positions = getattr(_base(self._llm).config, "max_position_embeddings", None)
-        longest = min(settings.max_length, positions or settings.max_length)
-        found: list[tuple[torch.Tensor, torch.Tensor]] = []
-        while len(found) < settings.realign_steps:
-            wanted = min(len(self._documents), (settings.realign_steps - len(found)) * settings.batch_size)
-            drawn = batches(
-                self._tokenizer,
-                generator.sample(self._documents, wanted),
-                max_length=longest,
-                batch_size=settings.batch_size,
-            )
-            generator.shuffle(drawn)
-            found += [(batch.input_ids, batch.attention_mask) for batch in drawn]
-        return found[: settings.realign_steps]
-
     def _loss(
         self, llm: AdaptedModel, proxy: AdaptedModel, ends: Sequence[int], ids: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
@@ -174,6 +158,32 @@ class Realigner:
         spoken = divergence(top_tokens(wanted, settings.top_k, settings.temperature), logits, settings.temperature)
         apart = [hidden_distance(one[real], other[real]) for one, other in zip(said, own, strict=True)]
         return settings.temperature**2 * spoken + settings.hidden_weight * torch.stack(apart).mean()
+
+
+def drawn_batches(
+    documents: Sequence[str], tokenizer: Tokenizer, settings: Heal, positions: int | None, seed: int, number: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Token numbers and mask, each [documents, tokens], of every step of the alignment before a round.
+
+    Args:
+        documents: Public text.
+        tokenizer: The LLM's.
+        settings: The [heal] table.
+        positions: Tokens that the LLM reads at most; none if it sets no limit.
+        seed: The experiment's seed.
+        number: The round.
+    """
+    generator = random.Random(derive_seed(seed, "realign", number))
+    longest = min(settings.max_length, positions or settings.max_length)
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    while len(found) < settings.realign_steps:
+        wanted = min(len(documents), (settings.realign_steps - len(found)) * settings.batch_size)
+        drawn = batches(
+            tokenizer, generator.sample(documents, wanted), max_length=longest, batch_size=settings.batch_size
+        )
+        generator.shuffle(drawn)
+        found += [(batch.input_ids, batch.attention_mask) for batch in drawn]
+    return found[: settings.realign_steps]
 
 
 def _base(model: AdaptedModel) -> Any:

@@ -182,10 +182,20 @@ class Coordinator:
         present = self.eligible.intersection(available)
         if len(present) < self.needed:
             raise FederationError(self.too_few(present))
-        ranked = sorted(present, key=lambda name: derive_seed(self._seed, "participation", number, attempt, name))
-        asked = tuple(sorted(ranked[: self.target]))
+        asked = self.chosen(present, number, attempt)
         everyone = len(asked) == len(self.eligible)
         self._open = _Open(number, self._orders(number, asked), asked, self.needed, everyone)
+
+    def chosen(self, present: Collection[str], number: int, attempt: int = 0) -> tuple[str, ...]:
+        """Which of the clients that are there a round asks, sorted.
+
+        Args:
+            present: Their names.
+            number: The round.
+            attempt: How often it was begun before.
+        """
+        ranked = sorted(present, key=lambda name: derive_seed(self._seed, "participation", number, attempt, name))
+        return tuple(sorted(ranked[: self.target]))
 
     def _orders(self, number: int, asked: Collection[str]) -> dict[str, Order]:
         """The orders of a round, one object for all clients of one rank and retention."""

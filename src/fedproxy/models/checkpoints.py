@@ -2,11 +2,13 @@
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
@@ -41,14 +43,19 @@ _SIDE_FILES = (
     "chat_template*",
 )
 _MOST_BLOCKS = 10_000
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py"]
+_HUB_FILES = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py"]
+_HUB_WEIGHTS = ["*.safetensors"]
 
 
-def resolve(path: str | Path) -> Path:
+def resolve(path: str | Path, *, weights: bool = True) -> Path:
     """Return the directory of a checkpoint; a Hub id is downloaded to the Hub's cache (safetensors, never pickle).
 
+    Args:
+        path: Directory or Hub id.
+        weights: Download the weights, too; else only what describes the model, and its tokenizer.
+
     Raises:
-        ArtifactError: there is neither such a directory nor such a model on the Hub.
+        ArtifactError: there is neither such a directory nor such a model on the Hub, or its licence was not accepted.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -56,7 +63,11 @@ def resolve(path: str | Path) -> Path:
         raise ArtifactError(f"{path} is no checkpoint: there is no such directory, and it is no Hub id.")
     try:
         with quiet():
-            return Path(snapshot_download(str(path), allow_patterns=_HUB_FILES))
+            return Path(snapshot_download(str(path), allow_patterns=_HUB_FILES + _HUB_WEIGHTS * weights))
+    except GatedRepoError as error:
+        raise ArtifactError(
+            f"{path} is gated on the Hub: accept its licence on its page there, then log in with: hf auth login"
+        ) from error
     except Exception as error:
         raise ArtifactError(
             f"{path} is no checkpoint: there is no such directory, and the Hub could not give it "
@@ -87,14 +98,34 @@ def read_config(directory: Path, files: Checkpoint, *, trust_remote_code: bool =
         ArtifactError: it is of no language model that transformers knows, needs code of its own, is quantised, or
             counts other blocks than the files hold.
     """
-    kind = files.config.get("model_type")
+    config = read_description(directory, files.config, trust_remote_code=trust_remote_code)
+    count, lists = config.get_text_config(decoder=True).num_hidden_layers, numbered_lists(files.tensors)
+    if set(range(count)) not in lists.values():
+        found = {path: len(numbers) for path, numbers in lists.items()}
+        raise ArtifactError(f"{directory}: the configuration says {count} blocks, the weights hold {found or 'none'}.")
+    return config
+
+
+def read_description(directory: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
+    """Read the configuration of a checkpoint, whose weights need not be there.
+
+    Args:
+        directory: The checkpoint.
+        raw: What its config.json holds.
+        trust_remote_code: Let the checkpoint's own Python code run.
+
+    Raises:
+        ArtifactError: it is of no language model that transformers knows, needs code of its own, is quantised, or
+            counts more blocks than any has.
+    """
+    kind = raw.get("model_type")
     known = isinstance(kind, str) and kind in CONFIG_MAPPING
-    if "auto_map" in files.config and not known and not trust_remote_code:
+    if "auto_map" in raw and not known and not trust_remote_code:
         raise ArtifactError(
             f"{directory} brings Python code of its own ({kind}). Read it, and if you trust "
             "it, say so with trust_remote_code."
         )
-    quantised = files.config.get("quantization_config")
+    quantised = raw.get("quantization_config")
     if quantised is not None:
         method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else quantised
         raise ArtifactError(
@@ -109,10 +140,8 @@ def read_config(directory: Path, files: Checkpoint, *, trust_remote_code: bool =
         count = config.get_text_config(decoder=True).num_hidden_layers
     except Exception as error:
         raise ArtifactError(f"{directory} describes no language model: {_first_line(error)}") from error
-    lists = numbered_lists(files.tensors)
-    if set(range(count if type(count) is int and 0 <= count <= _MOST_BLOCKS else 0)) not in lists.values():
-        found = {path: len(numbers) for path, numbers in lists.items()}
-        raise ArtifactError(f"{directory}: the configuration says {count} blocks, the weights hold {found or 'none'}.")
+    if type(count) is not int or not 0 <= count <= _MOST_BLOCKS:
+        raise ArtifactError(f"{directory}: the configuration says {count} blocks; a model has {_MOST_BLOCKS} at most.")
     return config
 
 

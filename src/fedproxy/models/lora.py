@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from fedproxy.artifacts import CONFIG_BYTES, MANIFEST, Manifest, read_json, write_json
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.layer_map import ADAPTER_PREFIX
 from fedproxy.models.adapter_checks import check_config, check_finite, check_layout, is_lora, stamp
 from fedproxy.models.checkpoints import load_model, resolve
 from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_transposed
@@ -104,6 +105,32 @@ def attach(
             else:
                 parameter.zero_()
     return adapted
+
+
+def adapter_shapes(
+    model: PreTrainedModel, *, r: int, targets: str | Sequence[str] = "all-linear", layers: Sequence[int]
+) -> dict[str, torch.Size]:
+    """The shapes of the tensors that `attach` would make, by name; no tensor is made.
+
+    Args:
+        model: A decoder, which may be on the meta device.
+        r: Rank.
+        targets: As of `attach`.
+        layers: Numbers of the blocks that get an adapter.
+
+    Raises:
+        ArtifactError, UsageError: as of `attach`.
+    """
+    names, transposed = _targets(model, targets)
+    path, all_blocks, found = blocks_path(model), blocks(model), dict[str, torch.Size]()
+    for number in layers:
+        for name, layer in linear_layers(all_blocks[number]).items():
+            if name in names:
+                rows, columns = layer.weight.shape[::-1] if transposed else layer.weight.shape
+                place = f"{ADAPTER_PREFIX}{path}.{number}.{name}"
+                found[f"{place}.lora_A.weight"] = torch.Size((r, columns))
+                found[f"{place}.lora_B.weight"] = torch.Size((rows, r))
+    return dict(sorted(found.items()))
 
 
 def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:

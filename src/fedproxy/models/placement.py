@@ -11,7 +11,7 @@ from fedproxy.models.checkpoints import load_model
 from fedproxy.models.source import Source
 
 PLACEMENTS = ("auto", "memory", "stream")
-_ROOM = 1.25
+ROOM = 1.25
 """What running a model takes, relative to its weights."""
 
 
@@ -31,7 +31,7 @@ def open_stream(source: Source, placement: str = "auto") -> BlockStream:
         ArtifactError: weights are missing.
     """
     check_placement(placement)
-    needed = int(source.files.bytes * _ROOM)
+    needed = int(source.files.bytes * ROOM)
     gpus = [torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())]
     largest = torch.device("cuda", gpus.index(max(gpus))) if gpus else torch.device("cpu")
     free = sum(gpus) if gpus else available_memory()

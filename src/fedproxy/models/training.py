@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -163,15 +163,45 @@ def train(
     return Training(losses, tokens, time.perf_counter() - started, _peak(device), rate_sum)
 
 
-def step_batches(examples: Sequence[Encoded], settings: Train, seed: int) -> Iterator[list[list[Encoded]]]:
-    """Yield the batches of each optimizer step, without end: all examples once, shuffled, then all once again."""
+def step_batches(
+    examples: Sequence[Encoded], settings: Train, seed: int, *, skip: int = 0
+) -> Iterator[list[list[Encoded]]]:
+    """Yield the batches of each optimizer step, without end: all examples once, shuffled, then all once again.
+
+    Args:
+        examples: The client's encoded rows.
+        settings: The [train] table.
+        seed: Seed of the order.
+        skip: Begin after so many times of all examples.
+    """
     generator = torch.Generator().manual_seed(derive_seed(seed, "batches"))
+    for _ in range(skip):  # what `batches` draws
+        torch.randperm(len(examples), generator=generator)
+        torch.randperm(math.ceil(len(examples) / settings.batch_size), generator=generator)
     while True:
         order = batches(examples, settings.batch_size, group_by_length=settings.group_by_length, generator=generator)
         order.reverse()
         for begin in range(0, len(order), settings.gradient_accumulation_steps):
             together = order[begin : begin + settings.gradient_accumulation_steps]
             yield [[examples[i] for i in batch] for batch in together]
+
+
+def trained_tokens(examples: Sequence[Encoded], settings: Train, seed: int, steps: int | None = None) -> int:
+    """How many tokens `train` would train on, without training.
+
+    Args:
+        examples: As of `train`; and so are the others.
+        settings: The [train] table.
+        seed: Seed of batch order.
+        steps: Optimizer steps; by default what `settings` ask for.
+    """
+    a_epoch = optimizer_steps(len(examples), replace(settings, epochs=1.0, max_steps=None))
+    epochs, rest = divmod(steps or optimizer_steps(len(examples), settings), a_epoch)
+    found = epochs * sum(len(example.ids) for example in examples)
+    if rest:
+        last = itertools.islice(step_batches(examples, settings, seed, skip=epochs), rest)
+        found += sum(len(example.ids) for chosen in last for batch in chosen for example in batch)
+    return found
 
 
 def _restart_peak(device: torch.device) -> None:

@@ -79,7 +79,8 @@ def decoder_numbers(
     """
     config: Any = decoder.config
     wanted = [targets] if isinstance(targets, str) else targets
-    named = [(name, _shape(layer)) for i in keep for name, layer in linear_layers(blocks(decoder)[i]).items()]
+    all_blocks = blocks(decoder)
+    named = [(name, _shape(layer)) for i in keep for name, layer in linear_layers(all_blocks[i]).items()]
     return DecoderNumbers(
         parameters=parameters,
         weight_bytes=decoder.dtype.itemsize,

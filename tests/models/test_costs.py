@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fedproxy.comparison.costs import Matrices, matrices, reading, training
+from fedproxy.models.costs import Matrices, matrices, reading, training
 
 
 def test_by_hand() -> None:

@@ -18,14 +18,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedproxy.models.checkpoints import Model
 from fedproxy.models.families import blocks
 from fedproxy.models.source import open_source
 
-FORMULA = (
+A_TOKEN = (
     "A trained token: 2 N + 2 N_behind + 6 P; a token that is only read: 2 N. N: entries of the matrices of blocks and "
-    "head; N_behind: those from the first trained block on; P: trained entries. Attention's products of activations, "
-    "the scoring of blocks and of models are not counted."
+    "head; N_behind: those from the first trained block on; P: trained entries. "
 )
+FORMULA = A_TOKEN + "Attention's products of activations, the scoring of blocks and of models are not counted."
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,11 @@ def matrices(checkpoint: str | Path, *, trust_remote_code: bool = False) -> Matr
     Raises:
         ArtifactError: it cannot be used.
     """
-    decoder = open_source(checkpoint, trust_remote_code=trust_remote_code).decoder
+    return matrices_of(open_source(checkpoint, trust_remote_code=trust_remote_code).decoder)
+
+
+def matrices_of(decoder: Model) -> Matrices:
+    """Count the matrices of a decoder, which may be on the meta device."""
     head = decoder.get_output_embeddings()  # type: ignore[no-untyped-call]
     of_blocks = [sum(p.numel() for p in block.parameters() if p.ndim >= 2) for block in blocks(decoder)]
     return Matrices(of_blocks, 0 if head is None else head.weight.numel())

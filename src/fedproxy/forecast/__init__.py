@@ -1,0 +1,11 @@
+"""What an experiment would do and cost, told before anything is loaded, trained or written.
+
+Rows are rendered and encoded as a run would; sizes follow from the LLM's configuration, operations from sizes and
+tokens, times from operations and a speed. No weight is read.
+"""
+
+from fedproxy.forecast.comparison import forecast_comparison
+from fedproxy.forecast.run import forecast_run
+from fedproxy.forecast.speed import Speed, given_speed, measure_speed
+
+__all__ = ["Speed", "forecast_comparison", "forecast_run", "given_speed", "measure_speed"]

@@ -1,0 +1,122 @@
+"""What the rounds of a federation ask of every client: steps, tokens, operations, bytes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedproxy.config import Experiment
+from fedproxy.federation.coordinator import Coordinator
+from fedproxy.federation.parcel import PLAIN
+from fedproxy.federation.regularise import PCR, SCAFFOLD
+from fedproxy.federation.space import space
+from fedproxy.federation.wire import encoding, packed_bytes
+from fedproxy.forecast.known import Known, ProxySize, Shapes
+from fedproxy.models.costs import training
+from fedproxy.models.encoding import Encoded
+from fedproxy.models.training import optimizer_steps, trained_tokens
+from fedproxy.seeds import derive_seed
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class ClientRound:
+    """A round as one client has it.
+
+    Attributes:
+        round: Its number.
+        steps: Optimizer steps.
+        tokens: Tokens trained on.
+        flops: Operations of training on them.
+        bytes_up: What it sends; in the encoding top-k at most so much.
+        bytes_down: What it gets, beside the proxy.
+    """
+
+    round: int
+    steps: int
+    tokens: int
+    flops: float
+    bytes_up: int
+    bytes_down: int
+
+
+def rounds_of(
+    experiment: Experiment,
+    known: Known,
+    proxy: ProxySize,
+    examples: Mapping[str, Sequence[Encoded]],
+    *,
+    aligned: int = 0,
+) -> dict[str, list[ClientRound]]:
+    """Go through the rounds, all clients answering.
+
+    Args:
+        experiment: The experiment.
+        known: The LLM.
+        proxy: Its proxy.
+        examples: Every client's encoded rows.
+        aligned: Bytes that each round but the first sends to align the proxy.
+
+    Returns:
+        For every client, sorted by name, the rounds that it is asked in.
+
+    Raises:
+        UsageError: [train] does not fit the proxy.
+    """
+    settings, names = experiment.federate, sorted(examples)
+    coordinator = Coordinator(names, {}, settings, seed=experiment.seed)
+    shapes = {name: _trained(experiment, name, known, proxy) for name in names}
+    found: dict[str, list[ClientRound]] = {name: [] for name in names}
+    for number in range(1, settings.rounds + 1):
+        for name in coordinator.chosen(names, number):
+            train = experiment.train_of(name)
+            tokens = trained_tokens(examples[name], train, derive_seed(experiment.seed, "train", number, name))
+            found[name].append(
+                ClientRound(
+                    round=number,
+                    steps=optimizer_steps(len(examples[name]), train),
+                    tokens=tokens,
+                    flops=training(
+                        tokens, proxy.matrices, trained=proxy.trained(train), parameters=count(shapes[name])
+                    ),
+                    bytes_up=_up(experiment, shapes[name]),
+                    bytes_down=_down(experiment, shapes[name], number, coordinator.target)
+                    + (aligned if number > 1 else 0),
+                )
+            )
+    return found
+
+
+def _trained(experiment: Experiment, client: str, known: Known, proxy: ProxySize) -> Shapes:
+    """The tensors that a client trains and sends."""
+    shapes = known.adapter(proxy, experiment.train_of(client))
+    return {name: shape for name, shape in shapes.items() if space(experiment.federate.space).trains(name)}
+
+
+def count(shapes: Shapes) -> int:
+    """Number of values of all tensors."""
+    return sum(shape.numel() for shape in shapes.values())
+
+
+def _encoded(name: str, given: Mapping[str, object], shapes: Shapes, share: float) -> int:
+    row, options = encoding(name, given)
+    return sum(dtype.itemsize * elements for dtype, elements in row.layout(shapes, options, share=share).values())
+
+
+def _up(experiment: Experiment, shapes: Shapes) -> int:
+    settings = experiment.federate
+    if settings.wire == PLAIN:
+        return _FLOAT * count(shapes)
+    most = min(1.0, float(settings.merge_options.get("r0", 1.0)))
+    return _encoded(settings.wire, settings.wire_options, shapes, most)
+
+
+def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int) -> int:
+    """The adapter; from the second round on the conflict in bits, or SCAFFOLD's control variate."""
+    settings = experiment.federate
+    plain = settings.wire_down == PLAIN
+    found = _FLOAT * count(shapes) if plain else _encoded(settings.wire_down, {}, shapes, 1.0)
+    if number > 1 and settings.regulariser == PCR:
+        found += sum(packed_bytes(shape.numel(), voters.bit_length()) for shape in shapes.values())
+    if number > 1 and settings.regulariser == SCAFFOLD:
+        found += _FLOAT * count(shapes)
+    return found

@@ -1,0 +1,184 @@
+"""The forecast of one run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedproxy.config import Compress, Experiment
+from fedproxy.evaluation.reading import Reading, reading_of
+from fedproxy.federation.coordinator import Coordinator
+from fedproxy.forecast.known import Known, ProxySize
+from fedproxy.forecast.rounds import ClientRound, count, rounds_of
+from fedproxy.forecast.speed import Speed
+from fedproxy.forecast.texts import Texts, texts_of
+from fedproxy.models.costs import training
+from fedproxy.models.encoding import Encoded
+from fedproxy.models.placement import ROOM
+from fedproxy.models.text_batches import Batch
+from fedproxy.models.training import optimizer_steps, trained_tokens
+from fedproxy.pipeline import read_experiment, scored_tasks
+from fedproxy.seeds import derive_seed
+from fedproxy.tuning import client_names, client_rows, encode_clients
+
+_FLOAT = 4
+OnProgress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class ClientForecast:
+    """What a client would have to do.
+
+    Attributes:
+        texts: Its rows.
+        rounds: The rounds that it is asked in.
+        memory: Bytes that training takes on a CPU in float32 and on a GPU in bfloat16, beside the program itself.
+    """
+
+    texts: Texts
+    rounds: list[ClientRound]
+    memory: dict[str, int]
+
+    def total(self, what: str) -> Any:
+        """The sum over its rounds of "steps", "tokens", "flops", "bytes_up" or "bytes_down"."""
+        return sum(getattr(one, what) for one in self.rounds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, with the totals."""
+        sums = {what: self.total(what) for what in ("steps", "tokens", "flops", "bytes_up", "bytes_down")}
+        return {**asdict(self.texts), "memory": self.memory, "rounds": [asdict(one) for one in self.rounds], **sums}
+
+
+def forecast_run(
+    experiment: Experiment | str | Path, speed: Speed, *, on_progress: OnProgress | None = None
+) -> dict[str, Any]:
+    """Tell what `fedproxy run` would do; nothing is written.
+
+    Args:
+        experiment: An experiment file, or one loaded.
+        speed: What operations are divided by.
+        on_progress: Told the fraction done and what is being done.
+
+    Returns:
+        "clients": by name, see `ClientForecast`; "tasks": documents and tokens that scoring reads; "memory": bytes on a
+        CPU and on a GPU, by party and stage; "flops" and "seconds" by stage; "bytes" of all clients and rounds, and of
+        the proxy that each gets once.
+
+    Raises:
+        ConfigError, UsageError: the experiment cannot be used.
+        ArtifactError: the LLM, a client's data, a task or a text cannot be used.
+    """
+    report = on_progress or (lambda fraction, text: None)
+    experiment = read_experiment(experiment)
+    report(0.0, "looking at the LLM")
+    known = Known(experiment)
+    proxy, text = known.proxy(experiment.compress), known.calibration(experiment)
+    aligning, aligned = known.aligning(experiment, proxy)
+    report(0.1, "rendering the clients' rows")
+    rows = client_rows(experiment)
+    report(0.5, "encoding the clients' rows")
+    examples = encode_clients(rows, known.tokenizer, experiment)
+    rounds = rounds_of(experiment, known, proxy, examples, aligned=aligned)
+    clients = {name: _client(experiment, known, proxy, rows[name], examples[name], rounds[name], name) for name in rows}
+    report(0.7, "rendering the tasks")
+    tasks = tasks_of(experiment, known)
+    models = [*experiment.evaluate.models, *["centralized"] * experiment.evaluate.centralized]
+    read = sum(one.tokens for one in tasks.values())
+    slowest = [
+        max((one.flops for client in clients.values() for one in client.rounds if one.round == number), default=0.0)
+        for number in range(1, experiment.federate.rounds + 1)
+    ]
+    flops = {
+        "compress": known.scoring(experiment, proxy, text) + known.healing(experiment, proxy),
+        "align": aligning,
+        "clients": sum(client.total("flops") for client in clients.values()),
+        "slowest_clients": sum(slowest),
+        "centralized": _centralized(experiment, known, examples) if experiment.evaluate.centralized else 0.0,
+        "evaluate": sum(2.0 * read * known.passed(model, proxy, experiment.train) for model in models),
+    }
+    report(1.0, "forecast")
+    return {
+        "name": experiment.name,
+        "llm": known.as_dict(),
+        "proxy": proxy.as_dict(),
+        "rounds": experiment.federate.rounds,
+        "clients": {name: client.as_dict() for name, client in clients.items()},
+        "tasks": {name: asdict(one) for name, one in tasks.items()},
+        "models": models,
+        "memory": {
+            "server": server_memory(experiment, known, proxy, text),
+            "client": {device: max(client.memory[device] for client in clients.values()) for device in ("cpu", "gpu")},
+        },
+        "bytes": {
+            "proxy": proxy.bytes,
+            "up": sum(client.total("bytes_up") for client in clients.values()),
+            "down": sum(client.total("bytes_down") for client in clients.values()),
+        },
+        "flops": flops,
+        "speed": asdict(speed),
+        "seconds": {stage: count / speed.flops for stage, count in flops.items()},
+    }
+
+
+def tasks_of(experiment: Experiment, known: Known) -> dict[str, Reading]:
+    """What scoring a model reads, by task.
+
+    Raises:
+        UsageError, ArtifactError: a task cannot be used.
+    """
+    settings, names = experiment.evaluate, scored_tasks(experiment)
+    if not names:
+        return {}
+    data, include = (Path(folder) if folder else None for folder in (settings.data, settings.include))
+    return reading_of(names, known.tokenizer, data=data, include=include, limit=settings.limit)
+
+
+def server_memory(
+    experiment: Experiment, known: Known, proxy: ProxySize, text: Sequence[Batch]
+) -> dict[str, dict[str, int]]:
+    """Bytes that the server's stages take on a CPU and on a GPU, beside the program itself.
+
+    "merge" holds the round's updates, the adapter before and after, what is merged, and its conflict, in float32.
+    "evaluate" holds the LLM, in float32 on a CPU, and room for running it. With [evaluate] centralized the server
+    trains the LLM as well.
+    """
+    compressing = known.compressing_memory(text)
+    updates = Coordinator(client_names(experiment), {}, experiment.federate).target
+    merging = _FLOAT * (updates + 4) * count(known.adapter(proxy, experiment.train))
+    found = {
+        "compress, in memory": {"cpu": compressing["memory"], "gpu": compressing["memory"]},
+        "compress, block by block": {"cpu": compressing["stream"], "gpu": compressing["stream"]},
+        "merge": {"cpu": merging, "gpu": merging},
+        "evaluate": {
+            "cpu": int(ROOM * _FLOAT * known.shape.parameters),
+            "gpu": int(ROOM * known.shape.bytes),
+        },
+    }
+    if experiment.evaluate.centralized:
+        whole = known.proxy(Compress(remove=0.0))
+        found["centralized"] = known.training_memory(whole, experiment.train, experiment.train.max_length)
+    return found
+
+
+def _client(
+    experiment: Experiment,
+    known: Known,
+    proxy: ProxySize,
+    rows: Sequence[Mapping[str, Any]],
+    examples: Sequence[Encoded],
+    rounds: list[ClientRound],
+    name: str,
+) -> ClientForecast:
+    train = experiment.train_of(name)
+    texts = texts_of(rows, known.tokenizer, train, examples)
+    return ClientForecast(texts, rounds, known.training_memory(proxy, train, texts.longest))
+
+
+def _centralized(experiment: Experiment, known: Known, examples: Mapping[str, Sequence[Encoded]]) -> float:
+    """Operations of tuning the LLM itself on all rows, with the steps of all clients."""
+    whole, settings = known.proxy(Compress(remove=0.0)), replace(experiment.train, blocks="all")
+    steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
+    pooled = [example for name in sorted(examples) for example in examples[name]]
+    tokens = trained_tokens(pooled, settings, derive_seed(experiment.seed, "centralized"), steps)
+    trains = count(known.adapter(whole, settings))
+    return training(tokens, whole.matrices, trained=whole.trained(settings), parameters=trains)
