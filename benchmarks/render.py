@@ -341,33 +341,39 @@ def comparison() -> str:
     result = json.loads(LAB.read_text())
     against = {row["method"]: row for row in result["differences"] if row["against"] == "fedproxy"}
     columns = (
-        "accuracy, %",
-        "tuned proxy, %",
+        "accuracy",
+        "tuned proxy",
         "gap closed",
-        "worst client, %",
-        "exposed, %",
+        "worst client",
+        "exposed",
         "MB up",
         "MB down",
-        "less FedProxy",
+        "against FedProxy",
     )
-    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = ["| % | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in result["summary"]:
         cells = [cell for cell in result["cells"] if cell["method"] == row["method"]]
         tuned, gap = row["proxy_tuned"], row["gap_closed"]
         sent = [statistics.fmean(cell["bytes_up"] for cell in cells) / 1e6]
-        sent.append(statistics.fmean(cell["bytes_down"] + cell["proxy_bytes"] for cell in cells) / 1e6)
+        sent.append(statistics.fmean(cell["bytes_down"] for cell in cells) / 1e6)
         values = [
             ranged(row["accuracy"]),
-            ranged(tuned) if tuned else "",
-            f"{gap['mean']:.2f} ({gap['low']:.2f}–{gap['high']:.2f})" if gap else "",
-            ranged(row["worst"]),
+            f"{100 * tuned['mean']:.1f}" if tuned else "",
+            f"{100 * gap['mean']:.0f} ({100 * gap['low']:.0f}–{100 * gap['high']:.0f})" if gap else "",
+            f"{100 * row['worst']['mean']:.1f}",
             f"{100 * cells[0]['exposed']:.0f}",
             *(f"{megabytes:.1f}" for megabytes in sent),
             difference(against[row["method"]]) if row["method"] in against else "",
         ]
         lines.append(f"| {row['method']} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def comparison_by_task() -> str:
+    """The laboratory comparison's means for each task."""
+    result = json.loads(LAB.read_text())
     tasks = list(result["summary"][0]["tasks"])
-    lines += ["", "| accuracy by task, % | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
+    lines = ["| accuracy by task, % | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
     for row in result["summary"]:
         means = " | ".join(f"{100 * row['tasks'][task]['mean']:.1f}" for task in tasks)
         lines.append(f"| {row['method']} | {means} |")
@@ -435,11 +441,14 @@ Rendered by `make docs` from `benchmarks/results/*.json`, which `make bench` wri
 
 ## Every method on the same work (`fedproxy compare experiments/lab/heterogeneous.toml`)
 
-Eight clients with a task each, half of the LLM's blocks removed; mean and range over three seeds. "Less FedProxy": the paired difference in points with
-the bootstrap's 95 % interval over the documents; a method is called better or worse only where it excludes 0. What the experiment is, and what it is
-not: [experiments/lab](../experiments/lab/README.md). The page with every figure: `experiments/lab/results/heterogeneous.html`.
+Eight clients with a task each, half of the LLM's blocks removed; means, and the accuracy's and the gap's range over three seeds. "Against FedProxy": the
+paired difference in points with the bootstrap's 95 % interval over the documents; a method is called better or worse only where it excludes 0.
+`local` is not one LLM but eight, each scored on the task of its own client alone. What the experiment is, and what it is not:
+[experiments/lab](../experiments/lab/README.md). The page with every figure: `experiments/lab/results/heterogeneous.html`.
 
 {comparison()}
+
+{comparison_by_task()}
 
 ## Memory of `fedproxy merge` (`benchmarks/merge_memory.py`)
 
@@ -477,14 +486,18 @@ Two updates of ten million float32 parameters, file to file.
 """
     (ROOT / "docs" / "benchmarks.md").write_text(page)
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    start, end = "<!-- results: rendered by make docs -->", "<!-- end of results -->"
-    before, _, rest = text.partition(start)
+    text = filled(readme.read_text(), "results", quality(["fedproxy", "mean"]))
+    readme.write_text(filled(text, "comparison", comparison()))
+
+
+def filled(page: str, name: str, section: str) -> str:
+    """The page with the section of that name replaced."""
+    start, end = f"<!-- {name}: rendered by make docs -->", f"<!-- end of {name} -->"
+    before, _, rest = page.partition(start)
     _, found, after = rest.partition(end)
     if not found:
-        raise SystemExit("README.md has no results section to fill")
-    shown = quality(["fedproxy", "mean"])
-    readme.write_text(f"{before}{start}\n\n{shown}\n\n{end}{after}")
+        raise SystemExit(f"README.md has no section {name!r} to fill")
+    return f"{before}{start}\n\n{section}\n\n{end}{after}"
 
 
 if __name__ == "__main__":

@@ -41,6 +41,14 @@ def test_the_highest_means_are_named():
     assert "of the 2 methods that federate a proxy, that of fed" in said()
 
 
+def test_local_models_are_said_to_be_many():
+    def change(raw):
+        for cell in raw["cells"]:
+            cell["accuracy"]["average"] = 0.5 if cell["method"] == "local" else 0.2
+
+    assert "that of local, 50.0 %, which is one model for each client" in said(("local", "fedavg"), change)
+
+
 def test_equals_are_named_together():
     def change(raw):
         for cell in raw["cells"]:

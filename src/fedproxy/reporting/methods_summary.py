@@ -52,6 +52,8 @@ def _at(found: Comparison, remove: float) -> list[str]:
 def _best(found: Comparison, rows: list[Row]) -> str:
     best, federated = _leaders(rows), [row for row in rows if _federates_a_proxy(found, row)]
     text = f"the highest mean accuracy is that of {_named(best)}"
+    if len(best) == 1 and found.methods.get(best[0].method, {}).get("data") == "each":
+        text += ", which is one model for each client"
     if len(federated) < 2:
         return text + "."
     first, group = _leaders(federated), f"the {len(federated)} methods that federate a proxy"
