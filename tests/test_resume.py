@@ -16,7 +16,13 @@ pytestmark = pytest.mark.slow
 
 def start(experiment, out, *flags):
     command = [sys.executable, "-m", "fedproxy", "federate", str(experiment), "--out", str(out), *flags]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it in the background
+    )
 
 
 def finish(process):

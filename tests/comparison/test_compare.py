@@ -112,7 +112,7 @@ def test_every_party_takes_the_same_number_of_steps(everything: Path) -> None:
 
 
 def test_offsite_tuning_keeps_both_ends_and_fedbiot_the_last_two_blocks(everything: Path) -> None:
-    llm = load_file(Path(read_json(everything / "compare.json")["experiment"]["llm"]["path"]) / "model.safetensors")
+    llm = load_file(Path(read_experiment(everything / "experiment.toml").llm.path) / "model.safetensors")
     for name, layer_map, ends in (
         ("fedot", [0, 1, 2, 5, 6, 7], {0, 1, 4, 5}),  # E = 2 ... 5, k = 2
         ("fedbiot", [0, 2, 3, 5, 6, 7], {4, 5}),  # E = 0 ... 5, k = 4: 0, 5/3, 10/3, 5

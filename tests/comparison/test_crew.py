@@ -100,7 +100,10 @@ def running(experiment_file: Write, tmp_path: Path) -> Iterator[tuple["subproces
     """The command with two processes at work, and these."""
     command = [sys.executable, "-m", "fedproxy", "compare", str(experiment_file(TABLE))]
     process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "out"), "--jobs", "2"], stderr=subprocess.PIPE, text=True
+        [*command, "--out", str(tmp_path / "out"), "--jobs", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it in the background
     )
     with process:
         assert eventually(lambda: (tmp_path / "out" / "work").exists())

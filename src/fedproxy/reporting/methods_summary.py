@@ -65,7 +65,7 @@ def _best(found: Comparison, rows: list[Row]) -> str:
 def _leaders(rows: list[Row]) -> list[Row]:
     """The rows of the highest mean accuracy."""
     highest = max(row.accuracy.mean for row in rows)
-    return [row for row in rows if row.accuracy.mean > highest - 1e-9]
+    return [row for row in rows if row.accuracy.mean >= highest - 1e-9]
 
 
 def _named(rows: list[Row]) -> str:
