@@ -8,7 +8,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-LAB = ROOT / "experiments" / "lab" / "results" / "heterogeneous.json"
+LAB = ROOT / "experiments" / "lab" / "results"
 NAMES = {
     "llm": "LLM",
     "proxy": "proxy",
@@ -336,10 +336,11 @@ def merge_engine() -> str:
     return "\n".join(lines)
 
 
-def comparison() -> str:
-    """The laboratory comparison: every method's means over the seeds, and whether FedProxy is told apart from it."""
-    result = json.loads(LAB.read_text())
-    against = {row["method"]: row for row in result["differences"] if row["against"] == "fedproxy"}
+def comparison(name: str) -> str:
+    """A laboratory comparison: every method's means over the seeds, and whether FedProxy is told apart from it."""
+    result = json.loads((LAB / f"{name}.json").read_text())
+    several = len(result["compare"]["ratios"]) > 1
+    against = {(row["method"], row["remove"]): row for row in result["differences"] if row["against"] == "fedproxy"}
     columns = (
         "accuracy",
         "tuned proxy",
@@ -352,7 +353,8 @@ def comparison() -> str:
     )
     lines = ["| % | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in result["summary"]:
-        cells = [cell for cell in result["cells"] if cell["method"] == row["method"]]
+        key = row["method"], row["remove"]
+        cells = [cell for cell in result["cells"] if (cell["method"], cell["remove"]) == key]
         tuned, gap = row["proxy_tuned"], row["gap_closed"]
         sent = [statistics.fmean(cell["bytes_up"] for cell in cells) / 1e6]
         sent.append(statistics.fmean(cell["bytes_down"] for cell in cells) / 1e6)
@@ -363,15 +365,16 @@ def comparison() -> str:
             f"{100 * row['worst']['mean']:.1f}",
             f"{100 * cells[0]['exposed']:.0f}",
             *(f"{megabytes:.1f}" for megabytes in sent),
-            difference(against[row["method"]]) if row["method"] in against else "",
+            difference(against[key]) if key in against else "",
         ]
-        lines.append(f"| {row['method']} | " + " | ".join(values) + " |")
+        label = f"{row['method']}, {row['remove']:.0%} removed" if several else row["method"]
+        lines.append(f"| {label} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
 
-def comparison_by_task() -> str:
-    """The laboratory comparison's means for each task."""
-    result = json.loads(LAB.read_text())
+def comparison_by_task(name: str) -> str:
+    """A laboratory comparison's means for each task."""
+    result = json.loads((LAB / f"{name}.json").read_text())
     tasks = list(result["summary"][0]["tasks"])
     lines = ["| accuracy by task, % | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
     for row in result["summary"]:
@@ -446,9 +449,21 @@ paired difference in points with the bootstrap's 95 % interval over the document
 `local` is not one LLM but eight, each scored on the task of its own client alone. What the experiment is, and what it is not:
 [experiments/lab](../experiments/lab/README.md). The page with every figure: `experiments/lab/results/heterogeneous.html`.
 
-{comparison()}
+{comparison("heterogeneous")}
 
-{comparison_by_task()}
+{comparison_by_task("heterogeneous")}
+
+## Every method on one task cut into clients (`fedproxy compare experiments/lab/homogeneous.toml`)
+
+Four clients with a quarter each of 1,280 rows of TREC, scored on 150 questions; columns as above.
+
+{comparison("homogeneous")}
+
+## How much of the LLM leaves the house (`fedproxy compare experiments/lab/shares.toml`)
+
+The eight clients again, with a quarter, a half and three quarters of the blocks removed.
+
+{comparison("shares")}
 
 ## Memory of `fedproxy merge` (`benchmarks/merge_memory.py`)
 
@@ -487,7 +502,7 @@ Two updates of ten million float32 parameters, file to file.
     (ROOT / "docs" / "benchmarks.md").write_text(page)
     readme = ROOT / "README.md"
     text = filled(readme.read_text(), "results", quality(["fedproxy", "mean"]))
-    readme.write_text(filled(text, "comparison", comparison()))
+    readme.write_text(filled(text, "comparison", comparison("heterogeneous")))
 
 
 def filled(page: str, name: str, section: str) -> str:

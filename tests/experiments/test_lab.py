@@ -1,0 +1,79 @@
+"""The laboratory's experiments render their tasks, and the results that lie beside them are theirs."""
+
+import json
+import shutil
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedproxy.methods import METHODS
+from fedproxy.reporting.methods_results import load
+
+ROOT = Path(__file__).parents[2]
+LAB = ROOT / "experiments" / "lab"
+FILES = sorted(LAB.glob("*.toml"))
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def rows(task: str) -> Iterator[dict[str, Any]]:
+    """Rows in the schema of the folder that [evaluate] data names, two of each class."""
+    intents = {"clinc150": ("recipe", "calories", "play_music"), "banking77": ("atm_support", "top_up_limits", "age")}
+    for number in range(8):
+        if task in intents:
+            yield {"text": f"request {number}", "label": 0, "label_text": intents[task][number % 3]}
+        else:
+            yield {"text": f"text {number}", "label": number % 4, "coarse_label": number % 6}
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy beside a few rows, so that no other folder is needed."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(LAB, folder / "lab", ignore=shutil.ignore_patterns("results"))
+    for task in ("clinc150", "banking77", "ag_news", "trec"):
+        for split in ("train", "test"):
+            file = folder / "data" / task / f"{split}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("\n".join(json.dumps(row) for row in rows(task)))
+    for file in (folder / "lab").glob("*.toml"):
+        text = file.read_text().replace("../../src", str(ROOT / "src")).replace("../../../shared/data", "../data")
+        file.write_text(text)
+    for file in (folder / "lab" / "tasks").glob("*.yaml"):
+        file.write_text(file.read_text().replace("../../../src", str(ROOT / "src")))
+    return folder / "lab"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_its_tasks_render(file: Path, laboratory: Path, cli: Cli) -> None:
+    code, out, err = cli("run", laboratory / file.name, "--dry-run", "--tflops", 1, "--json")
+    assert code == 0, err
+    clients = json.loads(out)["clients"]
+    for client in clients.values():
+        assert client["example"]["prompt"].endswith(":")
+        assert client["example"]["answer"].startswith(" ")
+    if "kitchen" in clients:
+        assert clients["kitchen"]["rows"] == clients["wallet"]["rows"] == 6  # other intents are left out
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_its_results_are_of_this_experiment(file: Path) -> None:
+    asked = tomllib.loads(file.read_text())
+    compared = asked.pop("compare")
+    found = json.loads((LAB / "results" / f"{file.stem}.json").read_text())
+    for table, values in asked.items():
+        if table == "client":
+            assert [{**client, **ours} for client, ours in zip(found["experiment"][table], values, strict=True)] == (
+                found["experiment"][table]
+            )
+        elif isinstance(values, dict):
+            assert {**found["experiment"][table], **values} == found["experiment"][table]
+        else:
+            assert found["experiment"][table] == values
+    methods, ratios = compared.get("methods", list(METHODS)), compared.get("ratios", [asked["compress"]["remove"]])
+    assert {(cell["method"], cell["seed"], cell["remove"]) for cell in found["cells"]} == {
+        (method, seed, ratio) for method in methods for seed in compared["seeds"] for ratio in ratios
+    }
+    assert load(LAB / "results" / f"{file.stem}.json").name == asked["name"]
