@@ -69,6 +69,7 @@ def test_two_processes_make_the_same_cells_as_one(experiment_file: Write, tmp_pa
     assert not children(os.getpid())
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_a_want_of_memory(experiment_file: Write, tmp_path: Path) -> None:
     def kill_one(key: Key, *_: object) -> None:
         if key[0] == "fedavg":
@@ -81,6 +82,7 @@ def test_a_process_that_is_killed_is_a_want_of_memory(experiment_file: Write, tm
     assert len(compare(file, tmp_path / "out", resume=True)["cells"]) == 8
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_is_raised_here(experiment_file: Write, tmp_path: Path) -> None:
     file = experiment_file(TABLE)
     broken = tmp_path / "out" / "cells" / "fedavg"
@@ -111,6 +113,7 @@ def running(experiment_file: Write, tmp_path: Path) -> Iterator[tuple["subproces
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_no_process_outlives_the_command(
     running: tuple["subprocess.Popen[str]", list[int]], number: signal.Signals, code: int
