@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,25 @@ def test_as_many_as_memory_allows(experiment_file: Write, monkeypatch: pytest.Mo
     assert processes(experiment) == 1
     monkeypatch.setattr("fedproxy.comparison.crew.available_memory", lambda: PROGRAM_BYTES << 10)
     assert processes(experiment) == len(os.sched_getaffinity(0))
+
+
+def test_a_cell_that_is_left_has_the_threads_of_the_others(
+    experiment_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are left after a kill: the last bits hang on the number of threads."""
+    file, threads, popen = experiment_file('seeds = [0, 1]\nmethods = ["zero-shot"]\n'), list[str](), subprocess.Popen
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        if "env" in options:  # not git
+            threads.append(options["env"]["OMP_NUM_THREADS"])
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr("fedproxy.comparison.crew.os.sched_getaffinity", lambda process: range(8))
+    monkeypatch.setattr("fedproxy.comparison.crew.subprocess.Popen", recorded)
+    compare(file, tmp_path / "out", jobs=2)
+    shutil.rmtree(tmp_path / "out" / "cells" / "zero-shot" / "seed-1-remove-0.25")
+    compare(file, tmp_path / "out", resume=True)
+    assert threads == ["4", "4", "4"]
 
 
 def test_the_number_is_kept(experiment_file: Write, tmp_path: Path) -> None:

@@ -103,9 +103,9 @@ def compare(
         for key in keys:
             if key not in left:
                 on_cell(read_json(cell_folder(path, key) / RECORD))
-        count = min(_jobs(path, experiment, jobs), max(1, len(left)))
-        if count > 1:
-            run_in_processes(path, left, count, on_progress, done)
+        jobs = _jobs(path, experiment, jobs, len(keys))
+        if jobs > 1:
+            run_in_processes(path, left, jobs, on_progress, done)
         else:
             _run_here(experiment, path, left, rows, on_progress, done)
     found = {
@@ -142,11 +142,11 @@ def _record(experiment: Experiment, folder: Path | None) -> dict[str, Any]:
     return values if folder is None else from_folder(values, folder)
 
 
-def _jobs(path: Path, experiment: Experiment, asked: int | None) -> int:
+def _jobs(path: Path, experiment: Experiment, asked: int | None, cells: int) -> int:
     """How many cells to run at once. It is kept: the number of threads, and with it the last bits, hang on it."""
     if asked is None and (path / _JOBS).is_file():
         return int(read_json(path / _JOBS)["jobs"])
-    count = asked or processes(experiment)
+    count = asked or min(processes(experiment), cells)
     write_json(path / _JOBS, {"jobs": count})
     return count
 

@@ -54,13 +54,13 @@ def processes(experiment: Experiment) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), available_memory() // needed))
 
 
-def run_in_processes(path: Path, keys: Sequence[Key], count: int, on_progress: OnCellProgress, on_done: OnDone) -> None:
+def run_in_processes(path: Path, keys: Sequence[Key], jobs: int, on_progress: OnCellProgress, on_done: OnDone) -> None:
     """Run cells in processes of their own, which share the processors.
 
     Args:
         path: The comparison's directory.
         keys: The cells, in the order in which they are begun.
-        count: How many processes.
+        jobs: How many of them at once. Each has its share of the processors, also when fewer are left.
         on_progress: Told what is done.
         on_done: Told each cell that is complete.
 
@@ -69,10 +69,11 @@ def run_in_processes(path: Path, keys: Sequence[Key], count: int, on_progress: O
         ResourceError: a process was killed.
     """
     left: _Left = queue.SimpleQueue()
+    count = min(jobs, len(keys))
     for item in (*keys, *[None] * count):
         left.put(item)
     said: _Said = queue.SimpleQueue()
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             stack.enter_context(_worker(path, threads, left, said))
