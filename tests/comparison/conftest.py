@@ -40,3 +40,11 @@ def experiment_file(
         return path
 
     return write
+
+
+def timeless(value: Any) -> Any:
+    """Without seconds, memory and the command that was given."""
+    if isinstance(value, dict):
+        varying = ("seconds", "peak_memory_bytes", "command", "environment")
+        return {key: timeless(part) for key, part in value.items() if key not in varying}
+    return [timeless(part) for part in value] if isinstance(value, list) else value

@@ -22,7 +22,7 @@ from fedproxy.errors import UsageError
 from fedproxy.layer_map import split_name
 from fedproxy.methods import METHODS
 from fedproxy.pipeline import read_experiment
-from tests.comparison.conftest import BLOCKS
+from tests.comparison.conftest import BLOCKS, timeless
 
 Write = Callable[..., Path]
 TRAINED = [name for name, method in METHODS.items() if method.data != "none"]
@@ -197,14 +197,6 @@ def test_pooled_training_takes_all_clients_steps_also_where_they_are_limited(
     compare(file, tmp_path / "out", jobs=1)
     [run] = runs(tmp_path / "out", "centralized-proxy")
     assert read_json(run / "rounds" / "0001" / "round.json")["clients"]["pooled"]["steps"] == 6
-
-
-def timeless(value: Any) -> Any:
-    """Without seconds, memory and the command that was given."""
-    if isinstance(value, dict):
-        varying = ("seconds", "peak_memory_bytes", "command", "environment")
-        return {key: timeless(part) for key, part in value.items() if key not in varying}
-    return [timeless(part) for part in value] if isinstance(value, list) else value
 
 
 FEW = 'seeds = [0, 1]\nmethods = ["zero-shot", "centralized", "fedavg", "fedproxy"]\n'

@@ -19,6 +19,7 @@ from fedproxy.comparison.cells import Key
 from fedproxy.comparison.crew import PROGRAM_BYTES, processes
 from fedproxy.errors import ArtifactError, ResourceError, UsageError
 from fedproxy.pipeline import read_experiment
+from tests.comparison.conftest import timeless
 
 Write = Callable[..., Path]
 TABLE = 'seeds = [0, 1]\nmethods = ["zero-shot", "zero-shot-proxy", "fedavg", "proxy-tuning"]\n'
@@ -42,12 +43,6 @@ def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
     while not holds() and time.monotonic() < until:
         time.sleep(0.05)
     return holds()
-
-
-def timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "peak_memory_bytes", "environment")}
-    return [timeless(part) for part in value] if isinstance(value, list) else value
 
 
 def test_two_processes_make_the_same_cells_as_one(experiment_file: Write, tmp_path: Path) -> None:
