@@ -18,6 +18,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 TABLES = {"llm": config.LLM, "compress": config.Compress, "heal": config.Heal, "[client]": config.Client}
 TABLES |= {"partition": config.Partition, "train": config.Train, "federate": config.Federate}
 TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate, "compare": config.Compare}
+TABLES |= {"[compare.variant]": config.Variant}
 NAMES = {"score": SCORES, "merge": RULES, "regulariser": PENALTIES, "server_optimizer": SERVER_OPTIMIZERS}
 
 
@@ -63,6 +64,8 @@ def table(kind: type) -> str:
     hints = typing.get_type_hints(kind)
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(kind):
+        if typing.get_origin(hints[field.name]) is tuple:  # tables of their own
+            continue
         choices = ", ".join(f"`{name}`" for name in sorted(NAMES.get(field.name, ())))
         limit = field.metadata.get("says", "")
         told = [says.get(field.name, ""), f"One of {choices}." if choices else "", f"Must be {limit}." if limit else ""]

@@ -2,7 +2,7 @@ import tomllib
 
 import pytest
 
-from fedproxy.config import load_experiment, parse_experiment, seconds, to_toml
+from fedproxy.config import from_folder, load_experiment, parse_experiment, seconds, to_toml
 from fedproxy.errors import ArtifactError, ConfigError
 
 CHOICES = {"score": ["block-influence"], "merge": ["mean", "ties", "h-ties"], "regulariser": ["none", "pcr"]}
@@ -163,3 +163,51 @@ def test_a_partition_needs_data_or_a_task_and_not_both(folder):
     assert "rows = 0: must be greater than 0" in "".join(
         problems(raw | {"partition": {"task": "x", "rows": 0}}, folder)
     )
+
+
+VARIANT = {"name": "strong", "method": "fedproxy", "federate": {"merge_options": {"rho": 2}, "deadline": "5m"}}
+METHODS = {"methods": ["fedavg", "fedproxy"]}
+
+
+def test_a_variants_settings_are_read_as_those_of_the_file(folder):
+    raw = good() | {
+        "compare": {"variant": [{**VARIANT, "train": {"learning_rate": 1}, "heal": {"text": "public.txt"}}]}
+    }
+    raw["train"] = {"epochs": 2}
+    experiment = parse_experiment(raw, source="e.toml", folder=folder, choices=CHOICES | METHODS)
+    [variant] = experiment.compare.variant
+    assert variant.settings == {
+        "heal": {"text": str(folder / "public.txt")},
+        "train": {"learning_rate": 1.0},
+        "federate": {"merge_options": {"rho": 2}, "deadline": "5m"},
+    }
+    again = parse_experiment(tomllib.loads(to_toml(experiment.as_dict())), source="e.toml", folder=folder)
+    assert again == experiment
+    told = from_folder(experiment.as_dict(), folder)["compare"]["variant"]
+    assert told[0]["heal"] == {"text": "public.txt"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "says"),
+    [
+        ({"name": "a"}, "double brackets"),
+        ([VARIANT, VARIANT], 'variant 2] name = "strong": another'),
+        ([VARIANT | {"name": "fedavg"}], 'name = "fedavg": another'),
+        ([VARIANT | {"name": "../x"}], "name = '../x': must be 1 to 64"),
+        ([VARIANT | {"method": "fedprxy"}], 'Did you mean "fedproxy"'),
+        ([{"name": "a", "method": "fedproxy"}], "sets nothing"),
+        ([VARIANT | {"compress": {"remove": 0.25}}], "ratios"),
+        ([VARIANT | {"evaluate": {"limit": 3}}], 'no key "evaluate"'),
+        ([VARIANT | {"train": {"epoch": 3}}], 'variant "strong": .train. has no key "epoch"'),
+        ([VARIANT | {"train": {"epochs": "3"}}], 'variant "strong": .train. epochs'),
+        ([VARIANT | {"train": 3}], "train = 3: must be table"),
+        ([VARIANT | {"federate": {"merge": "tis"}}], 'variant "strong": .*merge = "tis"'),
+        ([VARIANT | {"fuse": {"scale": "auto"}}], 'variant "strong": .*public'),
+    ],
+)
+def test_impossible_variants(folder, variants, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        parse_experiment(
+            good() | {"compare": {"variant": variants}}, source="e.toml", folder=folder, choices=CHOICES | METHODS
+        )
+    assert len(caught.value.problems) == 1

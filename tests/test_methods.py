@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from fedproxy.config import LLM, Client, Compress, Experiment, Federate, Heal
+from fedproxy.config import LLM, Client, Compare, Compress, Experiment, Federate, Heal, Variant
 from fedproxy.federation.settings import check_settings
-from fedproxy.methods import METHODS, configured
+from fedproxy.methods import METHODS, configured, methods_of
 
 EXPERIMENT = Experiment(
     llm=LLM("llm"),
@@ -75,3 +75,15 @@ def test_the_axes_say_what_a_row_chooses() -> None:
     }
     assert METHODS["zero-shot"].axes == dict.fromkeys(METHODS["zero-shot"].axes, "none")
     assert METHODS["fedproxy"].axes["score"] == "experiment"
+
+
+def test_a_variant_is_its_method_but_for_what_it_sets() -> None:
+    variant = Variant("wide", "fedbiot", heal={"steps": 7}, federate={"regulariser_strength": 9.0})
+    rows = methods_of(Compare(methods=["pcr", "fedbiot"], variant=(variant,)))
+    assert list(rows) == ["fedbiot", "pcr", "wide"]
+    found, base = (configured(rows[name], EXPERIMENT, seed=1, remove=0.5) for name in ("wide", "fedbiot"))
+    assert found.heal == dataclasses.replace(base.heal, steps=7)
+    assert found.federate == dataclasses.replace(base.federate, regulariser_strength=9.0)
+    assert (found.compress, found.train) == (base.compress, base.train)
+    assert rows["fedbiot"] is METHODS["fedbiot"]
+    assert list(methods_of(Compare())) == list(METHODS)

@@ -17,6 +17,7 @@ from fedproxy.errors import ArtifactError, ConfigError
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME_SAYS = "1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
 _UNIT_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -294,11 +295,43 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """[[compare.variant]]: a method with settings of its own, compared as one more method.
+
+    Attributes:
+        name: What it is called: 1 to 64 letters, digits, ".", "_" or "-"; not the name of a method.
+        method: The method that it varies.
+        compress: Keys of [compress] that it sets, but for `remove`, which `ratios` varies.
+        heal: Keys of [heal].
+        train: Keys of [train].
+        federate: Keys of [federate].
+        fuse: Keys of [fuse].
+    """
+
+    name: str = ""
+    method: str = ""
+    compress: dict[str, Any] = field(default_factory=dict)
+    heal: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    federate: dict[str, Any] = field(default_factory=dict)
+    fuse: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What it sets: table → key → value."""
+        return {name: values for name in VARIED if (values := getattr(self, name))}
+
+
+VARIED = ("compress", "heal", "train", "federate", "fuse")
+"""The tables that a variant sets keys of."""
+
+
+@dataclass(frozen=True)
 class Compare:
     """[compare]: which methods `fedproxy compare` sets side by side on the same work.
 
     Attributes:
-        methods: Their names; all if empty.
+        methods: Their names; all if empty. The variants come beside them.
         seeds: Every method runs with each of these seeds, in place of the experiment's own.
         ratios: And removes each of these shares of the LLM's blocks, in place of [compress] remove; if empty, that one.
     """
@@ -318,6 +351,7 @@ class Compare:
             "says": "shares of at least 0 and below 1, each given once",
         },
     )
+    variant: tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -395,6 +429,8 @@ def from_folder(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             found[name] = [moved(keys, one) for one in table]
         elif table is not None:
             found[name] = moved(keys, table)
+    if (asked := values.get("compare")) is not None:
+        found["compare"] = {**asked, "variant": [from_folder(one, folder) for one in asked.get("variant", [])]}
     return found
 
 
@@ -511,10 +547,7 @@ def _clients(raw: dict[str, Any], problems: list[str], remote: bool) -> tuple[tu
         problems.append("There are no clients: add [[client]] tables or a [partition].")
     for number, client in enumerate(clients, 1):
         if not CLIENT_NAME.fullmatch(client.name):
-            problems.append(
-                f"[client {number}] name = {client.name!r}: must be 1 to 64 letters, digits, '.', '_' or '-', "
-                "beginning with a letter or digit."
-            )
+            problems.append(f"[client {number}] name = {client.name!r}: must be {_NAME_SAYS}.")
         if bool(client.data) == bool(client.task) and not remote:
             problems.append(f"[client {number}] needs either data = FILE or task = NAME.")
     names = [client.name for client in clients]
@@ -523,6 +556,35 @@ def _clients(raw: dict[str, Any], problems: list[str], remote: bool) -> tuple[tu
     if partition is not None and bool(partition.data) == bool(partition.task):
         problems.append("[partition] needs either data = FILE or task = NAME.")
     return clients, partition
+
+
+def _compare(raw: Any, methods: typing.Collection[str], problems: list[str]) -> Compare:
+    """Read [compare]; what the variants set is not looked at yet."""
+    variants = raw.get("variant", []) if isinstance(raw, dict) else []
+    if not isinstance(variants, list):
+        problems.append("[[compare.variant]] must be written with double brackets, one table per variant.")
+        variants = []
+    rest = {key: value for key, value in raw.items() if key != "variant"} if isinstance(raw, dict) else raw
+    compare: Compare = read_table(Compare, rest, "compare", problems)
+    read = [read_table(Variant, table, f"compare.variant {i}", problems) for i, table in enumerate(variants, 1)]
+    named = [("[compare] methods", name) for name in compare.methods]
+    named += [(f"[compare.variant {i}] method", one.method) for i, one in enumerate(read, 1)]
+    problems += [
+        f'{where}: there is no "{name}"; choose from {", ".join(methods)}.{did_you_mean(name, methods)}'
+        for where, name in named
+        if methods and name not in methods
+    ]
+    names = [one.name for one in read]
+    for number, one in enumerate(read, 1):
+        if not CLIENT_NAME.fullmatch(one.name):
+            problems.append(f"[compare.variant {number}] name = {one.name!r}: must be {_NAME_SAYS}.")
+        if one.name in methods or one.name in names[: number - 1]:
+            problems.append(f'[compare.variant {number}] name = "{one.name}": another method is called so.')
+        if "remove" in one.compress:
+            problems.append(f"[compare.variant {number}] sets compress.remove: [compare] ratios does.")
+        if not one.settings:
+            problems.append(f"[compare.variant {number}] sets nothing: give it keys of {', '.join(VARIED)}.")
+    return dataclasses.replace(compare, variant=tuple(read))
 
 
 def parse_experiment(
@@ -559,13 +621,8 @@ def parse_experiment(
                 problems.append(f"{key} = {raw[key]!r}: must be a {_type_name(kind)}{', 0 or more' * (key == 'seed')}.")
     tables = {key: read_table(kind, raw.get(key, {}), key, problems) for key, kind in _TABLES.items()}
     clients, partition = _clients(raw, problems, remote)
-    compare = read_table(Compare, raw["compare"], "compare", problems) if "compare" in raw else None
     methods = (choices or {}).get("methods", ())
-    problems += [
-        f'[compare] methods: there is no "{name}"; choose from {", ".join(methods)}.{did_you_mean(name, methods)}'
-        for name in (compare.methods if compare and methods else ())
-        if name not in methods
-    ]
+    compare = _compare(raw["compare"], methods, problems) if "compare" in raw else None
 
     def resolve(path: str) -> str:
         return str((folder / Path(path).expanduser()).resolve()) if path else ""
@@ -631,9 +688,34 @@ def parse_experiment(
         for i, c in enumerate(clients, 1)
         if (c.lora_r or 0) > tables["train"].lora_r
     ]
+    if compare is not None:
+        varied = [_varied(raw, one, problems, source=source, folder=folder, choices=choices) for one in compare.variant]
+        compare = dataclasses.replace(compare, variant=tuple(varied))
     if problems:
         raise ConfigError(source, problems)
     return Experiment(client=clients, partition=partition, compare=compare, **top, **tables)
+
+
+def _varied(
+    raw: dict[str, Any],
+    variant: Variant,
+    problems: list[str],
+    *,
+    source: str,
+    folder: Path,
+    choices: Mapping[str, typing.Collection[str]] | None,
+) -> Variant:
+    """A variant whose settings are checked and read as those of an experiment file that has them."""
+    given = {name: raw[name] for name in variant.settings if isinstance(raw.get(name), dict)}
+    changed = {name: {**given.get(name, {}), **values} for name, values in variant.settings.items()}
+    alone = {key: value for key, value in raw.items() if key != "compare"}
+    try:
+        found = parse_experiment({**alone, **changed}, source=source, folder=folder, choices=choices)
+    except ConfigError as error:
+        problems += [f'variant "{variant.name}": {text}' for text in error.problems if text not in problems]
+        return variant
+    read = {name: {key: getattr(getattr(found, name), key) for key in keys} for name, keys in variant.settings.items()}
+    return Variant(name=variant.name, method=variant.method, **read)
 
 
 def load_experiment(

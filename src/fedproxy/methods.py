@@ -1,5 +1,7 @@
 """The methods of the offsite-tuning family and their baselines: rows of data, each a choice on every axis.
 
+A variant of [compare] is one more row: a method's, with some settings of its own.
+
 What a row does not choose is the experiment's: prompts, steps, batches, LoRA, space and encoding are the same for all.
 One departure is common to all rows: what trains is LoRA, also where a paper trains the weights themselves.
 """
@@ -9,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fedproxy.config import Experiment, Federate
+from fedproxy.config import VARIED, Compare, Experiment, Federate, Variant
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Table of the experiment file → key → value."""
@@ -65,7 +67,7 @@ class Method:
     @property
     def axes(self) -> dict[str, str]:
         """Its choice on each axis; "experiment" where it has none of its own."""
-        chosen = {table: {**_PLAIN.get(table, {}), **self.settings.get(table, {})} for table in _TABLES}
+        chosen = {table: {**_PLAIN.get(table, {}), **self.settings.get(table, {})} for table in VARIED}
         trains, federated = self.data != "none", self.data == "clients"
         proxy = not self.whole and self.result != "llm"
         blocks = chosen["train"]["blocks"]
@@ -80,9 +82,6 @@ class Method:
             "server_optimizer": chosen["federate"]["server_optimizer"] if federated else "none",
             "fuse": {"fused": "plug-in", "proxy_tuning": "proxy-tuning"}.get(self.result, "none"),
         }
-
-
-_TABLES = ("compress", "heal", "train", "federate")
 
 
 def _federated(name: str, paper: str, **federate: str) -> Method:
@@ -127,10 +126,23 @@ METHODS: dict[str, Method] = {
 }
 
 
+def methods_of(compare: Compare) -> dict[str, Method]:
+    """The rows of a comparison by name: the methods that it asks for, then its variants."""
+    asked = {name: row for name, row in METHODS.items() if not compare.methods or name in compare.methods}
+    return asked | {variant.name: _row(variant) for variant in compare.variant}
+
+
+def _row(variant: Variant) -> Method:
+    base = METHODS[variant.method]
+    settings = {table: {**base.settings.get(table, {}), **variant.settings.get(table, {})} for table in VARIED}
+    return dataclasses.replace(base, name=variant.name, settings={table: s for table, s in settings.items() if s})
+
+
 def configured(method: Method, experiment: Experiment, *, seed: int, remove: float) -> Experiment:
     """The experiment as a method has it.
 
-    Options of a merge rule, a server optimizer or a regulariser stay where the experiment names the same one.
+    Options of a merge rule, a server optimizer or a regulariser stay where the experiment names the same one, unless
+    the method sets them.
 
     Args:
         method: The method.
@@ -142,7 +154,7 @@ def configured(method: Method, experiment: Experiment, *, seed: int, remove: flo
         >>> configured(METHODS["fedavg-llm"], experiment, seed=1, remove=0.5).compress.remove
         0.0
     """
-    settings: dict[str, dict[str, Any]] = {table: dict(_PLAIN.get(table, {})) for table in _TABLES}
+    settings: dict[str, dict[str, Any]] = {table: dict(_PLAIN.get(table, {})) for table in VARIED}
     settings["compress"]["remove"] = remove
     for table, values in method.unless_set.items():
         given = getattr(experiment, table)
@@ -153,6 +165,6 @@ def configured(method: Method, experiment: Experiment, *, seed: int, remove: flo
     fresh = Federate()
     for choice, options in _OPTIONS.items():
         if settings["federate"][choice] != getattr(experiment.federate, choice):
-            settings["federate"][options] = getattr(fresh, options)
+            settings["federate"].setdefault(options, getattr(fresh, options))
     tables = {table: dataclasses.replace(getattr(experiment, table), **values) for table, values in settings.items()}
     return dataclasses.replace(experiment, seed=seed, **tables)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.comparison import cells_of, compare, summary
+from fedproxy.config import to_toml
 from fedproxy.errors import UsageError
 from fedproxy.layer_map import split_name
 from fedproxy.methods import METHODS
@@ -237,6 +238,50 @@ def test_methods_can_be_added_later_and_finished_cells_need_no_work(experiment_f
     compare(file, tmp_path / "out", overwrite=True)
 
 
+VARIED = """seeds = [0]
+methods = ["zero-shot", "pcr"]
+[[compare.variant]]
+name = "held"
+method = "pcr"
+federate = { regulariser_strength = 1e6 }
+[[compare.variant]]
+name = "same"
+method = "pcr"
+federate = { regulariser = "pcr" }
+"""
+
+
+def test_variants_are_methods_with_settings_of_their_own(experiment_file: Write, tmp_path: Path) -> None:
+    file, out = experiment_file(VARIED), tmp_path / "out"
+    found = compare(file, out, jobs=2)
+    assert [one["method"] for one in found["cells"]] == ["zero-shot", "pcr", "held", "same"]
+    assert runs(out, "same") == runs(out, "pcr") != runs(out, "held")
+    rounds = [
+        [load_file(run / "rounds" / f"000{n}" / "adapter.safetensors") for n in (1, 2)] for run in runs(out, "held")
+    ]
+    conflict = load_file(runs(out, "held")[0] / "rounds" / "0001" / "conflict.safetensors")
+    free = load_file(runs(out, "pcr")[0] / "rounds" / "0002" / "adapter.safetensors")
+    [(before, after)] = rounds
+    held = sum(((after[name] - before[name])[conflict[name] > 0] ** 2).sum() for name in before)
+    moved = sum(((free[name] - before[name])[conflict[name] > 0] ** 2).sum() for name in before)
+    assert 0 < held < moved / 2
+    assert found["methods"]["held"]["variant of"] == "pcr"
+    assert found["methods"]["held"]["sets"] == "federate.regulariser_strength = 1000000.0"
+    assert read_experiment(file).compare == read_experiment(written(found, file.parent)).compare
+    assert all("settings" not in one for one in found["cells"])
+    assert timeless(compare(file, out, resume=True)) == timeless(found)
+    file.write_text(file.read_text().replace("1e6", "1e5"))
+    with pytest.raises(UsageError, match=r'"held" with other settings: .*1000000.0'):
+        compare(file, out, resume=True)
+
+
+def written(found: dict[str, Any], folder: Path) -> Path:
+    """The experiment file of a compare.json, beside the one that it was made from."""
+    path = folder / "again.toml"
+    path.write_text(to_toml({**found["experiment"], "compare": found["compare"]}))
+    return path
+
+
 @pytest.mark.parametrize(
     ("table", "changes", "says"),
     [
@@ -247,6 +292,11 @@ def test_methods_can_be_added_later_and_finished_cells_need_no_work(experiment_f
         ),
         ('methods = ["fedot"]\nratios = [0.25, 0.75]\n', ("", ""), "fedot, remove = 0.75: keep_first"),
         ('methods = ["fedprox", "fedprx"]\n', ("", ""), 'Did you mean "fedprox"'),
+        (
+            '[[compare.variant]]\nname = "cut"\nmethod = "pcr"\nfederate = { space = "product" }\n',
+            ("", ""),
+            "cut, remove = 0.25: .*pcr",
+        ),
         ("seeds = []\n", ("", ""), "seeds"),
         ("ratios = [0.5, 1.0]\n", ("", ""), "ratios"),
     ],

@@ -9,6 +9,7 @@ DIR/compare.json                     all cells, summaries over seeds, paired dif
 
 import dataclasses
 import functools
+import json
 import shutil
 import statistics as spread
 import subprocess
@@ -24,11 +25,11 @@ from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
 from fedproxy.comparison.work import DOCUMENTS, digest
 from fedproxy.compression.realign import emulator_blocks
 from fedproxy.compression.select import between, removed_count
-from fedproxy.config import Compare, Experiment, from_folder
+from fedproxy.config import VARIED, Compare, Experiment, from_folder
 from fedproxy.errors import UsageError
 from fedproxy.federation.settings import check_settings
 from fedproxy.layer_map import block_numbers
-from fedproxy.methods import CENTRALIZED, FEDPROXY, METHODS, ZERO_SHOT, Method, configured
+from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
 from fedproxy.models.costs import FORMULA
 from fedproxy.models.source import open_source
 from fedproxy.pipeline import check_tasks, gap_closed, read_experiment, scored_tasks
@@ -47,8 +48,7 @@ def cells_of(experiment: Experiment) -> list[Key]:
     """The cells of a comparison, in the order in which they are run."""
     asked = experiment.compare or Compare()
     ratios = [float(ratio) for ratio in asked.ratios] or [experiment.compress.remove]
-    names = [name for name in METHODS if not asked.methods or name in asked.methods]
-    return [(name, seed, ratio) for seed, ratio, name in product(asked.seeds, ratios, names)]
+    return [(name, seed, ratio) for seed, ratio, name in product(asked.seeds, ratios, methods_of(asked))]
 
 
 def compare(
@@ -66,7 +66,7 @@ def compare(
     Args:
         experiment: An experiment file, or one loaded.
         out: The directory of the comparison.
-        resume: Go on with one that was begun; methods, seeds and ratios may have been added since.
+        resume: Go on with one that was begun; methods, variants, seeds and ratios may have been added since.
         overwrite: Replace an earlier one.
         jobs: How many cells to run at once, in processes of their own; 1 runs them in this one. If none, as many as
             when the comparison was begun, and at first as many as processors and memory allow.
@@ -74,7 +74,8 @@ def compare(
         on_cell: Told the record of each cell, also of those that were there.
 
     Raises:
-        ConfigError, UsageError: the experiment or a path cannot be used, or a method does not fit the experiment.
+        ConfigError, UsageError: the experiment or a path cannot be used, a method does not fit the experiment, or a
+            cell that is there is of a variant with other settings.
         ArtifactError: the LLM, a client's data or a task cannot be used.
         FederationError: a round has no quorum.
         ResourceError: memory or disk do not suffice; what was complete stays.
@@ -82,11 +83,12 @@ def compare(
     folder = None if isinstance(experiment, Experiment) else Path(experiment).resolve().parent
     path, experiment = Path(out), read_experiment(experiment)
     asked, keys = experiment.compare or Compare(), cells_of(experiment)
+    methods, whole = methods_of(asked), dataclasses.replace(experiment, compare=asked)
     experiment = dataclasses.replace(experiment, compare=None)
     tasks_to_compare(experiment)
     check_tasks(experiment)
     source = open_source(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code)
-    check_methods(experiment, keys, source.count)
+    check_methods(experiment, methods, keys, source.count)
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs}: at least one cell is run at a time.")
     rows = rows_by_seed(experiment)
@@ -96,37 +98,38 @@ def compare(
     def done(key: Key, seconds: float) -> None:
         name, seed, remove = key
         directory.event("cell_done", method=name, seed=seed, remove=remove, seconds=seconds)
-        on_cell(read_json(cell_folder(path, key) / RECORD))
+        on_cell(_cell(path, methods[name], key))
 
     with directory.driven():
         left = [key for key in keys if not cell_folder(path, key).is_dir()]
         for key in keys:
             if key not in left:
-                on_cell(read_json(cell_folder(path, key) / RECORD))
+                on_cell(_cell(path, methods[key[0]], key))
         jobs = _jobs(path, experiment, jobs, len(keys))
+        cells = [(methods[key[0]], key) for key in left]
         if jobs > 1:
-            run_in_processes(path, left, jobs, on_progress, done)
+            run_in_processes(path, cells, jobs, on_progress, done)
         else:
-            _run_here(experiment, path, left, rows, on_progress, done)
+            _run_here(experiment, path, cells, rows, on_progress, done)
     found = {
         (name, seed, remove): {
-            **read_json(cell_folder(path, (name, seed, remove)) / RECORD),
+            **_cell(path, methods[name], (name, seed, remove)),
             "experiment_sha256": digest(
-                _record(configured(METHODS[name], experiment, seed=seed, remove=remove), folder)
+                _record(configured(methods[name], experiment, seed=seed, remove=remove), folder)
             ),
         }
         for name, seed, remove in keys
     }
+    recorded = _record(whole, folder)["compare"]
     result = {
         "name": experiment.name,
-        "compare": dataclasses.asdict(asked),
+        "compare": recorded,
         "experiment": _record(experiment, folder),
         "experiment_sha256": digest(_record(experiment, folder)),
         "commit": _commit(),
         "environment": read_json(path / "environment.json"),
-        "methods": {
-            name: {**METHODS[name].axes, "paper": METHODS[name].paper} for name in dict.fromkeys(k[0] for k in keys)
-        },
+        "methods": {name: {**row.axes, "paper": row.paper} for name, row in methods.items()}
+        | {one["name"]: {**methods[one["name"]].axes, **_varied(one)} for one in recorded["variant"]},
         "flops": FORMULA,
         "cells": _with_gaps(found),
         "summary": summary(found),
@@ -134,6 +137,31 @@ def compare(
     }
     write_json(path / "compare.json", result)
     return result
+
+
+def _cell(path: Path, method: Method, key: Key) -> dict[str, Any]:
+    """What a cell found; without the settings of its method, which are held against the method's.
+
+    Raises:
+        UsageError: they differ.
+    """
+    folder = cell_folder(path, key)
+    record: dict[str, Any] = read_json(folder / RECORD)
+    if (there := record.pop("settings", method.settings)) != method.settings:
+        raise UsageError(
+            f'{folder} is a cell of "{method.name}" with other settings: {there}. Give the variant another name, or '
+            f"remove {folder.parent}."
+        )
+    return record
+
+
+def _varied(variant: Mapping[str, Any]) -> dict[str, str]:
+    """What a variant, as recorded, is of, and what it sets."""
+    settings = [(table, key, value) for table in VARIED for key, value in variant.get(table, {}).items()]
+    return {
+        "variant of": variant["method"],
+        "sets": ", ".join(f"{table}.{key} = {json.dumps(value)}" for table, key, value in settings),
+    }
 
 
 def _record(experiment: Experiment, folder: Path | None) -> dict[str, Any]:
@@ -154,14 +182,14 @@ def _jobs(path: Path, experiment: Experiment, asked: int | None, cells: int) -> 
 def _run_here(
     experiment: Experiment,
     path: Path,
-    keys: Sequence[Key],
+    cells: Sequence[tuple[Method, Key]],
     rows: RowsOf,
     on_progress: OnCellProgress,
     on_done: OnDone,
 ) -> None:
     """Run cells one after the other in this process."""
-    for key in keys:
-        on_done(key, run_cell(experiment, path, key, rows, functools.partial(on_progress, key)))
+    for method, key in cells:
+        on_done(key, run_cell(experiment, path, method, key, rows, functools.partial(on_progress, key)))
 
 
 def tasks_to_compare(experiment: Experiment) -> list[str]:
@@ -175,16 +203,15 @@ def tasks_to_compare(experiment: Experiment) -> list[str]:
     return tasks
 
 
-def check_methods(experiment: Experiment, keys: Sequence[Key], blocks: int) -> None:
+def check_methods(experiment: Experiment, methods: Mapping[str, Method], keys: Sequence[Key], blocks: int) -> None:
     """Check that the methods fit the experiment and an LLM of so many blocks, before anything is done.
 
     Raises:
         UsageError: one does not.
     """
     for name, seed, remove in keys:
-        method = METHODS[name]
         try:
-            _check_method(method, configured(method, experiment, seed=seed, remove=remove), blocks)
+            _check_method(methods[name], configured(methods[name], experiment, seed=seed, remove=remove), blocks)
         except UsageError as error:
             raise UsageError(f"{name}, remove = {remove:g}: {error}") from error
 

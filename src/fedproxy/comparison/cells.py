@@ -14,7 +14,7 @@ from fedproxy.comparison.history import history
 from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored, tuned_adapter
 from fedproxy.config import Experiment, Federate
 from fedproxy.federation.store import RoundStore
-from fedproxy.methods import METHODS, Method, configured
+from fedproxy.methods import Method, configured
 from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.training import optimizer_steps
 from fedproxy.pipeline import scored_tasks
@@ -55,12 +55,15 @@ def rows_by_seed(experiment: Experiment) -> RowsOf:
     return functools.cache(lambda seed: client_rows(dataclasses.replace(experiment, seed=seed)))
 
 
-def run_cell(experiment: Experiment, path: Path, key: Key, rows: RowsOf, on_progress: OnProgress) -> float:
+def run_cell(
+    experiment: Experiment, path: Path, method: Method, key: Key, rows: RowsOf, on_progress: OnProgress
+) -> float:
     """Run a cell and write it down.
 
     Args:
         experiment: The experiment.
         path: The comparison's directory.
+        method: Its method.
         key: Which cell.
         rows: Where the clients' rows are looked up.
         on_progress: Told stage, fraction and text of what is being done.
@@ -72,8 +75,8 @@ def run_cell(experiment: Experiment, path: Path, key: Key, rows: RowsOf, on_prog
         As `pipeline.run`.
     """
     began = time.perf_counter()
-    name, seed, remove = key
-    cell = Bench(experiment, Work(path / "work", on_progress), rows).cell(METHODS[name], seed, remove)
+    _, seed, remove = key
+    cell = Bench(experiment, Work(path / "work", on_progress), rows).cell(method, seed, remove)
     with new_directory(cell_folder(path, key)) as new:
         save_tensors(new / DOCUMENTS, cell.scored.documents)
         write_json(new / RECORD, cell.record)
@@ -113,6 +116,7 @@ class Bench:
             "accuracy": scored.as_dict(),
             "proxy_tuned": tuned and tuned.as_dict(),
             "worst": self._worst(scored),
+            "settings": method.settings,
             **costs,
         }
         return Cell(record, scored)

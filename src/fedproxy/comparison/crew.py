@@ -2,9 +2,9 @@
 
     $ python -m fedproxy.comparison.crew DIR
 
-reads a cell a line from its standard input, [method, seed, ratio], and writes a line of JSON for what it does:
-{"progress": [stage, fraction, text]}, {"done": seconds}, {"failed": [exit code, text]}. When its input ends,
-so does it: that is when the process that started it has, however that was.
+reads a cell a line from its standard input, [{the method's row}, [method, seed, ratio]], and writes a line of JSON
+for what it does: {"progress": [stage, fraction, text]}, {"done": seconds}, {"failed": [exit code, text]}. When its
+input ends, so does it: that is when the process that started it has, however that was.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fedproxy.compression.exposure import exposure
 from fedproxy.config import Experiment, load_experiment
 from fedproxy.errors import FedproxyError, ResourceError, error_of, explained
 from fedproxy.memory import available_memory
+from fedproxy.methods import Method
 from fedproxy.models.source import open_source
 from fedproxy.models.training_memory import decoder_numbers, training_memory
 
@@ -35,7 +37,7 @@ OnCellProgress = Callable[[Key, str, float, str], None]
 """Told the cell, the stage, the fraction of it that is done, and what is being done."""
 OnDone = Callable[[Key, float], None]
 """Told a cell that is complete, and its seconds."""
-_Left = queue.SimpleQueue[Key | None]
+_Left = queue.SimpleQueue[tuple[Method, Key] | None]
 _Said = queue.SimpleQueue[tuple[Key, dict[str, Any]] | None]
 
 
@@ -54,12 +56,14 @@ def processes(experiment: Experiment) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), available_memory() // needed))
 
 
-def run_in_processes(path: Path, keys: Sequence[Key], jobs: int, on_progress: OnCellProgress, on_done: OnDone) -> None:
+def run_in_processes(
+    path: Path, cells: Sequence[tuple[Method, Key]], jobs: int, on_progress: OnCellProgress, on_done: OnDone
+) -> None:
     """Run cells in processes of their own, which share the processors.
 
     Args:
         path: The comparison's directory.
-        keys: The cells, in the order in which they are begun.
+        cells: The cells and their methods, in the order in which they are begun.
         jobs: How many of them at once. Each has its share of the processors, also when fewer are left.
         on_progress: Told what is done.
         on_done: Told each cell that is complete.
@@ -69,8 +73,8 @@ def run_in_processes(path: Path, keys: Sequence[Key], jobs: int, on_progress: On
         ResourceError: a process was killed.
     """
     left: _Left = queue.SimpleQueue()
-    count = min(jobs, len(keys))
-    for item in (*keys, *[None] * count):
+    count = min(jobs, len(cells))
+    for item in (*cells, *[None] * count):
         left.put(item)
     said: _Said = queue.SimpleQueue()
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
@@ -119,9 +123,10 @@ def _lead(process: "subprocess.Popen[str]", left: _Left, said: _Said) -> None:
     with process:
         assert process.stdin is not None
         assert process.stdout is not None
-        while (key := left.get()) is not None:
+        while (cell := left.get()) is not None:
+            method, key = cell
             with contextlib.suppress(BrokenPipeError):
-                os.write(process.stdin.fileno(), (json.dumps(key) + "\n").encode())
+                os.write(process.stdin.fileno(), (json.dumps([asdict(method), key]) + "\n").encode())
             for line in process.stdout:
                 what = json.loads(line)
                 said.put((key, what))
@@ -141,7 +146,7 @@ def _work(path: Path) -> None:
     """Run the cells that standard input names."""
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no message
-    orders: queue.SimpleQueue[Key] = queue.SimpleQueue()
+    orders: queue.SimpleQueue[tuple[Method, Key]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
 
     def say(**what: Any) -> None:
@@ -153,19 +158,19 @@ def _work(path: Path) -> None:
     experiment = load_experiment(path / "experiment.toml")
     rows = rows_by_seed(experiment)
     while True:
-        key = orders.get()
+        method, key = orders.get()
         try:
-            say(done=run_cell(experiment, path, key, rows, progress))
+            say(done=run_cell(experiment, path, method, key, rows, progress))
         except Exception as error:
             known = error if isinstance(error, FedproxyError) else explained(error)
             say(failed=[known.exit_code, str(known)])
 
 
-def _listen(orders: "queue.SimpleQueue[Key]") -> None:
+def _listen(orders: "queue.SimpleQueue[tuple[Method, Key]]") -> None:
     """Take orders while there is somebody to give them."""
     for line in sys.stdin:
-        name, seed, remove = json.loads(line)
-        orders.put((name, seed, remove))
+        method, (name, seed, remove) = json.loads(line)
+        orders.put((Method(**method), (name, seed, remove)))
     os._exit(0)
 
 

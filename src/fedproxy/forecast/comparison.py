@@ -8,14 +8,14 @@ from typing import Any
 
 from fedproxy.comparison import cells_of, check_methods, tasks_to_compare
 from fedproxy.comparison.accounts import costs
-from fedproxy.comparison.cells import POOLED, Key, of_one, pooled_experiment
+from fedproxy.comparison.cells import POOLED, of_one, pooled_experiment
 from fedproxy.comparison.work import digest
-from fedproxy.config import Experiment
+from fedproxy.config import Compare, Experiment
 from fedproxy.forecast.known import Known, ProxySize
 from fedproxy.forecast.rounds import ClientRound, rounds_of
 from fedproxy.forecast.run import OnProgress, tasks_of
 from fedproxy.forecast.speed import Speed
-from fedproxy.methods import METHODS, Method, configured
+from fedproxy.methods import Method, configured, methods_of
 from fedproxy.models.encoding import Encoded
 from fedproxy.pipeline import read_experiment
 from fedproxy.tuning import client_rows, encode_clients
@@ -46,10 +46,13 @@ def forecast_comparison(
         ArtifactError: the LLM, a client's data, a task or a text cannot be used.
     """
     report = on_progress or (lambda fraction, text: None)
-    experiment, keys = _read(experiment)
+    experiment = read_experiment(experiment)
+    tasks_to_compare(experiment)
+    keys, methods = cells_of(experiment), methods_of(experiment.compare or Compare())
+    experiment = replace(experiment, compare=None)
     report(0.0, "looking at the LLM")
     known = Known(experiment)
-    check_methods(experiment, keys, known.shape.count)
+    check_methods(experiment, methods, keys, known.shape.count)
     report(0.1, "rendering the tasks")
     read = {name: one.tokens for name, one in tasks_of(experiment, known).items()}
     seeds = list(dict.fromkeys(seed for _, seed, _ in keys))
@@ -62,7 +65,7 @@ def forecast_comparison(
 
     bench, cells, jobs = _Bench(experiment, known, read, examples), list[dict[str, Any]](), Jobs()
     for name, seed, remove in sorted(keys, key=lambda key: seeds.index(key[1])):
-        found, own = bench.cell(METHODS[name], seed, remove)
+        found, own = bench.cell(methods[name], seed, remove)
         found = {"training_memory": None, **found}
         found["flops"]["all"] = sum(own.values())
         del found["peak_memory_bytes"]  # which is measured
@@ -78,12 +81,6 @@ def forecast_comparison(
         "all": {"cells": len(cells), "jobs": len(jobs), "flops": total, "seconds": total / speed.flops},
         "speed": asdict(speed),
     }
-
-
-def _read(experiment: Experiment | str | Path) -> tuple[Experiment, list[Key]]:
-    experiment = read_experiment(experiment)
-    tasks_to_compare(experiment)
-    return replace(experiment, compare=None), cells_of(experiment)
 
 
 @dataclass(frozen=True)
