@@ -155,6 +155,10 @@ def test_the_number_is_kept(experiment_file: Write, tmp_path: Path) -> None:
     assert read_json(tmp_path / "out" / "jobs.json") == {"jobs": 3}
     with pytest.raises(UsageError, match="jobs = 0"):
         compare(file, tmp_path / "out", resume=True, jobs=0)
+    for damaged in ('{"jobs": "two"}', '{"jobs": 0}', "[2]"):
+        (tmp_path / "out" / "jobs.json").write_text(damaged)
+        with pytest.raises(ArtifactError, match="Give --jobs"):
+            compare(file, tmp_path / "out", resume=True)
 
 
 def test_one_comparison_at_a_time(experiment_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_the_tutorial_works_as_written(tmp_path):
     assert "does not provide the extra" not in said
     scores = json.loads((tmp_path / "run/results.json").read_text())["evaluation"]
     assert scores["fused"]["average"] > scores["llm"]["average"] + 0.15
-    assert len(json.loads((tmp_path / "compared/compare.json").read_text())["cells"]) == 6
+    assert len(json.loads((tmp_path / "compared/compare.json").read_text())["cells"]) == 8
     adapter = answers("adapter", said)
     assert answers("served", said) == answers("chat", said) == adapter
     right = [given == wanted for given, wanted in zip(adapter, answers("wanted", said), strict=True)]

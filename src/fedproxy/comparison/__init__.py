@@ -26,7 +26,7 @@ from fedproxy.comparison.work import DOCUMENTS, digest
 from fedproxy.compression.realign import emulator_blocks
 from fedproxy.compression.select import between, removed_count
 from fedproxy.config import VARIED, Compare, Experiment, from_folder
-from fedproxy.errors import UsageError
+from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.settings import check_settings
 from fedproxy.layer_map import block_numbers
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
@@ -171,9 +171,17 @@ def _record(experiment: Experiment, folder: Path | None) -> dict[str, Any]:
 
 
 def _jobs(path: Path, experiment: Experiment, asked: int | None, cells: int) -> int:
-    """How many cells to run at once. It is kept: the number of threads, and with it the last bits, hang on it."""
+    """How many cells to run at once. It is kept: the number of threads, and with it the last bits, hang on it.
+
+    Raises:
+        ArtifactError: the file that keeps it holds something else.
+    """
     if asked is None and (path / _JOBS).is_file():
-        return int(read_json(path / _JOBS)["jobs"])
+        record = read_json(path / _JOBS)
+        kept = record.get("jobs") if isinstance(record, dict) else record
+        if type(kept) is not int or kept < 1:
+            raise ArtifactError(f"{path / _JOBS}: jobs = {kept!r} is no number of processes. Give --jobs.")
+        return kept
     count = asked or min(processes(experiment), cells)
     write_json(path / _JOBS, {"jobs": count})
     return count
