@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import re
-import shutil
 import statistics
 import tempfile
 from collections import Counter
