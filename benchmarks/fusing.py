@@ -82,7 +82,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for cell in cells:
         run = args.comparison / "work" / "trainings" / cell["trainings"][0]
-        blocks = Manifest.read(run / "proxy").llm.blocks
+        blocks = Manifest.read(run / "proxy").llm_blocks
         for name in (*SCALES, *SPREADS):
             scores: dict[str, torch.Tensor] = {}
             with tempfile.TemporaryDirectory() as folder:
@@ -91,8 +91,8 @@ def main() -> None:
                 fuse(experiment.llm.path, run / "adapter", adapter, scale=scale, public=public, proxy=run / "proxy")
                 manifest = Manifest.read(adapter)
                 if name in SPREADS:
-                    (adapter / "fedproxy.json").unlink()
                     spread(adapter, SPREADS[name], blocks)
+                    dataclasses.replace(manifest, layer_map=list(range(blocks))).write(adapter)
                 result = evaluate(
                     experiment.llm.path,
                     tasks=scored_tasks(experiment),
