@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedproxy.artifacts import Manifest, read_json, write_json
 from fedproxy.comparison.statistics import paired_difference
@@ -89,24 +91,22 @@ def main() -> None:
                 adapter, scale = Path(folder) / "adapter", SCALES.get(name, 1.0)
                 public = experiment.compress.calibration if scale == "auto" else None
                 fuse(experiment.llm.path, run / "adapter", adapter, scale=scale, public=public, proxy=run / "proxy")
-                manifest = Manifest.read(adapter)
+                chosen = Manifest.read(adapter).settings["scale"]
                 if name in SPREADS:
                     spread(adapter, SPREADS[name], blocks)
-                    dataclasses.replace(manifest, layer_map=list(range(blocks))).write(adapter)
+                llm = AutoModelForCausalLM.from_pretrained(experiment.llm.path, dtype=torch.float32)
                 result = evaluate(
-                    experiment.llm.path,
+                    PeftModel.from_pretrained(llm, adapter),
+                    tokenizer=AutoTokenizer.from_pretrained(experiment.llm.path),
                     tasks=scored_tasks(experiment),
                     data=experiment.evaluate.data,
                     include=experiment.evaluate.include,
-                    adapter=adapter,
                     limit=experiment.evaluate.limit,
                     batch_size=experiment.evaluate.batch_size,
                     on_documents=lambda task, values, scores=scores: scores.update({task: torch.tensor(values)}),
                 )
             documents.setdefault(name, []).append(scores)
-            found.append(
-                {"variant": name, "seed": cell["seed"], "accuracy": result["average"], "scale": manifest.settings}
-            )
+            found.append({"variant": name, "seed": cell["seed"], "accuracy": result["average"], "scale": chosen})
             print(json.dumps(found[-1]), flush=True)
     write_json(args.out, {"cells": found, "summary": summary(found, documents), "environment": environment()})
 
@@ -116,13 +116,19 @@ def summary(cells: list[dict[str, Any]], documents: dict[str, list[dict[str, tor
     rows = []
     for name, mine in documents.items():
         values = [cell["accuracy"] for cell in cells if cell["variant"] == name]
-        row = {"variant": name, "mean": statistics.fmean(values), "min": min(values), "max": max(values)}
+        row: dict[str, Any] = {
+            "variant": name,
+            "mean": statistics.fmean(values),
+            "min": min(values),
+            "max": max(values),
+        }
         if name != "scale 1":
             one, other = (
                 {task: [scores[task].tolist() for scores in runs] for task in mine[0]}
                 for runs in (mine, documents["scale 1"])
             )
-            row |= dataclasses.asdict(paired_difference(one, other, seed=derive_seed(0, "bootstrap", name)))
+            difference = paired_difference(one, other, seed=derive_seed(0, "bootstrap", name))
+            row["difference"] = dataclasses.asdict(difference)
         rows.append(row)
     return rows
 
