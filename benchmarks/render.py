@@ -342,6 +342,7 @@ def comparison(name: str) -> str:
     several = len(result["compare"]["ratios"]) > 1
     against = {(row["method"], row["remove"]): row for row in result["differences"] if row["against"] == "fedproxy"}
     columns = (
+        "sets",
         "accuracy",
         "tuned proxy",
         "gap closed",
@@ -351,7 +352,7 @@ def comparison(name: str) -> str:
         "MB down",
         "against FedProxy",
     )
-    lines = ["| % | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    rows = []
     for row in result["summary"]:
         key = row["method"], row["remove"]
         cells = [cell for cell in result["cells"] if (cell["method"], cell["remove"]) == key]
@@ -359,6 +360,7 @@ def comparison(name: str) -> str:
         sent = [statistics.fmean(cell["bytes_up"] for cell in cells) / 1e6]
         sent.append(statistics.fmean(cell["bytes_down"] for cell in cells) / 1e6)
         values = [
+            result["methods"][row["method"]].get("sets", ""),
             ranged(row["accuracy"]),
             f"{100 * tuned['mean']:.1f}" if tuned else "",
             f"{100 * gap['mean']:.0f} ({100 * gap['low']:.0f}–{100 * gap['high']:.0f})" if gap else "",
@@ -367,8 +369,10 @@ def comparison(name: str) -> str:
             *(f"{megabytes:.1f}" for megabytes in sent),
             difference(against[key]) if key in against else "",
         ]
-        label = f"{row['method']}, {row['remove']:.0%} removed" if several else row["method"]
-        lines.append(f"| {label} | " + " | ".join(values) + " |")
+        rows.append([f"{row['method']}, {row['remove']:.0%} removed" if several else row["method"], *values])
+    told = [place for place, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
+    lines = ["| " + " | ".join(["%", *columns][place] for place in told) + " |", "|---" * len(told) + "|"]
+    lines += ["| " + " | ".join(row[place] for place in told) + " |" for row in rows]
     return "\n".join(lines)
 
 
