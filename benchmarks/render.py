@@ -396,6 +396,15 @@ def difference(row: dict[str, Any]) -> str:
     return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]: {words[row['verdict']]}"
 
 
+def fusing() -> str:
+    """Other ways to plug in, each held against scale 1."""
+    lines = ["| task vector | accuracy, % | against scale 1 |", "|---|---|---|"]
+    for row in load("fusing")["summary"]:
+        told = difference(row["difference"]) if "difference" in row else ""
+        lines.append(f"| {row['variant']} | {percent(row)} | {told} |")
+    return "\n".join(lines)
+
+
 def dry_run() -> str:
     """The forecast of the demo against what the run took."""
     result = load("dry_run")
@@ -468,6 +477,19 @@ Four clients with a quarter each of 1,280 rows of TREC, scored on 150 questions;
 The eight clients again, with a quarter, a half and three quarters of the blocks removed.
 
 {comparison("shares")}
+
+## Parts of the method, varied (`fedproxy compare experiments/lab/variants.toml`)
+
+The eight clients again. Thirteen rows are held against one: at 95 % one of twenty such intervals excludes 0 by chance, and those that just do say little.
+
+{comparison("variants")}
+
+## Other ways to plug in (`benchmarks/fusing.py`)
+
+The adapters of the row `fedproxy` above, plugged in otherwise: with another scale of the task vector, the one that `fuse --scale auto` finds on the public
+calibration text, or with a part of it on the blocks that were removed, each from the nearest kept block.
+
+{fusing()}
 
 ## Memory of `fedproxy merge` (`benchmarks/merge_memory.py`)
 

@@ -273,7 +273,12 @@ class Federate:
 
 @dataclass(frozen=True)
 class Fuse:
-    """[fuse]: plug what was learned back into the LLM (Eq. 15); scale "auto" is chosen by loss on the text `public`."""
+    """[fuse]: plug what was learned back into the LLM (Eq. 15); scale "auto" is chosen by loss on the text `public`.
+
+    Attributes:
+        scale: Factor of the task vector. "auto" is for public text that is like the tasks: general text favours small ones.
+        public: The text that "auto" looks at.
+    """
 
     scale: float | Literal["auto"] = limited(
         1.0, lambda v: v == "auto" or math.isfinite(v), 'a finite number or "auto"'

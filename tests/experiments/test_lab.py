@@ -73,6 +73,10 @@ def test_its_results_are_of_this_experiment(file: Path) -> None:
         else:
             assert found["experiment"][table] == values
     methods, ratios = compared.get("methods", list(METHODS)), compared.get("ratios", [asked["compress"]["remove"]])
+    variants = compared.get("variant", [])
+    methods = methods + [variant["name"] for variant in variants]
+    for ours, theirs in zip(variants, found["compare"].get("variant", []), strict=True):
+        assert {**theirs, **ours} == theirs
     assert {(cell["method"], cell["seed"], cell["remove"]) for cell in found["cells"]} == {
         (method, seed, ratio) for method in methods for seed in compared["seeds"] for ratio in ratios
     }
