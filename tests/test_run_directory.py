@@ -1,3 +1,5 @@
+import contextlib
+import json
 import subprocess
 import sys
 
@@ -6,7 +8,7 @@ import pytest
 from fedproxy import run_directory
 from fedproxy.artifacts import read_json
 from fedproxy.config import LLM, Compress, Experiment
-from fedproxy.errors import UsageError
+from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.run_directory import RunDirectory, owned
 
 EXPERIMENT = Experiment(LLM("llm"), Compress(calibration="text"))
@@ -66,7 +68,7 @@ def test_a_folder_that_is_no_run_keeps_everything(tmp_path):
 def test_seconds_add_up_over_resumes_and_survive_a_torn_line(tmp_path):
     directory = RunDirectory(tmp_path)
     for seconds in (1.5, 2.0):
-        directory.event("stage_ended", stage="federate", seconds=seconds)
+        directory.event("stage_ended", stage="federate", seconds=seconds, outcome="done")
     with open(tmp_path / "events.jsonl", "a") as file:
         file.write('{"event": "stage_en')
     assert directory.seconds() == {"federate": 3.5}
@@ -95,6 +97,50 @@ def test_to_overwrite_leaves_nothing_of_the_run_before_and_goes_no_further(run, 
     begin(run, overwrite=True)
     assert sorted(p.name for p in run.iterdir()) == [".lock", ".owner", "environment.json", "experiment.toml"]
     assert (tmp_path / "kept.txt").exists()
+
+
+def events(path):
+    return [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (None, {"outcome": "done"}),
+        (ArtifactError("row 3 is no row"), {"outcome": "failed", "error": "row 3 is no row"}),
+        (ZeroDivisionError(), {"outcome": "failed", "error": "ZeroDivisionError()"}),
+        (KeyboardInterrupt(), {"outcome": "interrupted"}),
+    ],
+)
+def test_the_log_says_how_a_stage_ended(tmp_path, error, outcome):
+    directory = RunDirectory(tmp_path)
+    with contextlib.suppress(type(error) if error else ()), directory.stage("fuse"):
+        if error:
+            raise error
+    started, ended = events(tmp_path)
+    assert started["event"] == "stage_started"
+    assert ended["event"] == "stage_ended"
+    assert {key: ended[key] for key in ended.keys() - {"time", "event", "seconds", "stage"}} == outcome
+
+
+def test_what_ended_a_stage_is_told_though_it_cannot_be_logged(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ArtifactError, match="row 3"), RunDirectory(tmp_path / "run").stage("fuse"):
+        (tmp_path / "run").rename(tmp_path / "moved")
+        raise ArtifactError("row 3 is no row")
+
+
+def test_the_log_says_that_a_run_is_gone_on_with_in_a_line_of_its_own(run):
+    RunDirectory(run).event("answered")
+    with open(run / "events.jsonl", "a") as file:
+        file.write('{"event": "round_cl')
+    begin(run, resume=True)
+    first, torn, last = (run / "events.jsonl").read_text().splitlines()
+    assert json.loads(first)["event"] == "answered"
+    assert torn == '{"event": "round_cl'
+    assert json.loads(last)["event"] == "resumed"
+    begin(run, resume=True)
+    assert len((run / "events.jsonl").read_text().splitlines()) == 4
 
 
 HOLD = """

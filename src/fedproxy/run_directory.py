@@ -18,7 +18,7 @@ import torch
 
 from fedproxy.artifacts import new_file, os_error, read_json, versions, write_json
 from fedproxy.config import Experiment, to_toml
-from fedproxy.errors import UsageError, error_of
+from fedproxy.errors import FedproxyError, UsageError, error_of
 
 
 def environment() -> dict[str, Any]:
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 PATIENCE_SECONDS, ENDING_SECONDS = 30.0, 2.0
 """How long the processes that a killed one started, and that one itself, may take to end."""
-_OWNER, _DRIVER, _STORED = ".owner", ".lock", "experiment.toml"
+_OWNER, _DRIVER, _STORED, _EVENTS = ".owner", ".lock", "experiment.toml", "events.jsonl"
 _FIRST = re.compile(rf"{re.escape(_OWNER)}|{re.escape(_DRIVER)}|\.{re.escape(_STORED)}\.tmp-.*")
 """What a run may hold that was killed in its first moment."""
 
@@ -64,13 +64,15 @@ def owned(path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) 
     with _locked(path / _OWNER, ENDING_SECONDS, busy):
         directory = RunDirectory(path)
         with directory.driven():
-            _open(path, to_toml(experiment.as_dict()), resume=resume, overwrite=overwrite)
+            if _open(path, to_toml(experiment.as_dict()), resume=resume, overwrite=overwrite):
+                directory.resumed()
         yield directory
 
 
-def _open(path: Path, text: str, *, resume: bool, overwrite: bool) -> None:
-    """Make the directory that of a run of the experiment `text`."""
+def _open(path: Path, text: str, *, resume: bool, overwrite: bool) -> bool:
+    """Make the directory that of a run of the experiment `text`, and tell whether it is one begun before."""
     stored = path / _STORED
+    resumed = resume and stored.is_file()
     if stored.is_file():
         if resume and stored.read_text() != text:
             raise UsageError(
@@ -88,6 +90,7 @@ def _open(path: Path, text: str, *, resume: bool, overwrite: bool) -> None:
             file.write(text.encode())
     if not (path / "environment.json").is_file():
         write_json(path / "environment.json", environment())
+    return resumed
 
 
 def _remove(items: Iterable[Path]) -> None:
@@ -144,28 +147,42 @@ class RunDirectory:
 
     def event(self, name: str, **values: Any) -> None:
         """Append a line to events.jsonl."""
+        self._append(json.dumps({"time": datetime.now(UTC).isoformat(), "event": name, **values}) + "\n")
+
+    def _append(self, text: str) -> None:
         try:
-            with open(self.path / "events.jsonl", "a") as file:
-                file.write(json.dumps({"time": datetime.now(UTC).isoformat(), "event": name, **values}) + "\n")
+            with open(self.path / _EVENTS, "a") as file:
+                file.write(text)
         except OSError as error:
             raise os_error(error, self.path) from error
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Log when a stage begins and ends, and how long it took."""
+        """Log when a stage begins, and when and how it ends: done, failed (with the error) or interrupted."""
         started = time.perf_counter()
         self.event("stage_started", stage=name)
         try:
             yield
-        finally:
-            taken = time.perf_counter() - started
-            self.event("stage_ended", stage=name, seconds=taken)
+        except BaseException as error:
+            failed = {"outcome": "failed", "error": str(error) or repr(error)}
+            how = failed if isinstance(error, Exception) else {"outcome": "interrupted"}
+            with contextlib.suppress(FedproxyError):  # a full disk, perhaps; what ended the stage is what is told
+                self.event("stage_ended", stage=name, seconds=time.perf_counter() - started, **how)
+            raise
+        self.event("stage_ended", stage=name, seconds=time.perf_counter() - started, outcome="done")
+
+    def resumed(self) -> None:
+        """Log that the run is gone on with, below a line that a kill or a full disk cut short."""
+        with contextlib.suppress(FileNotFoundError):
+            if (content := (self.path / _EVENTS).read_bytes()) and not content.endswith(b"\n"):
+                self._append("\n")
+        self.event("resumed")
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each stage, over all resumes."""
         total: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError):
-            for line in (self.path / "events.jsonl").read_text().splitlines():
+            for line in (self.path / _EVENTS).read_text().splitlines():
                 with contextlib.suppress(ValueError):
                     event = json.loads(line)
                     if event.get("event") == "stage_ended":

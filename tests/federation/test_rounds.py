@@ -110,6 +110,15 @@ def test_retries_end(retries):
     assert len(exchange.orders) == retries + 1
 
 
+def test_a_client_that_took_too_long_is_named_once_and_asked_again():
+    slow = reply("y", seconds=61.0)
+    exchange = Scripted(["xy"], [[*good("x"), ("y", slow)], good("x", "y"), good("x", "y", round=2)])
+    closed, events = run(coordinator(quorum=1.0, deadline="1m"), exchange)
+    (reason,) = [values["reason"] for name, values in events if name == "round_failed"]
+    assert reason.splitlines()[1:] == ["  - y: it took 61 s, the deadline is 1m"]
+    assert closed[0].record["attempts"][0]["dropouts"] == ["y"]
+
+
 def test_invalid_replies_are_not_asked_for_again():
     exchange = Scripted(["xy"], [[("x", reply("x", math.nan, 0, 0)), *good("y")]] * 9)
     with pytest.raises(FederationError, match="NaN"):
