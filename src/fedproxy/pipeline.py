@@ -212,8 +212,9 @@ def federate(
                 with directory.stage("federate"):
                     serve(experiment, directory, listen, on_ready or (lambda address: None), poll)
     elif engine == "simulation":
-        from fedproxy.simulation import simulate
+        from fedproxy.simulation import require_ray, simulate
 
+        require_ray()
         client_rows(experiment)
         with prepare(experiment, out, **how) as directory:
             if not (directory.path / "adapter").is_dir():
