@@ -67,6 +67,13 @@ def test_the_first_round_waits_for_all_later_ones_for_a_quorum(clock):
     assert [values["present"] for name, values in events if name == "waiting"] == [[], ["x"]]
 
 
+def test_a_newcomer_takes_part_from_the_next_round_on():
+    exchange = Scripted(["xy", "xyz", "xz"], [good("x", "y"), good("x", "y", "z", round=2), good("x", "z", round=3)])
+    closed, _ = run(coordinator(quorum=0.6, rounds=3), exchange)
+    assert [done.record["asked"] for done in closed] == [["x", "y"], ["x", "y", "z"], ["x", "z"]]
+    assert [list(done.record["clients"]) for done in closed] == [["x", "y"], ["x", "y", "z"], ["x", "z"]]
+
+
 def test_after_its_patience_the_first_round_is_content_with_a_quorum(clock):
     closed, _ = run(coordinator(quorum=0.5, rounds=1, patience="1m"), Scripted(["x"], [good("x")]))
     assert closed[0].record["asked"] == ["x"]

@@ -161,9 +161,9 @@ class Coordinator:
             raise RuntimeError("no round is open")
         return self._open
 
-    def admit(self, client: str) -> None:
-        """Add a client to the roster; it can be asked from the next round on."""
-        self.clients = tuple(sorted({*self.clients, client}))
+    def admit(self, clients: Collection[str]) -> None:
+        """Add to the roster who is not in it yet; they can be asked from the next round on."""
+        self.clients = tuple(sorted({*self.clients, *clients}))
 
     def begin(self, available: Collection[str]) -> None:
         """Open the next round, or the last one again if it had no quorum.
