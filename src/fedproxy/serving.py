@@ -1,5 +1,6 @@
 """The owner's side of the engine `deployment`: SuperLink, gateway and run, held together while the rounds last."""
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from fedproxy.run_directory import RunDirectory, raise_outcome
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import digest
 from fedproxy.tuning import START, client_names
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 FASTEST_PAUSE, PAUSE_A_CLIENT = 0.2, 0.01
@@ -146,6 +149,8 @@ def serve(
 
 def _say_farewell(gateway: Gateway, how: str) -> None:
     """Give the clients that were there the time to ask how it ended."""
+    if how == "failed":
+        log.warning("The clients are told and end as well: after `fedproxy serve --resume`, each has to join again.")
     gateway.end(how)
     until = time.monotonic() + FAREWELL_SECONDS
     while gateway.untold(2 * FAREWELL_SECONDS) and time.monotonic() < until:

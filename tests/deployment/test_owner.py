@@ -1,4 +1,4 @@
-"""One process at a time is at work on a run: others are refused before they touch it, whatever they were told to do."""
+"""What the owner is told and kept from: a second process on a run, a federation that fails."""
 
 import pytest
 
@@ -36,3 +36,17 @@ def test_a_run_at_work_is_left_alone_and_a_complete_one_may_be_overwritten(feder
     for client in clients:
         client.ends()
     assert one.adapter("run") == once
+
+
+def test_clients_of_a_federation_that_failed_end_and_the_owner_is_told_so(federation) -> None:
+    one: Federation = federation(rounds=1, quorum=3, patience="40s")
+    owner = one.serve("run")
+    clients = [one.join(name) for name in ("animals", "colours")]
+    said = owner.ends(4)
+    assert "Missing: numbers" in said
+    assert "each has to join again" in said
+    for client in clients:
+        assert "ended without success" in client.ends(4)
+    (ended,) = [event for event in one.events("run", "stage_ended") if event["stage"] == "federate"]
+    assert ended["outcome"] == "failed"
+    assert "Missing: numbers" in str(ended["error"])
