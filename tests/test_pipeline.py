@@ -117,6 +117,24 @@ def test_an_earlier_run_is_neither_lost_nor_mixed(experiment, tmp_path):
     assert (other / "thesis.txt").exists()
 
 
+def test_a_second_process_leaves_a_run_at_work_alone(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedproxy.run_directory.ENDING_SECONDS", 0.1)
+    fedproxy.federate(experiment, tmp_path / "alone")
+    refused = []
+
+    def second(stage, fraction, text):
+        if stage == "federate" and text.startswith("round 2") and not refused:
+            for how in ({"resume": True}, {"overwrite": True}):
+                with pytest.raises(UsageError, match="Another process"):
+                    fedproxy.federate(experiment, tmp_path / "run", **how)
+                refused.append(how)
+
+    fedproxy.federate(experiment, tmp_path / "run", on_progress=second)
+    assert len(refused) == 2
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "alone")
+    fedproxy.federate(experiment, tmp_path / "run", overwrite=True)
+
+
 def test_bad_data_is_found_before_anything_is_written(experiment, tmp_path):
     (tmp_path / "numbers.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"\n')
     with pytest.raises(ArtifactError, match=r"numbers\.jsonl.*2"):

@@ -1,41 +1,168 @@
+import contextlib
+import json
+import subprocess
+import sys
+
 import pytest
 
+from fedproxy import run_directory
 from fedproxy.artifacts import read_json
 from fedproxy.config import LLM, Compress, Experiment
-from fedproxy.errors import UsageError
-from fedproxy.run_directory import RunDirectory
+from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.run_directory import RunDirectory, owned
 
 EXPERIMENT = Experiment(LLM("llm"), Compress(calibration="text"))
+
+
+def begin(path, resume=False, overwrite=False):
+    with owned(path, EXPERIMENT, resume=resume, overwrite=overwrite):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(run_directory, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(run_directory, "ENDING_SECONDS", 0.1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a complete round, and what a process writes while it is at work on another."""
+    path = tmp_path / "run"
+    begin(path)
+    (path / "rounds" / "0001").mkdir(parents=True)
+    (path / ".adapter.tmp-1").mkdir()
+    (path / "proxy").symlink_to(tmp_path)
+    return path
+
+
+def contents(path):
+    return {item: item.stat().st_mtime_ns for item in path.rglob("*")}
 
 
 def test_a_run_killed_in_its_first_moment_can_begin_again(tmp_path):
     path = tmp_path / "run"
     path.mkdir()
     (path / ".experiment.toml.tmp-abc").write_text("half")
-    RunDirectory(path, EXPERIMENT, resume=False, overwrite=False)
-    assert sorted(p.name for p in path.iterdir()) == ["environment.json", "experiment.toml"]
+    (path / ".owner").touch()
+    begin(path)
+    assert sorted(p.name for p in path.iterdir()) == [".lock", ".owner", "environment.json", "experiment.toml"]
 
 
 def test_a_run_killed_before_its_environment_was_written_gets_it_on_resume(tmp_path):
     path = tmp_path / "run"
-    RunDirectory(path, EXPERIMENT, resume=False, overwrite=False)
+    begin(path)
     (path / "environment.json").unlink()
-    RunDirectory(path, EXPERIMENT, resume=True, overwrite=False)
+    begin(path, resume=True)
     assert read_json(path / "environment.json")["versions"]
 
 
 def test_a_folder_that_is_no_run_keeps_everything(tmp_path):
     (tmp_path / ".draft.tmp-1").write_text("mine")
     with pytest.raises(UsageError, match="no run of fedproxy"):
-        RunDirectory(tmp_path, EXPERIMENT, resume=True, overwrite=True)
+        begin(tmp_path, resume=True, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [".draft.tmp-1"]
     assert (tmp_path / ".draft.tmp-1").read_text() == "mine"
 
 
 def test_seconds_add_up_over_resumes_and_survive_a_torn_line(tmp_path):
-    path = tmp_path / "run"
-    directory = RunDirectory(path, EXPERIMENT, resume=False, overwrite=False)
+    directory = RunDirectory(tmp_path)
     for seconds in (1.5, 2.0):
-        directory.event("stage_ended", stage="federate", seconds=seconds)
-    with open(path / "events.jsonl", "a") as file:
+        directory.event("stage_ended", stage="federate", seconds=seconds, outcome="done")
+    with open(tmp_path / "events.jsonl", "a") as file:
         file.write('{"event": "stage_en')
     assert directory.seconds() == {"federate": 3.5}
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_nobody_touches_a_run_that_another_is_at_work_on(run, how):
+    with owned(run, EXPERIMENT, resume=True, overwrite=False):
+        (run / ".fused.tmp-1").mkdir()
+        before = contents(run)
+        with pytest.raises(UsageError, match=r"Another process is at work on .*run"):
+            begin(run, **how)
+        assert contents(run) == before
+    begin(run, resume=True)
+    assert not list(run.glob(".*.tmp-*"))
+
+
+def test_a_run_is_let_go_after_an_error(run):
+    with pytest.raises(KeyboardInterrupt), owned(run, EXPERIMENT, resume=True, overwrite=False):
+        raise KeyboardInterrupt
+    begin(run, resume=True)
+
+
+def test_to_overwrite_leaves_nothing_of_the_run_before_and_goes_no_further(run, tmp_path):
+    (tmp_path / "kept.txt").touch()
+    begin(run, overwrite=True)
+    assert sorted(p.name for p in run.iterdir()) == [".lock", ".owner", "environment.json", "experiment.toml"]
+    assert (tmp_path / "kept.txt").exists()
+
+
+def events(path):
+    return [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (None, {"outcome": "done"}),
+        (ArtifactError("row 3 is no row"), {"outcome": "failed", "error": "row 3 is no row"}),
+        (ZeroDivisionError(), {"outcome": "failed", "error": "ZeroDivisionError()"}),
+        (KeyboardInterrupt(), {"outcome": "interrupted"}),
+    ],
+)
+def test_the_log_says_how_a_stage_ended(tmp_path, error, outcome):
+    directory = RunDirectory(tmp_path)
+    with contextlib.suppress(type(error) if error else ()), directory.stage("fuse"):
+        if error:
+            raise error
+    started, ended = events(tmp_path)
+    assert started["event"] == "stage_started"
+    assert ended["event"] == "stage_ended"
+    assert {key: ended[key] for key in ended.keys() - {"time", "event", "seconds", "stage"}} == outcome
+
+
+def test_what_ended_a_stage_is_told_though_it_cannot_be_logged(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ArtifactError, match="row 3"), RunDirectory(tmp_path / "run").stage("fuse"):
+        (tmp_path / "run").rename(tmp_path / "moved")
+        raise ArtifactError("row 3 is no row")
+
+
+def test_the_log_says_that_a_run_is_gone_on_with_in_a_line_of_its_own(run):
+    RunDirectory(run).event("answered")
+    with open(run / "events.jsonl", "a") as file:
+        file.write('{"event": "round_cl')
+    begin(run, resume=True)
+    first, torn, last = (run / "events.jsonl").read_text().splitlines()
+    assert json.loads(first)["event"] == "answered"
+    assert torn == '{"event": "round_cl'
+    assert json.loads(last)["event"] == "resumed"
+    begin(run, resume=True)
+    assert len((run / "events.jsonl").read_text().splitlines()) == 4
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fedproxy.config import LLM, Compress, Experiment
+from fedproxy.run_directory import RunDirectory, owned
+experiment, path = Experiment(LLM("llm"), Compress(calibration="text")), Path(sys.argv[2])
+how = owned(path, experiment, resume=True, overwrite=False) if sys.argv[1] == "owner" else RunDirectory(path).driven()
+with how:
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("role", "says"), [("owner", "at work"), ("driver", "drives")])
+def test_a_killed_process_lets_a_run_go(run, role, says):
+    with subprocess.Popen([sys.executable, "-c", HOLD, role, str(run)], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(UsageError, match=says):
+            begin(run, overwrite=True)
+        assert (run / "rounds" / "0001").is_dir()
+        process.kill()
+    begin(run, overwrite=True)
+    assert not (run / "rounds").exists()

@@ -18,7 +18,7 @@ from fedproxy.federation.store import RoundStore
 from fedproxy.layer_map import split_name
 from fedproxy.pipeline import prepare, read_experiment
 from fedproxy.simulation import LocalClients
-from fedproxy.tuning import client_names, open_run, tune
+from fedproxy.tuning import client_names, read_run, tune
 from tests.test_pipeline import adapter_bytes, write_experiment
 
 VARIANTS = {
@@ -68,9 +68,9 @@ def make(tmp_path, tiny_checkpoint, calibration):
 
 def by_bytes(experiment, out, folder):
     """The rounds of `federate`, with every order and reply turned into bytes and back."""
-    prepare(experiment, out)
     folder.mkdir()
-    with open_run(out) as (settings, directory):
+    with prepare(experiment, out) as directory:
+        settings = read_run(out)
         exchange = BytesExchange(out, settings, folder)
         tune(settings, directory, lambda store: exchange, client_names(settings))
     return exchange
@@ -230,7 +230,8 @@ def test_impossible_ranks_are_found(make, tmp_path, space, rank, says):
 
 
 def test_first_values_that_differ_from_the_servers_are_noticed_where_they_matter(make, tmp_path):
-    prepare(make(VARIANTS["int4"]), tmp_path / "run")
+    with prepare(make(VARIANTS["int4"]), tmp_path / "run"):
+        pass
     settings = read_experiment(tmp_path / "experiment.toml")
 
     def session(**changes):

@@ -3,6 +3,7 @@
 Which run is told by the environment, or by the run configuration of `flwr run` (`experiment` and `out`).
 """
 
+import contextlib
 import functools
 import os
 from multiprocessing.connection import Client
@@ -20,6 +21,7 @@ from fedproxy.federation.engines.flower.hurry import hurry
 
 if TYPE_CHECKING:
     from fedproxy.federation.store import RoundStore
+    from fedproxy.run_directory import RunDirectory
     from fedproxy.simulation import LocalClients
 
 server = ServerApp()
@@ -33,14 +35,26 @@ def _run_of(context: Context) -> Path:
     return Path(str(named))
 
 
+def _opened(run: Path, experiment: str) -> contextlib.AbstractContextManager["RunDirectory"]:
+    """The run directory: that of the process that started this one, or owned by this one."""
+    from fedproxy.pipeline import prepare
+    from fedproxy.run_directory import RunDirectory, owned
+    from fedproxy.tuning import read_run
+
+    if experiment:
+        return prepare(experiment, run, resume=run.is_dir())
+    if RUN_VARIABLE in os.environ:
+        return contextlib.nullcontext(RunDirectory(run))
+    return owned(run, read_run(run), resume=True, overwrite=False)
+
+
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Drive the rounds that are left, over Flower's Grid."""
     from fedproxy.federation.members import has_members, read_members
-    from fedproxy.pipeline import prepare
     from fedproxy.run_directory import write_outcome
     from fedproxy.tracking import open_tracker
-    from fedproxy.tuning import client_names, open_run, tune
+    from fedproxy.tuning import client_names, read_run, tune
 
     hurry()
     run = _run_of(context)
@@ -53,9 +67,8 @@ def main(grid: Grid, context: Context) -> None:
         return {name: online[key] for name, key in members.items() if key in online}
 
     try:
-        if experiment := context.run_config.get("experiment"):
-            prepare(str(experiment), run, resume=run.is_dir())
-        with open_run(run) as (settings, directory):
+        with _opened(run, str(context.run_config.get("experiment", ""))) as directory, directory.driven():
+            settings = read_run(run)
             names = client_names(settings) or sorted(read_members(run))
             wire = settings.federate.wire, settings.federate.wire_options
 

@@ -1,7 +1,8 @@
 """The stages put together: an experiment becomes a run directory, every step of which survives a kill."""
 
+import contextlib
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -39,7 +40,7 @@ from fedproxy.reporting import (
     results_table,
     totals_table,
 )
-from fedproxy.run_directory import RunDirectory, environment
+from fedproxy.run_directory import RunDirectory, environment, owned
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import read_header
 from fedproxy.tracking import check_trackers
@@ -206,25 +207,27 @@ def federate(
         from fedproxy.serving import serve
 
         listen.check(experiment)
-        directory = prepare(experiment, out, **how)
-        if not (directory.path / "adapter").is_dir():
-            with directory.stage("federate"):
-                serve(experiment, directory, listen, on_ready or (lambda address: None), poll)
+        with prepare(experiment, out, **how) as directory:
+            if not (directory.path / "adapter").is_dir():
+                with directory.stage("federate"):
+                    serve(experiment, directory, listen, on_ready or (lambda address: None), poll)
     elif engine == "simulation":
-        from fedproxy.simulation import simulate
+        from fedproxy.simulation import require_ray, simulate
 
+        require_ray()
         client_rows(experiment)
-        directory = prepare(experiment, out, **how)
-        if not (directory.path / "adapter").is_dir():
-            with directory.stage("federate"):
-                simulate(experiment, directory, poll)
+        with prepare(experiment, out, **how) as directory:
+            if not (directory.path / "adapter").is_dir():
+                with directory.stage("federate"):
+                    simulate(experiment, directory, poll)
     else:
         rows = client_rows(experiment)
-        directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
-        _federate(experiment, directory, rows, progress, on_sheet)
+        with owned(Path(out), experiment, resume=resume, overwrite=overwrite) as directory:
+            _federate(experiment, directory, rows, progress, on_sheet)
     return Run(directory.path, directory.path / "adapter", RoundStore(directory.path / "rounds").records())
 
 
+@contextlib.contextmanager
 def prepare(
     experiment: Experiment | str | Path,
     out: str | Path,
@@ -233,18 +236,22 @@ def prepare(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
     on_sheet: OnSheet | None = None,
-) -> RunDirectory:
-    """Begin a run that is carried elsewhere: the proxy and the fresh adapter; arguments and errors as of `federate`."""
+) -> Iterator[RunDirectory]:
+    """Begin a run that is carried elsewhere: the proxy and the fresh adapter; arguments and errors as of `federate`.
+
+    Yields:
+        The run directory, owned until the block ends.
+    """
     experiment = read_experiment(experiment)
     if experiment.heal.realign_steps:
         raise UsageError(
             f"[heal] realign_steps = {experiment.heal.realign_steps} changes the proxy between rounds, which only "
             "the engine inline can. Choose it, or 0."
         )
-    directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
-    _proxy(experiment, directory, on_progress or _silent, on_sheet)
-    begin(experiment, directory)
-    return directory
+    with owned(Path(out), experiment, resume=resume, overwrite=overwrite) as directory:
+        _proxy(experiment, directory, on_progress or _silent, on_sheet)
+        begin(experiment, directory)
+        yield directory
 
 
 def _proxy(experiment: Experiment, directory: RunDirectory, on_progress: OnProgress, on_sheet: OnSheet | None) -> None:
@@ -325,23 +332,23 @@ def run(
         _check_served(experiment, path)
     rows = {} if served else client_rows(experiment)
     check_tasks(experiment)
-    directory = RunDirectory(path, experiment, resume=resume, overwrite=overwrite)
-    _federate(experiment, directory, rows, progress, on_sheet)
-    if not (path / "fused").is_dir():
-        with directory.stage("fuse"):
-            fuse_run(experiment, path, progress)
-    progress("fuse", 1.0, "adapter re-keyed")
-    if experiment.evaluate.centralized:
-        if not (path / "centralized").is_dir():
-            with directory.stage("centralized"):
-                _centralized(experiment, directory, rows, progress)
-        progress("centralized", 1.0, "upper bound tuned")
-    with directory.stage("evaluate"):
-        evaluation = _evaluate(experiment, directory, progress)
-    add_scores(path / "fused", evaluation)
-    results = _results(experiment, directory, evaluation)
-    write_json(path / "results.json", results)
-    return results
+    with owned(path, experiment, resume=resume, overwrite=overwrite) as directory:
+        _federate(experiment, directory, rows, progress, on_sheet)
+        if not (path / "fused").is_dir():
+            with directory.stage("fuse"):
+                fuse_run(experiment, path, progress)
+        progress("fuse", 1.0, "adapter re-keyed")
+        if experiment.evaluate.centralized:
+            if not (path / "centralized").is_dir():
+                with directory.stage("centralized"):
+                    _centralized(experiment, directory, rows, progress)
+            progress("centralized", 1.0, "upper bound tuned")
+        with directory.stage("evaluate"):
+            evaluation = _evaluate(experiment, directory, progress)
+        add_scores(path / "fused", evaluation)
+        results = _results(experiment, directory, evaluation)
+        write_json(path / "results.json", results)
+        return results
 
 
 def fuse_run(experiment: Experiment, path: Path, on_progress: OnProgress) -> None:

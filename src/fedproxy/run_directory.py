@@ -5,10 +5,11 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from fedproxy.artifacts import new_file, os_error, read_json, versions, write_json
 from fedproxy.config import Experiment, to_toml
-from fedproxy.errors import UsageError, error_of
+from fedproxy.errors import FedproxyError, UsageError, error_of
 
 
 def environment() -> dict[str, Any]:
@@ -34,64 +35,154 @@ def environment() -> dict[str, Any]:
     }
 
 
-class RunDirectory:
-    """RUN/: which stages are complete, and the log of events."""
+PATIENCE_SECONDS, ENDING_SECONDS = 30.0, 2.0
+"""How long the processes that a killed one started, and that one itself, may take to end."""
+_OWNER, _DRIVER, _STORED, _EVENTS = ".owner", ".lock", "experiment.toml", "events.jsonl"
+_FIRST = re.compile(rf"{re.escape(_OWNER)}|{re.escape(_DRIVER)}|\.{re.escape(_STORED)}\.tmp-.*")
+"""What a run may hold that was killed in its first moment."""
 
-    def __init__(self, path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> None:
+
+@contextlib.contextmanager
+def owned(path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> Iterator["RunDirectory"]:
+    """Begin a run, or go on with one; until the block ends, however it does, no other process can.
+
+    Args:
+        path: The directory.
+        experiment: The experiment.
+        resume: Go on with a run of the same experiment.
+        overwrite: Empty the directory of an earlier run.
+
+    Raises:
+        UsageError: the directory holds something else, or a run that neither may be; or another process is at work.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file. Give a directory.")
+    stored = path / _STORED
+    if path.is_dir() and not stored.is_file() and not all(_FIRST.fullmatch(item.name) for item in path.iterdir()):
+        raise UsageError(f"{path} exists and is no run of fedproxy. Give another path.")
+    busy = f"Another process is at work on {path}. Wait until it is done, or end it first."
+    with _locked(path / _OWNER, ENDING_SECONDS, busy):
+        directory = RunDirectory(path)
+        with directory.driven():
+            if _open(path, to_toml(experiment.as_dict()), resume=resume, overwrite=overwrite):
+                directory.resumed()
+        yield directory
+
+
+def _open(path: Path, text: str, *, resume: bool, overwrite: bool) -> bool:
+    """Make the directory that of a run of the experiment `text`, and tell whether it is one begun before."""
+    stored = path / _STORED
+    resumed = resume and stored.is_file()
+    if stored.is_file():
+        if resume and stored.read_text() != text:
+            raise UsageError(
+                f"{path} was begun with another experiment (see {stored}). "
+                "Resume with the same file, or give another --out."
+            )
+        if not resume and not overwrite:
+            raise UsageError(f"{path} exists. Go on with --resume, start anew with --overwrite, or give another path.")
+        if not resume:
+            _remove(item for item in path.iterdir() if item.name not in (_OWNER, _DRIVER, _STORED))
+            _remove([stored])  # last: what a kill leaves is still a run's
+    _remove(path.glob(".*.tmp-*"))
+    if not stored.is_file():
+        with new_file(stored) as file:
+            file.write(text.encode())
+    if not (path / "environment.json").is_file():
+        write_json(path / "environment.json", environment())
+    return resumed
+
+
+def _remove(items: Iterable[Path]) -> None:
+    for item in items:
+        try:
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+        except OSError as error:
+            raise os_error(error, item) from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path, patience: float, busy: str) -> Iterator[None]:
+    """Hold the lock of a file; a process that is killed lets it go.
+
+    Raises:
+        UsageError: another process still holds it after `patience` seconds (`busy`), or it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise os_error(error, path) from error
+    try:
+        until = time.monotonic() + patience
+        while not _lock(handle):
+            if time.monotonic() > until:
+                raise UsageError(busy)
+            time.sleep(0.2)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether nobody else holds the lock."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems know no locks
+        pass
+    return True
+
+
+class RunDirectory:
+    """RUN/: which stages are complete, and the log of events; for a process that owns it, or that such a one started.
+
+    Args:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path) -> None:
         self.path = path
-        text = to_toml(experiment.as_dict())
-        stored = path / "experiment.toml"
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{path} is a file. Give a directory.")
-        for leftover in path.glob(".experiment.toml.tmp-*"):  # of a run killed in its first moment
-            leftover.unlink()
-        if path.is_dir() and any(path.iterdir()):
-            if resume and stored.is_file():
-                if stored.read_text() != text:
-                    raise UsageError(
-                        f"{path} was begun with another experiment (see {stored}). "
-                        "Resume with the same file, or give another --out."
-                    )
-            elif overwrite and stored.is_file():
-                shutil.rmtree(path)
-            elif stored.is_file():
-                raise UsageError(
-                    f"{path} exists. Go on with --resume, start anew with --overwrite, or give another path."
-                )
-            else:
-                raise UsageError(f"{path} exists and is no run of fedproxy. Give another path.")
-        for leftover in path.glob(".*.tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
-        if not stored.is_file():
-            with new_file(stored) as file:
-                file.write(text.encode())
-        if not (path / "environment.json").is_file():
-            write_json(path / "environment.json", environment())
 
     def event(self, name: str, **values: Any) -> None:
         """Append a line to events.jsonl."""
+        self._append(json.dumps({"time": datetime.now(UTC).isoformat(), "event": name, **values}) + "\n")
+
+    def _append(self, text: str) -> None:
         try:
-            with open(self.path / "events.jsonl", "a") as file:
-                file.write(json.dumps({"time": datetime.now(UTC).isoformat(), "event": name, **values}) + "\n")
+            with open(self.path / _EVENTS, "a") as file:
+                file.write(text)
         except OSError as error:
             raise os_error(error, self.path) from error
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Log when a stage begins and ends, and how long it took."""
+        """Log when a stage begins, and when and how it ends: done, failed (with the error) or interrupted."""
         started = time.perf_counter()
         self.event("stage_started", stage=name)
         try:
             yield
-        finally:
-            taken = time.perf_counter() - started
-            self.event("stage_ended", stage=name, seconds=taken)
+        except BaseException as error:
+            failed = {"outcome": "failed", "error": str(error) or repr(error)}
+            how = failed if isinstance(error, Exception) else {"outcome": "interrupted"}
+            with contextlib.suppress(FedproxyError):  # a full disk, perhaps; what ended the stage is what is told
+                self.event("stage_ended", stage=name, seconds=time.perf_counter() - started, **how)
+            raise
+        self.event("stage_ended", stage=name, seconds=time.perf_counter() - started, outcome="done")
+
+    def resumed(self) -> None:
+        """Log that the run is gone on with, below a line that a kill or a full disk cut short."""
+        with contextlib.suppress(FileNotFoundError):
+            if (content := (self.path / _EVENTS).read_bytes()) and not content.endswith(b"\n"):
+                self._append("\n")
+        self.event("resumed")
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each stage, over all resumes."""
         total: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError):
-            for line in (self.path / "events.jsonl").read_text().splitlines():
+            for line in (self.path / _EVENTS).read_text().splitlines():
                 with contextlib.suppress(ValueError):
                     event = json.loads(line)
                     if event.get("event") == "stage_ended":
@@ -99,22 +190,14 @@ class RunDirectory:
         return total
 
     @contextlib.contextmanager
-    def driven(self, patience: float = 30.0) -> Iterator[None]:
-        """Let one process at a time drive the rounds; the one before may take a moment to end.
+    def driven(self) -> Iterator[None]:
+        """Let one process at a time drive the rounds; one whose owner was killed may take a moment to end.
 
         Raises:
-            UsageError: another process still drives them after `patience` seconds.
+            UsageError: another process still drives them after `PATIENCE_SECONDS`.
         """
-        until = time.monotonic() + patience
-        with open(self.path / ".lock", "w") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        raise UsageError(f"{self.path}: another process drives this run. End it first.") from None
-                    time.sleep(0.2)
+        busy = f"{self.path}: another process drives this run. End it first."
+        with _locked(self.path / _DRIVER, PATIENCE_SECONDS, busy):
             yield
 
 

@@ -1,5 +1,6 @@
 """The owner's side of the engine `deployment`: SuperLink, gateway and run, held together while the rounds last."""
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -9,11 +10,12 @@ from pathlib import Path
 from fedproxy.config import Experiment
 from fedproxy.errors import FedproxyError, UsageError
 from fedproxy.federation.address import Address
-from fedproxy.federation.engines.flower import OUTCOME_VARIABLE, RUN_VARIABLE
+from fedproxy.federation.engines.flower import OUTCOME_VARIABLE, RUN_VARIABLE, require_flower
 from fedproxy.federation.engines.flower.superlink import SuperLink
 from fedproxy.federation.gateway import Gateway, Upstream
+from fedproxy.federation.handout.https import check_tls
 from fedproxy.federation.handout.parts import PART_BYTES, describe
-from fedproxy.federation.keys import CA, SERVER, SERVER_KEY
+from fedproxy.federation.keys import CA, SERVER, SERVER_KEY, read_registry
 from fedproxy.federation.members import Members
 from fedproxy.federation.offer import make_offer
 from fedproxy.models.lora import read_adapter
@@ -21,6 +23,8 @@ from fedproxy.run_directory import RunDirectory, raise_outcome
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import digest
 from fedproxy.tuning import START, client_names
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 FASTEST_PAUSE, PAUSE_A_CLIENT = 0.2, 0.01
@@ -46,11 +50,14 @@ class Listen:
     part_bytes: int = PART_BYTES
 
     def check(self, experiment: Experiment) -> None:
-        """Check that clients could be served.
+        """Check that clients could be served, before anything is done for them.
 
         Raises:
-            UsageError: plaintext beyond loopback, a partition, or clients without names.
+            UsageError: plaintext beyond loopback, a partition, clients without names or keys, or the address is taken.
+            MissingExtraError: Flower is not installed.
+            ArtifactError: the keys cannot be used.
         """
+        require_flower()
         if experiment.partition is not None:
             raise UsageError(
                 "[partition] cuts one file or task into clients, which is for the engines inline and simulation. Name "
@@ -63,6 +70,10 @@ class Listen:
             )
         if self.keys is None and not experiment.client:
             raise UsageError("Without keys the experiment must name its clients in [[client]] tables.")
+        if self.keys is not None:
+            _check_members(self.keys, client_names(experiment))
+            check_tls(*_certificates(self.keys))
+        self.address.check_free()
 
 
 def serve(
@@ -77,7 +88,7 @@ def serve(
     Args:
         experiment: The experiment.
         directory: The run, prepared.
-        listen: Where clients reach it.
+        listen: Where clients reach it, checked.
         on_ready: Told the address once clients can join.
         on_poll: Called several times a second while it runs.
 
@@ -86,12 +97,9 @@ def serve(
         UsageError: the address or the keys cannot be used.
         ArtifactError: keys or proxy cannot be used.
     """
-    listen.check(experiment)
     run, keys = directory.path.resolve(), listen.keys and listen.keys.resolve()
     members = Members(keys, run, client_names(experiment))
-    if keys is not None:
-        _check_members(members, client_names(experiment), keys)
-    certificates = (keys / SERVER, keys / SERVER_KEY, keys / CA) if keys is not None else None
+    certificates = None if keys is None else _certificates(keys)
     listing = describe(run / "proxy", listen.part_bytes)
     start = digest(read_adapter(run / START)[1])
     identity = f"{derive_seed(experiment.seed, listing.sha256, str(run)):016x}"
@@ -141,14 +149,21 @@ def serve(
 
 def _say_farewell(gateway: Gateway, how: str) -> None:
     """Give the clients that were there the time to ask how it ended."""
+    if how == "failed":
+        log.warning("The clients are told and end as well: after `fedproxy serve --resume`, each has to join again.")
     gateway.end(how)
     until = time.monotonic() + FAREWELL_SECONDS
     while gateway.untold(2 * FAREWELL_SECONDS) and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
 
 
-def _check_members(members: Members, names: list[str], keys: Path) -> None:
-    there = members.all
+def _certificates(keys: Path) -> tuple[Path, Path, Path]:
+    """The server's certificate, its key and the CA's certificate."""
+    return keys / SERVER, keys / SERVER_KEY, keys / CA
+
+
+def _check_members(keys: Path, names: list[str]) -> None:
+    there = {name for name, client in read_registry(keys).clients.items() if client.state == "active"}
     if missing := [name for name in names if name not in there]:
         raise UsageError(
             f"{keys} holds no valid key of {', '.join(missing)}. Add it with: fedproxy keys add {keys} {missing[0]}"

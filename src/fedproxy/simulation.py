@@ -33,9 +33,7 @@ def simulate(experiment: Experiment, directory: RunDirectory, on_poll: Callable[
 
     Raises:
         FederationError: too few clients, or a round without a quorum; or Flower ended.
-        MissingExtraError: Flower or Ray is not installed.
     """
-    _require_ray()
     processors = os.cpu_count() or 1
     settings = {
         "num-supernodes": len(client_names(experiment)),
@@ -56,7 +54,12 @@ def simulate(experiment: Experiment, directory: RunDirectory, on_poll: Callable[
             link.close()
 
 
-def _require_ray() -> None:
+def require_ray() -> None:
+    """Check that Flower's simulation is installed.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
     try:
         import flwr  # noqa: F401
         import ray  # noqa: F401

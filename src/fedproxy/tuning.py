@@ -1,7 +1,6 @@
 """Stage two: the rounds in which clients tune the proxy, for whatever engine carries them, and their adapter."""
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -103,20 +102,6 @@ def read_run(run: Path) -> Experiment:
     return load_experiment(run / "experiment.toml", remote=has_members(run))
 
 
-@contextlib.contextmanager
-def open_run(run: Path) -> Iterator[tuple[Experiment, RunDirectory]]:
-    """A run that another process prepared, for this one to drive.
-
-    Raises:
-        ArtifactError, ConfigError: it was not prepared.
-        UsageError: another process drives it.
-    """
-    experiment = read_run(run)
-    directory = RunDirectory(run, experiment, resume=True, overwrite=False)
-    with directory.driven():
-        yield experiment, directory
-
-
 def encode_clients(rows: dict[str, Rows], tokenizer: Any, experiment: Experiment) -> dict[str, list[Encoded]]:
     """Encode every client's rows as [train] says."""
     settings = experiment.train
@@ -186,7 +171,7 @@ def tune(
 
     Args:
         experiment: The experiment.
-        directory: The run; RUN/start must be there.
+        directory: The run, driven by this process; RUN/start must be there.
         exchange: Makes the engine's way to the clients; it is given the store of the rounds.
         clients: The clients' names.
         on_closed: Told each complete round and its seconds, once it is stored.
@@ -275,7 +260,7 @@ def tune_inline(
         )
 
     names = sorted(examples)
-    with open_tracker(experiment, directory.path) as tracker:
+    with directory.driven(), open_tracker(experiment, directory.path) as tracker:
         tune(experiment, directory, lambda store: InlineExchange(reply, names), names, tracker.round_closed)
 
 

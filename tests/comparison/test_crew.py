@@ -164,15 +164,16 @@ def test_the_number_is_kept(experiment_file: Write, tmp_path: Path) -> None:
 def test_one_comparison_at_a_time(experiment_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n')
     compare(file, tmp_path / "out", jobs=1)
-    holder = "import fcntl,sys,time; f=open(sys.argv[1],'w'); fcntl.flock(f,2); print(flush=True); time.sleep(60)"
-    command = [sys.executable, "-c", holder, str(tmp_path / "out" / ".lock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        monkeypatch.setattr("fedproxy.run_directory.RunDirectory.driven.__wrapped__.__defaults__", (0.1,))
-        with pytest.raises(UsageError, match="another process"):
-            compare(file, tmp_path / "out", resume=True)
-        other.kill()
+    monkeypatch.setattr("fedproxy.run_directory.ENDING_SECONDS", 0.1)
+
+    def second(cell: object) -> None:
+        with pytest.raises(UsageError, match="Another process"):
+            compare(file, tmp_path / "out", overwrite=True)
+        seen.append(cell)
+
+    seen: list[object] = []
+    assert compare(file, tmp_path / "out", resume=True, on_cell=second)["cells"]
+    assert len(seen) == 1
 
 
 def test_a_record_says_nothing_about_the_machine(experiment_file: Write, tmp_path: Path) -> None:

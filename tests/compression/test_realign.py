@@ -103,7 +103,7 @@ def test_resumed_after_any_step_it_ends_in_the_same_bits(make, tmp_path, left):
 def test_what_cannot_be_aligned_is_refused(make, tmp_path):
     with pytest.raises(UsageError, match="they train all"):
         fedproxy.federate(make(blocks='"all"'), tmp_path / "run")
-    with pytest.raises(UsageError, match="inline"):
-        prepare(make(), tmp_path / "other")
+    with pytest.raises(UsageError, match="inline"), prepare(make(), tmp_path / "other"):
+        pass
     assert not (tmp_path / "other").exists()
     assert emulator_blocks(4, [3, 0]) == [1, 2]

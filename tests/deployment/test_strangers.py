@@ -1,6 +1,9 @@
 """None of these gets in, each is told why, and the federation of the others goes on."""
 
 import http.client
+import os
+import re
+import signal
 import ssl
 import sys
 from pathlib import Path
@@ -87,3 +90,22 @@ def test_strangers_stay_outside(federation, tmp_path) -> None:
         assert "The federation is complete" in client.ends()
     assert set(one.record("run", 8)["clients"]) == {"animals", "numbers"}
     assert eventually(lambda: not owner.family())
+
+
+def test_a_key_that_is_registered_while_the_federation_runs_is_asked_from_the_next_round_on(federation) -> None:
+    one: Federation = federation(rounds=500, quorum=2, max_norm_ratio=1000.0)
+    one.experiment.write_text(re.sub(r"(\[\[client\]\]\n.*\n.*\n)+", "", one.experiment.read_text()))
+    revoke_client(one.keys, "numbers")
+    owner = one.serve("run")
+    for name in ("animals", "colours"):
+        one.join(name)
+    one.opened("run", 2)
+    add_client(one.keys, "numbers")
+    newcomer = one.join("numbers")
+    assert eventually(lambda: any("numbers" in event["asked"] for event in one.events("run", "round_opened")[-1:]))
+    asked = one.events("run", "round_opened")[-1]["round"]
+    one.opened("run", asked + 1)
+    assert set(one.record("run", asked)["clients"]) == {"animals", "colours", "numbers"}
+    assert newcomer.code is None
+    os.kill(owner.pid, signal.SIGTERM)
+    assert "interrupted" in owner.ends(130)

@@ -261,7 +261,8 @@ def test_clients_join_and_leave_between_rounds():
     assert server.asked == ("x",)
     take(server, reply("x"))
     server.close()
-    server.admit("y")
+    server.admit(["x", "y"])
+    assert server.clients == ("x", "y")
     server.begin(["y"])
     assert server.asked == ("y",)
     assert take(server, reply("y", round=2)) is None

@@ -67,6 +67,13 @@ def test_the_first_round_waits_for_all_later_ones_for_a_quorum(clock):
     assert [values["present"] for name, values in events if name == "waiting"] == [[], ["x"]]
 
 
+def test_a_newcomer_takes_part_from_the_next_round_on():
+    exchange = Scripted(["xy", "xyz", "xz"], [good("x", "y"), good("x", "y", "z", round=2), good("x", "z", round=3)])
+    closed, _ = run(coordinator(quorum=0.6, rounds=3), exchange)
+    assert [done.record["asked"] for done in closed] == [["x", "y"], ["x", "y", "z"], ["x", "z"]]
+    assert [list(done.record["clients"]) for done in closed] == [["x", "y"], ["x", "y", "z"], ["x", "z"]]
+
+
 def test_after_its_patience_the_first_round_is_content_with_a_quorum(clock):
     closed, _ = run(coordinator(quorum=0.5, rounds=1, patience="1m"), Scripted(["x"], [good("x")]))
     assert closed[0].record["asked"] == ["x"]
@@ -108,6 +115,15 @@ def test_retries_end(retries):
     with pytest.raises(FederationError, match=r"1 valid replies of 2[\s\S]*y: no reply in time"):
         run(coordinator(quorum=1.0, retries=retries), exchange)
     assert len(exchange.orders) == retries + 1
+
+
+def test_a_client_that_took_too_long_is_named_once_and_asked_again():
+    slow = reply("y", seconds=61.0)
+    exchange = Scripted(["xy"], [[*good("x"), ("y", slow)], good("x", "y"), good("x", "y", round=2)])
+    closed, events = run(coordinator(quorum=1.0, deadline="1m"), exchange)
+    (reason,) = [values["reason"] for name, values in events if name == "round_failed"]
+    assert reason.splitlines()[1:] == ["  - y: it took 61 s, the deadline is 1m"]
+    assert closed[0].record["attempts"][0]["dropouts"] == ["y"]
 
 
 def test_invalid_replies_are_not_asked_for_again():

@@ -44,11 +44,11 @@ class Rounds:
             content = file.read()
             whole = content[: content.rfind(b"\n") + 1]
             self._position += len(whole)
-            return [line for raw in whole.splitlines() for line in self._take(json.loads(raw))]
+            return [line for raw in whole.splitlines() for line in self._take(_decoded(raw))]
         return []
 
     def _take(self, event: dict[str, Any]) -> list[str]:
-        kind, number = event["event"], event.get("round", 0)
+        kind, number = event.get("event"), event.get("round", 0)
         if kind == "waiting":
             self.waiting = f"round {number} waits: {len(event['present'])} of {event['needed']} needed clients are here"
             self.clients |= dict.fromkeys(event["present"], "here")
@@ -79,15 +79,28 @@ class Rounds:
         return table
 
 
+def _decoded(line: bytes) -> dict[str, Any]:
+    """An event; nothing of a line that a kill or a full disk cut short."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
 @contextlib.contextmanager
-def rounds_table(run: Path) -> Iterator[Callable[[], None]]:
+def rounds_table(run: Path, *, resume: bool) -> Iterator[Callable[[], None]]:
     """Show the rounds of `run`: a live table on a terminal, otherwise a line for each event.
 
+    Args:
+        run: The run directory.
+        resume: Whether the log that is there now is gone on with; otherwise it is removed before a round begins.
+
     Yields:
-        To be called often; it looks at the log twice a second.
+        To be called often once the rounds begin; it looks at the log twice a second.
     """
     path = run / "events.jsonl"
-    rounds = Rounds(path, path.stat().st_size if path.is_file() else 0)
+    rounds = Rounds(path, path.stat().st_size if resume and path.is_file() else 0)
     target, looked = console(), 0.0
     with (
         Live(console=target, auto_refresh=False, transient=True)

@@ -43,7 +43,7 @@ def serve(
     def ready(address: str) -> None:
         console().print(f"Clients can join at {address}.", markup=False)
 
-    with rounds_table(out) as update:
+    with rounds_table(out, resume=resume) as update:
         run = federate(
             experiment,
             out,

@@ -33,7 +33,7 @@ from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configure
 from fedproxy.models.costs import FORMULA
 from fedproxy.models.source import open_source
 from fedproxy.pipeline import check_tasks, gap_closed, read_experiment, scored_tasks
-from fedproxy.run_directory import RunDirectory
+from fedproxy.run_directory import owned
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors
 
@@ -93,14 +93,13 @@ def compare(
         raise UsageError(f"jobs = {jobs}: at least one cell is run at a time.")
     rows = rows_by_seed(experiment)
     rows(keys[0][1])
-    directory = RunDirectory(path, experiment, resume=resume, overwrite=overwrite)
+    with owned(path, experiment, resume=resume, overwrite=overwrite) as directory:
 
-    def done(key: Key, seconds: float) -> None:
-        name, seed, remove = key
-        directory.event("cell_done", method=name, seed=seed, remove=remove, seconds=seconds)
-        on_cell(_cell(path, methods[name], key))
+        def done(key: Key, seconds: float) -> None:
+            name, seed, remove = key
+            directory.event("cell_done", method=name, seed=seed, remove=remove, seconds=seconds)
+            on_cell(_cell(path, methods[name], key))
 
-    with directory.driven():
         left = [key for key in keys if not cell_folder(path, key).is_dir()]
         for key in keys:
             if key not in left:
@@ -111,32 +110,32 @@ def compare(
             run_in_processes(path, cells, jobs, on_progress, done)
         else:
             _run_here(experiment, path, cells, rows, on_progress, done)
-    found = {
-        (name, seed, remove): {
-            **_cell(path, methods[name], (name, seed, remove)),
-            "experiment_sha256": digest(
-                _record(configured(methods[name], experiment, seed=seed, remove=remove), folder)
-            ),
+        found = {
+            (name, seed, remove): {
+                **_cell(path, methods[name], (name, seed, remove)),
+                "experiment_sha256": digest(
+                    _record(configured(methods[name], experiment, seed=seed, remove=remove), folder)
+                ),
+            }
+            for name, seed, remove in keys
         }
-        for name, seed, remove in keys
-    }
-    recorded = _record(whole, folder)["compare"]
-    result = {
-        "name": experiment.name,
-        "compare": recorded,
-        "experiment": _record(experiment, folder),
-        "experiment_sha256": digest(_record(experiment, folder)),
-        "commit": _commit(),
-        "environment": read_json(path / "environment.json"),
-        "methods": {name: {**row.axes, "paper": row.paper} for name, row in methods.items()}
-        | {one["name"]: {**methods[one["name"]].axes, **_varied(one)} for one in recorded["variant"]},
-        "flops": FORMULA,
-        "cells": _with_gaps(found),
-        "summary": summary(found),
-        "differences": _differences(path, keys),
-    }
-    write_json(path / "compare.json", result)
-    return result
+        recorded = _record(whole, folder)["compare"]
+        result = {
+            "name": experiment.name,
+            "compare": recorded,
+            "experiment": _record(experiment, folder),
+            "experiment_sha256": digest(_record(experiment, folder)),
+            "commit": _commit(),
+            "environment": read_json(path / "environment.json"),
+            "methods": {name: {**row.axes, "paper": row.paper} for name, row in methods.items()}
+            | {one["name"]: {**methods[one["name"]].axes, **_varied(one)} for one in recorded["variant"]},
+            "flops": FORMULA,
+            "cells": _with_gaps(found),
+            "summary": summary(found),
+            "differences": _differences(path, keys),
+        }
+        write_json(path / "compare.json", result)
+        return result
 
 
 def _cell(path: Path, method: Method, key: Key) -> dict[str, Any]:

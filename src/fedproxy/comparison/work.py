@@ -29,7 +29,7 @@ from fedproxy.evaluation import evaluate
 from fedproxy.evaluation.harness import main_metric
 from fedproxy.memory import peak_memory, restart_peak
 from fedproxy.pipeline import fuse_run, make_proxy
-from fedproxy.run_directory import RunDirectory
+from fedproxy.run_directory import RunDirectory, owned
 from fedproxy.tensor_files import load_tensors, save_tensors
 from fedproxy.tuning import ALIGNED, OnProgress, Rows, tune_inline, write_aligned
 
@@ -135,21 +135,21 @@ class Work:
             return self._train(experiment, path, proxy, rows)
 
     def _train(self, experiment: Experiment, path: Path, proxy: Path, rows: Mapping[str, Rows]) -> RunDirectory:
-        directory = RunDirectory(path, experiment, resume=True, overwrite=False)
-        if not (path / "proxy").is_dir():
-            try:
-                (path / "proxy").symlink_to(Path("..", "..", "proxies", proxy.name), target_is_directory=True)
-            except OSError as error:
-                raise os_error(error, path / "proxy") from error
-        if not (path / "adapter").is_dir():
-            with directory.stage("federate"):
-                tune_inline(experiment, directory, dict(rows), self._progress)
-        write_aligned(directory)
-        if not (path / "fused").is_dir():
-            with directory.stage("fuse"), measured() as cost:
-                fuse_run(experiment, path, self._progress)
-            write_json(path / FUSING, cost)
-        return directory
+        with owned(path, experiment, resume=True, overwrite=False) as directory:
+            if not (path / "proxy").is_dir():
+                try:
+                    (path / "proxy").symlink_to(Path("..", "..", "proxies", proxy.name), target_is_directory=True)
+                except OSError as error:
+                    raise os_error(error, path / "proxy") from error
+            if not (path / "adapter").is_dir():
+                with directory.stage("federate"):
+                    tune_inline(experiment, directory, dict(rows), self._progress)
+            write_aligned(directory)
+            if not (path / "fused").is_dir():
+                with directory.stage("fuse"), measured() as cost:
+                    fuse_run(experiment, path, self._progress)
+                write_json(path / FUSING, cost)
+            return directory
 
     def score(
         self,

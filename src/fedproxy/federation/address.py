@@ -1,5 +1,6 @@
 """Where a server listens and clients reach it."""
 
+import socket
 from dataclasses import dataclass
 
 from fedproxy.errors import UsageError
@@ -31,6 +32,20 @@ class Address:
     def is_loopback(self) -> bool:
         """Whether only this machine reaches it."""
         return self.host in LOOPBACK
+
+    def check_free(self) -> None:
+        """Check that one can listen there now.
+
+        Raises:
+            UsageError: one cannot.
+        """
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((self.host, self.port))
+        except OSError as error:
+            raise UsageError(f"cannot listen at {self} ({error.strerror or error}).") from error
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

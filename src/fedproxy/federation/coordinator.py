@@ -61,6 +61,7 @@ class _Open:
     replies: dict[str, Reply] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
+    overdue: set[str] = field(default_factory=set)
     faults: list[dict[str, str]] = field(default_factory=list)
 
     def fault(self, client: str, kind: Kind, reason: str) -> str:
@@ -160,9 +161,9 @@ class Coordinator:
             raise RuntimeError("no round is open")
         return self._open
 
-    def admit(self, client: str) -> None:
-        """Add a client to the roster; it can be asked from the next round on."""
-        self.clients = tuple(sorted({*self.clients, client}))
+    def admit(self, clients: Collection[str]) -> None:
+        """Add to the roster who is not in it yet; they can be asked from the next round on."""
+        self.clients = tuple(sorted({*self.clients, *clients}))
 
     def begin(self, available: Collection[str]) -> None:
         """Open the next round, or the last one again if it had no quorum.
@@ -250,6 +251,10 @@ class Coordinator:
             return state.fault(sender, "invalid", f"{sender} takes no part in this federation")
         if late := self._late(sender, answer, state):
             return state.fault(sender, "late", late)
+        deadline = self.settings.deadline
+        if deadline and isinstance(answer, Reply) and answer.seconds > seconds(deadline):
+            state.overdue.add(sender)
+            return state.fault(sender, "late", f"it took {answer.seconds:.0f} s, the deadline is {deadline}")
         state.answered.add(sender)
         if isinstance(answer, Refusal):
             return self._fault(state, sender, answer.kind, answer.reason)
@@ -287,9 +292,6 @@ class Coordinator:
             return "it replied already"
         if sender not in state.asked:
             return "it was not asked in this round"
-        deadline = self.settings.deadline
-        if deadline and isinstance(answer, Reply) and answer.seconds > seconds(deadline):
-            return f"it took {answer.seconds:.0f} s, the deadline is {deadline}"
         return None
 
     def close(self) -> Closed:
@@ -344,7 +346,7 @@ class Coordinator:
         record = state.record()
         self._attempts.append(record)
         faults = [f"{fault['client']}: {fault['reason']}" for fault in record["refused"] + record["quarantined"]]
-        faults += [f"{name}: no reply in time" for name in record["dropouts"]]
+        faults += [f"{name}: no reply in time" for name in record["dropouts"] if name not in state.overdue]
         failed = any(fault["kind"] == "failed" for fault in record["refused"])
         return QuorumError(
             f"Round {state.round} has {len(state.replies)} valid replies of {len(state.asked)}; the quorum "

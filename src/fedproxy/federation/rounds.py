@@ -46,8 +46,9 @@ def drive(
     """Run the rounds that are left.
 
     Before its first round it waits up to `patience` for every client that a full round asks, and is then content with
-    a quorum; before later rounds it waits for a quorum only. A round without a quorum is repeated up to `retries`
-    times, where that can change anything (`QuorumError.repeatable`).
+    a quorum; before later rounds it waits for a quorum only. A client that is there and new takes part from then on. A
+    round without a quorum is repeated up to `retries` times, where that can change anything
+    (`QuorumError.repeatable`).
 
     Args:
         coordinator: The federation.
@@ -94,6 +95,7 @@ def _wait(coordinator: Coordinator, exchange: Exchange, full: bool, on_event: Ca
     until = time.monotonic() + seconds(settings.patience)
     while True:
         available = exchange.available()
+        coordinator.admit(available)
         present = coordinator.eligible.intersection(available)
         if len(present) >= (coordinator.target if full else coordinator.needed):
             return available

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedproxy.errors import ArtifactError, FedproxyError
+from fedproxy.federation.certificates import check_certificate, read_small
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ CONNECTIONS = 512
 """Connections at one time; one more is closed at once, and its client tries again."""
 HANDSHAKE_SECONDS, REQUEST_SECONDS, PIECE_SECONDS = 15.0, 30.0, 60.0
 """How long a client may take for its TLS handshake, its next request, and for taking a buffer's bytes."""
+
+_HERE = "127.0.0.1"
+"""Where the SuperLink listens, with the same certificate."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,30 @@ def tls(certificate: Path, key: Path | None) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise ArtifactError(f"{certificate} and {key} are no certificate with its key: {error}.") from error
     return context
+
+
+def check_tls(certificate: Path, key: Path, ca: Path) -> None:
+    """Check by a handshake in memory that a client which trusts `ca` takes the server's certificate.
+
+    Raises:
+        ArtifactError: a file cannot be used, has expired or does not belong to the others.
+    """
+    for file in (ca, certificate):
+        check_certificate(read_small(file), file)
+    asked, answered = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = tls(certificate, key).wrap_bio(asked, answered, server_side=True)
+    client = ssl.create_default_context(cafile=ca).wrap_bio(answered, asked, server_hostname=_HERE)
+    for side in (client, server, client, server):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLError as error:
+            why = getattr(error, "verify_message", "") or error.reason
+            raise ArtifactError(
+                f"{certificate} is no certificate for {_HERE} that {ca} vouches for ({why}). Restore both from a copy, "
+                "or make a new folder with `fedproxy keys init`."
+            ) from error
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):

@@ -1,0 +1,58 @@
+"""What the owner sees of the rounds: read from the run's log while another process writes it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedproxy.cli import rounds_table as table_module
+from fedproxy.cli.rounds_table import Rounds, rounds_table
+
+STORED = [{"event": "round_closed", "round": number, "seconds": 1.0} for number in (1, 2, 3)]
+
+
+def lines(*events: dict[str, object]) -> str:
+    return "".join(json.dumps({"time": "2026-01-01T00:00:00+00:00", **event}) + "\n" for event in events)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "_LOOK_SECONDS", 0.0)
+
+
+def test_an_overwritten_log_is_read_from_its_first_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text(lines(*STORED[:2]) + "x" * 10)  # the old run's: it ends in the middle of a line of the new one's
+    with rounds_table(tmp_path, resume=False) as update:
+        log.unlink()
+        log.write_text(lines(*STORED))
+        update()
+    assert capsys.readouterr().err.splitlines() == [f"Round {number} is stored, 1.0 s." for number in (1, 2, 3)]
+
+
+def test_a_resumed_log_is_read_from_where_it_is_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text(lines(*STORED[:2]))
+    with rounds_table(tmp_path, resume=True) as update, open(log, "a") as file:
+        file.write(lines(STORED[2]))
+        file.flush()
+        update()
+    assert capsys.readouterr().err == "Round 3 is stored, 1.0 s.\n"
+
+
+@pytest.mark.parametrize("torn", ['{"event": "round_cl{"event": "stage_ended"}\n', "[1]\n", "3.2}\n", "\xff\n", "{}\n"])
+def test_a_line_that_is_no_event_is_skipped(tmp_path: Path, torn: str) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_bytes(torn.encode("latin-1") + lines(STORED[0]).encode())
+    assert Rounds(log).read() == ["Round 1 is stored, 1.0 s."]
+
+
+def test_a_line_is_awaited_until_it_is_whole(tmp_path: Path) -> None:
+    log, whole = tmp_path / "events.jsonl", lines(STORED[0])
+    log.write_text(whole[:20])
+    rounds = Rounds(log)
+    assert rounds.read() == []
+    log.write_text(whole)
+    assert rounds.read() == ["Round 1 is stored, 1.0 s."]
