@@ -103,6 +103,7 @@ def changed(**values):
         (b"[]", "cannot be read"),
         (changed(more=1), "cannot be read"),
         (changed(name=1), "cannot be read"),
+        (changed(name="../x"), "calls this client '../x'"),
         (changed(pause=0.0), "pause of 0.0 s"),
         (changed(pause=1e9), "pause of 1000000000.0 s"),
         (changed(offer="{}"), "protocol"),
