@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.config import Client, Evaluate
-from fedproxy.errors import FederationError, UsageError
+from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError
 from fedproxy.federation.address import Address
 from fedproxy.federation.certificates import check_certificate, load_private, make_key, private_openssh, read_small
 from fedproxy.federation.engines.flower import QUIET, WORKER_VARIABLE, clientapps, require_flower, supernode
@@ -34,6 +34,8 @@ from fedproxy.tuning import rows_of
 
 STATUS_SECONDS = 3.0
 """How often a client asks whether the federation goes on."""
+ANSWER_SECONDS = 5.0
+"""How long Flower may take to send an answer on, before a client ends that has given one."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def join(
     on_ready: Callable[[int, int], None],
     on_step: Callable[[int, int, int, float], None],
     on_answer: Callable[[int], None],
+    on_refusal: Callable[[str], None],
 ) -> None:
     """Take part in a federation until the server ends it.
 
@@ -86,12 +89,14 @@ def join(
         on_bytes: Told bytes of the proxy that are there, and in all.
         on_ready: Told rows and steps a round, once the client waits for orders.
         on_step: Told round, step, steps and loss.
-        on_answer: Told the bytes of an answer that went out.
+        on_answer: Told the bytes of an update that went out.
+        on_refusal: Told why an order was refused, where the next one may go better.
 
     Raises:
         FederationError: the server cannot be reached, refuses this client, or asks more than it allows.
-        ArtifactError: key, data or proxy cannot be used.
-        UsageError: plaintext beyond loopback.
+        ArtifactError: key, data, proxy or what this client remembers cannot be used.
+        UsageError: plaintext beyond loopback, or the cache cannot be written.
+        ResourceError: the disk is full, or memory does not suffice.
     """
     require_flower()
     owner = Owner(joining)
@@ -106,18 +111,28 @@ def join(
     session = Session(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
     steps = session.add(name, rows)
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
-        node = Node(Path(folder), owner, welcome.pause)
+        node, answered = Node(Path(folder), owner, welcome.pause), -ANSWER_SECONDS
         try:
             on_ready(len(rows), steps)
             node.start()
             while owner.still_offers(offer):
                 node.revive()
                 if request := node.next_request(STATUS_SECONDS):
+                    fault = None
                     with contextlib.suppress(EOFError, ConnectionError), request as connection:
                         connection.recv_bytes(256)
-                        answer = session.answer(name, connection.recv_bytes(session.order_limit), on_step)
+                        answer, fault = session.answer(name, connection.recv_bytes(session.order_limit), on_step)
                         connection.send_bytes(answer)
-                        on_answer(len(answer))
+                        answered = time.monotonic()
+                        if fault is None:
+                            on_answer(len(answer))
+                    if isinstance(fault, UsageError | ArtifactError | ResourceError):
+                        raise fault  # the next order would meet the same
+                    if fault is not None:
+                        on_refusal(str(fault))
+        except FedproxyError:
+            time.sleep(max(0.0, answered + ANSWER_SECONDS - time.monotonic()))
+            raise
         finally:
             node.close()
 

@@ -91,5 +91,6 @@ def join(
                 f"round {number}/{rounds} · step {step}/{steps} · loss {loss:.3f}",
             ),
             on_answer=lambda size: console().print(f"Sent an update of {size / 1e6:.1f} MB."),
+            on_refusal=lambda reason: console().print(f"Refused the order: {reason}", markup=False),
         )
     console().print("The federation is complete.")
