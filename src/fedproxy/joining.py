@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import select
 import subprocess
@@ -31,6 +32,8 @@ from fedproxy.federation.session import Session
 from fedproxy.federation.welcome import MOST_BYTES, PATH, Welcome, introduce
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.tuning import rows_of
+
+log = logging.getLogger(__name__)
 
 STATUS_SECONDS = 3.0
 """How often a client asks whether the federation goes on."""
@@ -205,13 +208,17 @@ class Owner:
             status, said = self._introduce()
         except BrokenLinkError as error:
             now = time.monotonic()
-            self._away = self._away or now
+            if self._away is None:
+                log.warning("%s is away. It is waited for, up to %.0f s.", self.address, self._patience)
+                self._away = now
             if now - self._away > self._patience:
                 raise FederationError(
                     f"{self.address} has been away for {self._patience:.0f} s ({error}). Join again when it is back."
                 ) from error
             return True
-        self._away = None
+        if self._away is not None:
+            log.info("%s is back.", self.address)
+            self._away = None
         if status == HTTPStatus.GONE:
             if _reason(said) == "complete":
                 return False

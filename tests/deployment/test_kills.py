@@ -99,7 +99,9 @@ def test_kills_of_the_owner_and_of_the_superlink_lose_nothing(federation) -> Non
     assert complete
     owner.ends()
     for client in clients.values():
-        assert "The federation is complete" in client.ends()
+        said = client.ends()
+        assert "The federation is complete" in said
+        assert 0 < said.count(f"{one.address} is back.") == said.count(f"{one.address} is away. ")
     assert one.adapter("run") == one.adapter("whole")
     tensors = {name: content for name, content in one.rounds("whole").items() if name.endswith(".safetensors")}
     assert {name: one.rounds("run")[name] for name in tensors} == tensors

@@ -71,19 +71,19 @@ def start(tmp_path, proxy, superlink):
     """A function that starts a gateway, with a register of the clients bank and shop unless told otherwise."""
     with contextlib.ExitStack() as stack:
 
-        def begin(*, registered=True, upstream=None):
+        def begin(*, registered=True, upstream=None, port=0):
             keys = tmp_path / "keys" if registered else None
             if registered:
                 init_keys(keys)
                 for name in ("bank", "shop"):
                     add_client(keys, name)
-            (tmp_path / "run").mkdir()
+            (tmp_path / "run").mkdir(exist_ok=True)
             listing = describe(proxy)
             gateway = Gateway(
                 proxy,
                 listing,
                 "127.0.0.1",
-                0,
+                port,
                 None,
                 None,
                 members=Members(keys, tmp_path / "run", ["bank", "shop"]),
