@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import select
 import subprocess
 import sys
@@ -153,7 +154,7 @@ class Owner:
 
     def __init__(self, joining: Joining) -> None:
         self.address, self._name, self._patience = joining.address, joining.name, joining.patience
-        self._wires = joining.wires
+        self._wires, self._process = joining.wires, secrets.token_hex(8)
         self.url = f"{'http' if joining.key is None else 'https'}://{joining.address}"
         self.ca: bytes | None = None
         if joining.key is None:
@@ -192,7 +193,9 @@ class Owner:
 
     def _introduce(self) -> tuple[int, bytes]:
         key: Any = load_private(self.private)
-        status, said = self._link.post(PATH, introduce(key, self._name, self._wires).encode(), MOST_BYTES)
+        status, said = self._link.post(
+            PATH, introduce(key, self._name, self._wires, self._process).encode(), MOST_BYTES
+        )
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             raise BrokenLinkError(f"it is busy ({status})")
         return status, said

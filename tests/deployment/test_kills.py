@@ -70,6 +70,20 @@ def test_a_client_whose_memory_is_damaged_says_so_to_the_owner_and_ends(federati
         client.ends(4)
 
 
+def test_of_two_processes_with_one_key_the_older_ends_and_the_newer_takes_part(federation) -> None:
+    one: Federation = federation(rounds=500, quorum=2, deadline="60s")
+    owner = one.serve("run")
+    clients = one.join_all("--patience", "3s")
+    one.opened("run", 2)
+    older, clients["animals"] = clients["animals"], one.join("animals", "--patience", "3s", log="again")
+    assert 'another process joined as "animals"' in older.ends(4)
+    clients["animals"].says("Sent an update")
+    os.kill(owner.pid, signal.SIGTERM)
+    owner.ends(130)
+    for client in clients.values():
+        client.ends(4)
+
+
 def test_kills_of_the_owner_and_of_the_superlink_lose_nothing(federation) -> None:
     one: Federation = federation(rounds=24, quorum=3)
     one.federate("whole").ends()

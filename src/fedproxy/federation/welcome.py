@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ MOST_BYTES = 64 << 10
 CLOCK_SECONDS = 300.0
 """How far the clocks of client and owner may differ."""
 _PURPOSE = "fedproxy welcome"
+_PROCESS = re.compile("[0-9a-f]{16}")
 
 
 class StrangerError(ArtifactError):
@@ -36,13 +38,15 @@ class Introduction:
         time: Seconds since 1970 on its clock.
         name: Its name, where no register tells it: in a run without keys.
         wires: The encodings of updates that it agrees to, separated by commas.
-        signature: ECDSA with SHA-256 over purpose, time, name and encodings, base64.
+        process: A random number of the process, by which two of one client are told apart.
+        signature: ECDSA with SHA-256 over purpose, time, name, encodings and process, base64.
     """
 
     public_key: str
     time: float
     name: str
     wires: str
+    process: str
     signature: str
 
     @property
@@ -55,14 +59,16 @@ class Introduction:
         return json.dumps(asdict(self)).encode()
 
 
-def introduce(key: "ec.EllipticCurvePrivateKey", name: str = "", wires: Collection[str] = ENCODINGS) -> Introduction:
+def introduce(
+    key: "ec.EllipticCurvePrivateKey", name: str = "", wires: Collection[str] = ENCODINGS, process: str = "0" * 16
+) -> Introduction:
     """Introduce the holder of `key`, which agrees to updates in these encodings."""
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
     now, spoken = time.time(), ",".join(wires)
-    signature = key.sign(_signed(now, name, spoken), ec.ECDSA(hashes.SHA256()))
-    return Introduction(public_pem(key.public_key()), now, name, spoken, base64.b64encode(signature).decode())
+    signature = key.sign(_signed(now, name, spoken, process), ec.ECDSA(hashes.SHA256()))
+    return Introduction(public_pem(key.public_key()), now, name, spoken, process, base64.b64encode(signature).decode())
 
 
 def check_introduction(data: bytes) -> Introduction:
@@ -78,14 +84,14 @@ def check_introduction(data: bytes) -> Introduction:
     try:
         values = strict_json(data.decode())
         said = Introduction(**values)
-        if not all(isinstance(value, str) for value in (said.public_key, said.name, said.wires, said.signature)):
+        texts = (said.public_key, said.name, said.wires, said.process, said.signature)
+        if not all(isinstance(value, str) for value in texts) or not _PROCESS.fullmatch(said.process):
             raise TypeError("wrong types")
         key = serialization.load_pem_public_key(said.public_key.encode())
         if not isinstance(key, ec.EllipticCurvePublicKey) or public_pem(key) != said.public_key:
             raise TypeError("no ECDSA key")
-        key.verify(
-            base64.b64decode(said.signature), _signed(said.time, said.name, said.wires), ec.ECDSA(hashes.SHA256())
-        )
+        signed = _signed(said.time, said.name, said.wires, said.process)
+        key.verify(base64.b64decode(said.signature), signed, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
         raise StrangerError("The introduction was signed with another key.") from error
     except (ValueError, TypeError, RecursionError) as error:
@@ -104,8 +110,8 @@ def public_pem(key: "ec.EllipticCurvePublicKey") -> str:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def _signed(now: float, name: str, wires: str) -> bytes:
-    return f"{_PURPOSE} {now!r} {name} {wires}".encode()
+def _signed(now: float, name: str, wires: str, process: str) -> bytes:
+    return f"{_PURPOSE} {now!r} {name} {wires} {process}".encode()
 
 
 @dataclass(frozen=True)
