@@ -1,4 +1,4 @@
-"""What is wrong with keys, clients or address is found before the LLM is touched."""
+"""What is wrong with keys, clients or address is found before the LLM is touched; a run is known by a number of its own."""
 
 import shutil
 import socket
@@ -11,7 +11,7 @@ from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation import certificates
 from fedproxy.federation.address import Address
 from fedproxy.federation.keys import add_client, init_keys, revoke_client
-from fedproxy.serving import Listen
+from fedproxy.serving import IDENTITY, Listen, run_identity
 from tests.test_pipeline import write_experiment
 
 EXPERIMENT = Experiment(LLM("llm"), Compress(calibration="text"))
@@ -102,3 +102,20 @@ def test_nothing_is_compressed_for_clients_or_keys_that_are_missing(keys, others
     shutil.copy(others / "ca.crt", keys / "ca.crt")
     with pytest.raises(ArtifactError, match="vouches"):
         federate(at(keys))
+
+
+def test_a_run_keeps_its_number_where_it_is_moved_and_a_new_one_at_its_place_has_another(tmp_path):
+    (tmp_path / "run").mkdir()
+    first = run_identity(tmp_path / "run")
+    assert (len(first), run_identity(tmp_path / "run")) == (16, first)
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    (tmp_path / "run").mkdir()
+    assert run_identity(tmp_path / "elsewhere") == first
+    assert run_identity(tmp_path / "run") != first
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"id": 1}'])
+def test_a_damaged_number_is_told(tmp_path, content):
+    (tmp_path / IDENTITY).write_text(content)
+    with pytest.raises(ArtifactError, match=IDENTITY):
+        run_identity(tmp_path)

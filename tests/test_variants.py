@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import fedproxy
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.errors import ConfigError, FederationError, UsageError
 from fedproxy.federation import client
+from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.session import Session
@@ -190,12 +192,67 @@ def test_clients_of_different_ranks_tune_one_adapter(make, tmp_path):
 
 
 def test_scaffolds_variate_is_the_mean_of_the_clients(make, tmp_path):
-    run = fedproxy.federate(make(VARIANTS["scaffold"]), tmp_path / "run")
-    server = load_file(run.path / "rounds" / "0003" / "control.safetensors")
-    own = [load_file(run.path / "clients" / name / "0004.safetensors") for name in ("colours", "numbers")]
+    check_mean(fedproxy.federate(make(VARIANTS["scaffold"]), tmp_path / "run").path, "0003", "0004")
+
+
+class Deaf(BytesExchange):
+    """The reply of colours in round 2 is lost on its way."""
+
+    def ask(self, orders, deadline):
+        return (said for said in super().ask(orders, deadline) if (said[0], said[1].round) != ("colours", 2))
+
+
+@pytest.mark.parametrize("variant", ["int4", "scaffold"])
+def test_a_reply_that_is_lost_moves_nothing_at_the_client(make, tmp_path, variant):
+    """SCAFFOLD's c stays the mean of the c_k, and an encoding's residual is that of the last update that counted."""
+    prepare(make(VARIANTS[variant] + "quorum = 1\n", rounds=4), tmp_path / "run")
+    (tmp_path / "spool").mkdir()
+    with open_run(tmp_path / "run") as (settings, directory):
+        exchange = Deaf(tmp_path / "run", settings, tmp_path / "spool")
+        begun = []
+        real = ClientState.before
+
+        def before(state, since):
+            begun.append(since)
+            return real(state, since)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ClientState, "before", before)
+            tune(settings, directory, lambda store: exchange, client_names(settings))
+    assert begun == [0, 0, 1, 1, 1, 2, 3, 3]  # colours, numbers, colours, …
+    if variant == "scaffold":
+        check_mean(tmp_path / "run", "0004", "0005")
+
+
+def check_mean(run, number, following):
+    server = load_file(run / "rounds" / number / "control.safetensors")
+    own = [load_file(run / "clients" / name / f"{following}.safetensors") for name in ("colours", "numbers")]
     for name, tensor in server.items():
         mean = sum(state[f"control/{name}"] for state in own) / 2
         assert torch.allclose(tensor, mean, rtol=1e-4, atol=1e-5 * float(mean.abs().max()))
+
+
+@pytest.mark.parametrize("variant", ["int4", "scaffold"])
+def test_what_a_client_no_longer_has_is_told_and_begins_at_zero(make, tmp_path, monkeypatch, caplog, variant):
+    experiment = make(VARIANTS[variant])
+    real, calls = client.train, 0
+
+    def train(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(client, "train", train)
+    with contextlib.suppress(Killed):
+        fedproxy.federate(experiment, tmp_path / "run")
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "run" / "clients" / "colours")
+    fedproxy.federate(experiment, tmp_path / "run", resume=True)
+    told = [record.getMessage() for record in caplog.records if "no longer has" in record.getMessage()]
+    what = "what the wire lost so far" if variant == "int4" else "its control variate"
+    assert told == [f"colours no longer has {what}, as it was after round 1: zero again."]
 
 
 def test_scaffold_changes_what_is_learned_from_the_second_round_on(make, tmp_path):

@@ -276,7 +276,7 @@ class Fuse:
     """[fuse]: plug what was learned back into the LLM (Eq. 15); scale "auto" is chosen by loss on the text `public`.
 
     Attributes:
-        scale: Factor of the task vector. "auto" is for public text like that of the tasks: other text favours small ones.
+        scale: Factor of the task vector; "auto" is for public text like the tasks': other text favours small ones.
         public: The text that "auto" looks at.
     """
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import logging
 import os
+import secrets
 import select
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.config import Client, Evaluate
-from fedproxy.errors import FederationError, UsageError
+from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError
 from fedproxy.federation.address import Address
 from fedproxy.federation.certificates import check_certificate, load_private, make_key, private_openssh, read_small
 from fedproxy.federation.engines.flower import QUIET, WORKER_VARIABLE, clientapps, require_flower, supernode
@@ -32,8 +34,12 @@ from fedproxy.federation.welcome import MOST_BYTES, PATH, Welcome, introduce
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.tuning import rows_of
 
+log = logging.getLogger(__name__)
+
 STATUS_SECONDS = 3.0
 """How often a client asks whether the federation goes on."""
+ANSWER_SECONDS = 5.0
+"""How long Flower may take to send an answer on, before a client ends that has given one."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ def join(
     on_ready: Callable[[int, int], None],
     on_step: Callable[[int, int, int, float], None],
     on_answer: Callable[[int], None],
+    on_refusal: Callable[[str], None],
 ) -> None:
     """Take part in a federation until the server ends it.
 
@@ -86,12 +93,14 @@ def join(
         on_bytes: Told bytes of the proxy that are there, and in all.
         on_ready: Told rows and steps a round, once the client waits for orders.
         on_step: Told round, step, steps and loss.
-        on_answer: Told the bytes of an answer that went out.
+        on_answer: Told the bytes of an update that went out.
+        on_refusal: Told why an order was refused, where the next one may go better.
 
     Raises:
         FederationError: the server cannot be reached, refuses this client, or asks more than it allows.
-        ArtifactError: key, data or proxy cannot be used.
-        UsageError: plaintext beyond loopback.
+        ArtifactError: key, data, proxy or what this client remembers cannot be used.
+        UsageError: plaintext beyond loopback, or the cache cannot be written.
+        ResourceError: the disk is full, or memory does not suffice.
     """
     require_flower()
     owner = Owner(joining)
@@ -106,18 +115,28 @@ def join(
     session = Session(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
     steps = session.add(name, rows)
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
-        node = Node(Path(folder), owner, welcome.pause)
+        node, answered = Node(Path(folder), owner, welcome.pause), -ANSWER_SECONDS
         try:
             on_ready(len(rows), steps)
             node.start()
             while owner.still_offers(offer):
                 node.revive()
                 if request := node.next_request(STATUS_SECONDS):
+                    fault = None
                     with contextlib.suppress(EOFError, ConnectionError), request as connection:
                         connection.recv_bytes(256)
-                        answer = session.answer(name, connection.recv_bytes(session.order_limit), on_step)
+                        answer, fault = session.answer(name, connection.recv_bytes(session.order_limit), on_step)
                         connection.send_bytes(answer)
-                        on_answer(len(answer))
+                        answered = time.monotonic()
+                        if fault is None:
+                            on_answer(len(answer))
+                    if isinstance(fault, UsageError | ArtifactError | ResourceError):
+                        raise fault  # the next order would meet the same
+                    if fault is not None:
+                        on_refusal(str(fault))
+        except FedproxyError:
+            time.sleep(max(0.0, answered + ANSWER_SECONDS - time.monotonic()))
+            raise
         finally:
             node.close()
 
@@ -135,7 +154,7 @@ class Owner:
 
     def __init__(self, joining: Joining) -> None:
         self.address, self._name, self._patience = joining.address, joining.name, joining.patience
-        self._wires = joining.wires
+        self._wires, self._process = joining.wires, secrets.token_hex(8)
         self.url = f"{'http' if joining.key is None else 'https'}://{joining.address}"
         self.ca: bytes | None = None
         if joining.key is None:
@@ -174,7 +193,9 @@ class Owner:
 
     def _introduce(self) -> tuple[int, bytes]:
         key: Any = load_private(self.private)
-        status, said = self._link.post(PATH, introduce(key, self._name, self._wires).encode(), MOST_BYTES)
+        status, said = self._link.post(
+            PATH, introduce(key, self._name, self._wires, self._process).encode(), MOST_BYTES
+        )
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             raise BrokenLinkError(f"it is busy ({status})")
         return status, said
@@ -190,13 +211,17 @@ class Owner:
             status, said = self._introduce()
         except BrokenLinkError as error:
             now = time.monotonic()
-            self._away = self._away or now
+            if self._away is None:
+                log.warning("%s is away. It is waited for, up to %.0f s.", self.address, self._patience)
+                self._away = now
             if now - self._away > self._patience:
                 raise FederationError(
                     f"{self.address} has been away for {self._patience:.0f} s ({error}). Join again when it is back."
                 ) from error
             return True
-        self._away = None
+        if self._away is not None:
+            log.info("%s is back.", self.address)
+            self._away = None
         if status == HTTPStatus.GONE:
             if _reason(said) == "complete":
                 return False

@@ -1,14 +1,16 @@
 """The owner's side of the engine `deployment`: SuperLink, gateway and run, held together while the rounds last."""
 
 import logging
+import secrets
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedproxy.artifacts import read_json, write_json
 from fedproxy.config import Experiment
-from fedproxy.errors import FedproxyError, UsageError
+from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.federation.address import Address
 from fedproxy.federation.engines.flower import OUTCOME_VARIABLE, RUN_VARIABLE, require_flower
 from fedproxy.federation.engines.flower.superlink import SuperLink
@@ -20,12 +22,13 @@ from fedproxy.federation.members import Members
 from fedproxy.federation.offer import make_offer
 from fedproxy.models.lora import read_adapter
 from fedproxy.run_directory import RunDirectory, raise_outcome
-from fedproxy.seeds import derive_seed
 from fedproxy.tensors import digest
 from fedproxy.tuning import START, client_names
 
 log = logging.getLogger(__name__)
 
+IDENTITY = "identity.json"
+"""RUN/identity.json: the number by which clients know the run, drawn once."""
 POLL_SECONDS = 0.1
 FASTEST_PAUSE, PAUSE_A_CLIENT = 0.2, 0.01
 """Clients ask for messages every so many seconds; with many of them, each asks less often."""
@@ -102,7 +105,7 @@ def serve(
     certificates = None if keys is None else _certificates(keys)
     listing = describe(run / "proxy", listen.part_bytes)
     start = digest(read_adapter(run / START)[1])
-    identity = f"{derive_seed(experiment.seed, listing.sha256, str(run)):016x}"
+    identity = run_identity(run)
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
         outcome = Path(folder) / "outcome.json"
         environment = {RUN_VARIABLE: str(run), OUTCOME_VARIABLE: str(outcome)}
@@ -145,6 +148,22 @@ def serve(
             if ended is not None:  # else the clients wait for the run to be resumed
                 _say_farewell(gateway, ended)
             gateway.close()
+
+
+def run_identity(run: Path) -> str:
+    """The random number of a run, which stays with its directory and is another one after `--overwrite`.
+
+    Raises:
+        ArtifactError: RUN/identity.json is damaged.
+    """
+    path = run / IDENTITY
+    if not path.exists():
+        write_json(path, {"id": secrets.token_hex(8)})
+    record = read_json(path)
+    identity = record.get("id") if isinstance(record, dict) else None
+    if not isinstance(identity, str):
+        raise ArtifactError(f"{path} is damaged. Restore it from a copy, or remove it: clients then begin anew.")
+    return identity
 
 
 def _say_farewell(gateway: Gateway, how: str) -> None:

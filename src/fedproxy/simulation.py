@@ -97,4 +97,4 @@ class LocalClients:
         session = self._session(client)
         if not session.knows(client):
             session.add(client, self._rows.pop(client))
-        return session.answer(client, order)
+        return session.answer(client, order)[0]

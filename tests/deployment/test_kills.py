@@ -48,6 +48,42 @@ def test_a_killed_client_costs_the_round_its_reply_and_may_come_back(federation)
         assert "has been away for 3 s" in client.ends(4)
 
 
+def test_a_client_whose_memory_is_damaged_says_so_to_the_owner_and_ends(federation) -> None:
+    one: Federation = federation(rounds=500, quorum=2, deadline="60s", wire="int4")
+    owner = one.serve("run")
+    clients = one.join_all("--patience", "3s")
+    one.opened("run", 2)
+    clients["animals"].kill()
+    assert eventually(lambda: not clients["animals"].family(), 10.0)
+    for path in (one.folder / "cache" / "clients").glob("*/animals/*"):
+        path.write_bytes(b"\x01")
+    clients["animals"] = one.join("animals", "--patience", "3s", log="again")
+    said = clients.pop("animals").ends(3)
+    assert "truncated" in said, said
+    assert "Sent an update" not in said, said
+    assert eventually(
+        lambda: any("truncated" in str(event["fault"]) for event in one.events("run", "answered") if event["fault"])
+    )
+    os.kill(owner.pid, signal.SIGTERM)
+    owner.ends(130)
+    for client in clients.values():
+        client.ends(4)
+
+
+def test_of_two_processes_with_one_key_the_older_ends_and_the_newer_takes_part(federation) -> None:
+    one: Federation = federation(rounds=500, quorum=2, deadline="60s")
+    owner = one.serve("run")
+    clients = one.join_all("--patience", "3s")
+    one.opened("run", 2)
+    older, clients["animals"] = clients["animals"], one.join("animals", "--patience", "3s", log="again")
+    assert 'another process joined as "animals"' in older.ends(4)
+    clients["animals"].says("Sent an update")
+    os.kill(owner.pid, signal.SIGTERM)
+    owner.ends(130)
+    for client in clients.values():
+        client.ends(4)
+
+
 def test_kills_of_the_owner_and_of_the_superlink_lose_nothing(federation) -> None:
     one: Federation = federation(rounds=24, quorum=3)
     one.federate("whole").ends()
@@ -77,7 +113,9 @@ def test_kills_of_the_owner_and_of_the_superlink_lose_nothing(federation) -> Non
     assert complete
     owner.ends()
     for client in clients.values():
-        assert "The federation is complete" in client.ends()
+        said = client.ends()
+        assert "The federation is complete" in said
+        assert 0 < said.count(f"{one.address} is back.") == said.count(f"{one.address} is away. ")
     assert one.adapter("run") == one.adapter("whole")
     tensors = {name: content for name, content in one.rounds("whole").items() if name.endswith(".safetensors")}
     assert {name: one.rounds("run")[name] for name in tensors} == tensors

@@ -420,6 +420,35 @@ def test_clients_get_one_order_unless_something_differs():
     assert server.order("x") is server.order("y") is server.order("z")
 
 
+@pytest.mark.parametrize("remembers", [{"wire": "int4"}, {"regulariser": "scaffold"}])
+def test_an_order_says_which_of_a_clients_updates_counted_last(remembers):
+    """In round 1 y is quarantined, in round 2 x answers too late, and z is asked again after a round without quorum."""
+    options = {"rounds": 4, "quorum": 2, **remembers}
+    server, records = coordinator("xyz", **options), []
+
+    def told(number, **expected):
+        resumed = coordinator("xyz", records=json.loads(json.dumps(records)), **options)
+        for follower in (server, resumed):
+            follower.begin("xyz")
+            assert {name: follower.order(name).since for name in "xyz"} == expected
+            assert {name: follower.order(name).round for name in "xyz"} == dict.fromkeys("xyz", number)
+
+    told(1, x=0, y=0, z=0)
+    for answer in (reply("x"), reply("y", math.nan, 1, 1), reply("z")):
+        take(server, answer)
+    records.append(server.close().record)
+    told(2, x=1, y=0, z=1)
+    take(server, reply("y", round=2))
+    take(server, reply("z", round=2))
+    records.append(server.close().record)
+    told(3, x=1, y=2, z=2)
+    assert take(server, reply("x", round=2)) is not None
+    take(server, reply("z", round=3))
+    with pytest.raises(QuorumError):
+        server.close()
+    told(3, x=1, y=2, z=2)
+
+
 def test_top_k_sends_each_client_its_retention_of_the_round_before():
     options = {"merge": "h-ties", "merge_options": {"r0": 0.6, "delta": 0.4}, "wire": "top-k"}
     server = coordinator("xyz", **options)

@@ -71,19 +71,19 @@ def start(tmp_path, proxy, superlink):
     """A function that starts a gateway, with a register of the clients bank and shop unless told otherwise."""
     with contextlib.ExitStack() as stack:
 
-        def begin(*, registered=True, upstream=None):
+        def begin(*, registered=True, upstream=None, port=0):
             keys = tmp_path / "keys" if registered else None
             if registered:
                 init_keys(keys)
                 for name in ("bank", "shop"):
                     add_client(keys, name)
-            (tmp_path / "run").mkdir()
+            (tmp_path / "run").mkdir(exist_ok=True)
             listing = describe(proxy)
             gateway = Gateway(
                 proxy,
                 listing,
                 "127.0.0.1",
-                0,
+                port,
                 None,
                 None,
                 members=Members(keys, tmp_path / "run", ["bank", "shop"]),
@@ -113,8 +113,8 @@ def ask(hub, path, body=b"", method="POST", **headers):
         connection.close()
 
 
-def enter(hub, key, name=""):
-    status, said, _ = ask(hub, welcome.PATH, introduce(key, name).encode())
+def enter(hub, key, name="", process="0" * 16):
+    status, said, _ = ask(hub, welcome.PATH, introduce(key, name, process=process).encode())
     return status, Welcome.decode(said) if status == 200 else json.loads(said)["reason"]
 
 
@@ -281,6 +281,17 @@ def test_without_a_register_a_node_registers_itself_under_a_free_name(start, sup
     assert "takes no part" in enter(hub, make_key(), "pub")[1]
     assert ask(hub, "/v1/fleet/register-node", b"", **named(key))[0] == 200
     assert ask(hub, "/v1/control/start-run", b"", **named(key))[0] == 401
+
+
+def test_of_two_processes_with_one_key_the_newer_stays(start):
+    hub = start()
+    first, second, third = (f"{number:016x}" for number in (1, 2, 3))
+    key, says = key_of(hub, "bank"), (403, 'another process joined as "bank" after this one.')
+    assert [enter(hub, key, process=process)[0] for process in (first, first, second)] == [200, 200, 200]
+    assert [enter(hub, key, process=first) for _ in range(2)] == [says, says]
+    assert [enter(hub, key, process=process)[0] for process in (second, third, third)] == [200, 200, 200]
+    assert [enter(hub, key, process=process) for process in (first, second)] == [says, says]
+    assert enter(hub, key_of(hub, "shop"), process=first)[0] == 200  # another client's is another matter
 
 
 def test_the_end_is_told_to_those_who_ask(start):

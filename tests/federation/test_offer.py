@@ -55,6 +55,8 @@ def changed(**values):
         (changed(seed=True), "seed = True"),
         (changed(rounds=0), "rounds = 0"),
         (changed(rounds=10**30), "no JSON"),
+        (changed(id="../x"), "id = '../x'"),
+        (changed(id="/tmp/x"), "id = '/tmp/x'"),
         (changed(proxy="../x"), "proxy = '../x'"),
         (changed(regulariser="steal"), "regulariser = 'steal'"),
         (changed(regulariser_strength=float("nan")), "no JSON"),

@@ -69,6 +69,10 @@ def test_every_conflict_that_the_analysis_can_give_survives(voters):
     assert len(data) <= 4 * (voters + 1) + math.ceil((voters + 1) * voters.bit_length() / 8) + 600
 
 
+def test_an_order_says_which_update_counted_last():
+    assert [decode_order(encode_order(Order(7, PHI, since=since))).since for since in (0, 6)] == [0, 6]
+
+
 def test_the_first_order_has_no_conflict():
     order = decode_order(encode_order(Order(1, PHI, None)))
     assert (order.conflict, order.voters) == (None, 0)
@@ -131,7 +135,7 @@ def order_bytes(tensors=None, **head):
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     content = b"".join(bytes(tensor_bytes(tensor)) for tensor in tensors.values())
     whole = {"message": "order", "protocol": PROTOCOL, "version": "1", "sha256": hashlib.sha256(content).hexdigest()}
-    whole |= {"round": 2, "voters": 2, "share": 1.0, "wire": "fp32", **head}
+    whole |= {"round": 2, "voters": 2, "share": 1.0, "wire": "fp32", "since": 1, **head}
     header = header_bytes(
         {n: (DTYPE_NAMES[t.dtype], tuple(t.shape)) for n, t in tensors.items()}, {"head": json.dumps(whole)}
     )
@@ -163,6 +167,8 @@ def order_bytes(tensors=None, **head):
         (order_bytes({"adapter/w": torch.zeros(2, dtype=torch.int64)}), "not floating point"),
         (order_bytes({"adapter/w": torch.tensor([0, math.nan])}), "NaN"),
         (order_bytes({"other": torch.zeros(2)}), "neither"),
+        (order_bytes(since=-1), "since is -1"),
+        (order_bytes(since=2), "goes on from round 2, and is of round 2"),
         (order_bytes(extra=1), "has no field 'extra'"),
         (encode_reply(reply("x")), "'reply', expected order"),
     ],

@@ -26,7 +26,14 @@ def test_an_introduction_comes_back_as_made():
 
 
 @pytest.mark.parametrize(
-    "change", [{"name": "shop"}, {"wires": "fp32"}, {"time": 1e9}, {"public_key": public_pem(make_key().public_key())}]
+    "change",
+    [
+        {"name": "shop"},
+        {"wires": "fp32"},
+        {"process": "1" * 16},
+        {"time": 1e9},
+        {"public_key": public_pem(make_key().public_key())},
+    ],
 )
 def test_nothing_of_it_can_be_changed(change):
     with pytest.raises(StrangerError, match="signed with another key"):
@@ -69,6 +76,8 @@ GOOD = asdict(introduce(KEY))
                 {**GOOD, "name": 1},
                 {**GOOD, "wires": ["fp32"]},
                 {key: value for key, value in GOOD.items() if key != "wires"},
+                {**GOOD, "process": 1},
+                {**GOOD, "process": "0" * 1000},
                 {**GOOD, "time": "0"},
                 {**GOOD, "time": [0]},
                 {**GOOD, "public_key": "-----BEGIN"},
@@ -103,6 +112,7 @@ def changed(**values):
         (b"[]", "cannot be read"),
         (changed(more=1), "cannot be read"),
         (changed(name=1), "cannot be read"),
+        (changed(name="../x"), "calls this client '../x'"),
         (changed(pause=0.0), "pause of 0.0 s"),
         (changed(pause=1e9), "pause of 1000000000.0 s"),
         (changed(offer="{}"), "protocol"),

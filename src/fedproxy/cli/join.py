@@ -22,7 +22,12 @@ def join(
     name: Annotated[str, typer.Option(help="Your name, in a federation without keys.")] = "",
     max_steps: Annotated[int | None, typer.Option(min=1, help="Decline more optimizer steps a round.")] = None,
     max_rounds: Annotated[int | None, typer.Option(min=1, help="Decline more rounds.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where proxies are kept (default: ~/.cache/fedproxy).")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where proxies are kept, and what you remember of a run (default: ~/.cache/fedproxy/proxies)."
+        ),
+    ] = None,
     patience: Annotated[str, typer.Option(help="How long a server that is away is waited for.")] = "10m",
     wire: Annotated[
         list[str] | None,
@@ -91,5 +96,6 @@ def join(
                 f"round {number}/{rounds} · step {step}/{steps} · loss {loss:.3f}",
             ),
             on_answer=lambda size: console().print(f"Sent an update of {size / 1e6:.1f} MB."),
+            on_refusal=lambda reason: console().print(f"Refused the order: {reason}", markup=False),
         )
     console().print("The federation is complete.")

@@ -1,5 +1,6 @@
 """What a client does in a round: train the proxy's adapter on its own rows, return the difference."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -15,6 +16,8 @@ from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state
 from fedproxy.models.training import Penalty, train
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors
+
+log = logging.getLogger(__name__)
 
 STRENGTH = {"fedprox": 0.01, "pcr": 1e-5}
 """Strength of each regulariser unless the experiment gives one: μ = 0.01 (Li et al. 2020), λ = 1e-5 (FedProxy)."""
@@ -42,6 +45,16 @@ def _take(order: Order, model: AdaptedModel) -> None:
     set_adapter_state(model, {**frozen, **order.adapter})
 
 
+def _recall(state: ClientState, since: int, name: str, settings: Federate) -> Memory:
+    """What the client knows of round `since`; what is gone of it is told, and begins at zero."""
+    memory = state.before(since)
+    gone = ["what the wire lost so far"] * (settings.wire != PLAIN and memory.residual is None)
+    gone += ["its control variate"] * (settings.regulariser == SCAFFOLD and memory.control is None)
+    if since and gone:
+        log.warning("%s no longer has %s, as it was after round %d: zero again.", name, " and ".join(gone), since)
+    return memory
+
+
 def answer(
     order: Order,
     name: str,
@@ -58,7 +71,8 @@ def answer(
     """Train `model` (a proxy with an adapter attached) as `order` says, and reply.
 
     What the wire loses of the update is kept and added to the next one (error feedback). With SCAFFOLD the steps are
-    corrected by c − c_k, and c_k becomes the mean direction of this round's steps.
+    corrected by c − c_k, and c_k becomes the mean direction of this round's steps. Both go on from the last update
+    that counted.
 
     Args:
         order: The round's adapter and conflict.
@@ -76,7 +90,7 @@ def answer(
         FedproxyError: the loss became NaN or infinite.
         ArtifactError: the order does not fit the model, or the client's state is damaged.
     """
-    memory, scaffold = state.before(order.round), federate_settings.regulariser == SCAFFOLD
+    memory, scaffold = _recall(state, order.since, name, federate_settings), federate_settings.regulariser == SCAFFOLD
     _take(order, model)
     device = next(model.parameters()).device
     done = train(
@@ -102,7 +116,7 @@ def answer(
             share=order.share,
         )
     control = client_variate(memory.control, order.control, update, done.rate_sum) if scaffold else None
-    state.after(order.round, Memory(residual, control))
+    state.after(order.round, order.since, Memory(residual, control))
     return Reply(
         client=name,
         round=order.round,

@@ -1,7 +1,8 @@
 """What a client remembers from round to round: what its wire lost, and SCAFFOLD's own control variate.
 
-The state that a round begins with is a file named after the round. It stays until the next round's is used, so that a
-round that is repeated, by a resumed server or for want of a quorum, ends in the same bits.
+The state that a round ends with is a file, and so is that of the last round whose update counted: the server's order
+says which that was. So what a reply moved that was refused, late or lost is forgotten, and a round that is repeated, by
+a resumed server or for want of a quorum, ends in the same bits.
 """
 
 from collections.abc import Mapping
@@ -40,26 +41,25 @@ class ClientState:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def _rounds(self) -> list[int]:
-        return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.safetensors"))
-
     def _of(self, number: int) -> Path:
-        return self._folder / f"{number:04d}.safetensors"
+        """The file of the state that round `number` ends with, named after the round that follows."""
+        return self._folder / f"{number + 1:04d}.safetensors"
 
-    def before(self, number: int) -> Memory:
-        """The state that round `number` begins with: that after the last round that the client answered.
+    def before(self, since: int) -> Memory:
+        """The state that a round begins with: what is kept of round `since`, nothing for 0.
 
         Raises:
             ArtifactError: it is damaged.
         """
-        earlier = [n for n in self._rounds() if n <= number]
-        if not earlier:
+        if not since or not self._of(since).exists():
             return Memory()
-        tensors = load_tensors(self._of(earlier[-1]))
+        tensors = load_tensors(self._of(since))
         return Memory(_under(_RESIDUAL, tensors), _under(_CONTROL, tensors))
 
-    def after(self, number: int, memory: Memory) -> None:
-        """Keep the state that round `number` ends with, and that it began with; what is older is removed.
+    def after(self, number: int, since: int, memory: Memory) -> None:
+        """Keep the state that round `number` ends with, beside that of round `since`, with which it began.
+
+        What else there is of rounds before is removed.
 
         Raises:
             ResourceError: the disk is full; what was there stays.
@@ -70,9 +70,10 @@ class ClientState:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_tensors(self._of(number + 1), tensors)
-            for old in [n for n in self._rounds() if n <= number][:-1]:
-                self._of(old).unlink()
+            save_tensors(self._of(number), tensors)
+            for path in self._folder.glob("*.safetensors"):
+                if path.stem.isdecimal() and int(path.stem) <= number and path != self._of(since):
+                    path.unlink()
         except OSError as error:
             raise os_error(error, self._folder) from error
 

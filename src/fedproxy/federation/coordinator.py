@@ -12,7 +12,7 @@ Replies are merged in the order of the clients' names, so the result does not de
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -122,6 +122,7 @@ class Coordinator:
         last: Mapping[str, Any] = records[-1]["analysis"] if records else {"clients": 0}
         self._voters = int(last["clients"])
         self._retention = dict(zip(last.get("names", ()), last.get("retention", ()), strict=True))
+        self._counted = {name: int(record["round"]) for record in records for name in record.get("clients", ())}
         self._attempts: list[dict[str, Any]] = []
         self._open: _Open | None = None
 
@@ -199,15 +200,21 @@ class Coordinator:
         return tuple(sorted(ranked[: self.target]))
 
     def _orders(self, number: int, asked: Collection[str]) -> dict[str, Order]:
-        """The orders of a round, one object for all clients of one rank and retention."""
-        orders: dict[tuple[int | None, float], Order] = {}
+        """The orders of a round, one object for all clients of one rank, retention and memory."""
+        plain: dict[tuple[int | None, float], Order] = {}
+        orders: dict[tuple[int | None, float, int], Order] = {}
         made = {}
         for name in asked:
-            key = self._ranks.get(name), self._share(name)
-            if key not in orders:
-                orders[key] = self._order(number, *key)
-            made[name] = orders[key]
+            rank, share, since = self._ranks.get(name), self._share(name), self._since(name)
+            if (rank, share) not in plain:
+                plain[rank, share] = self._order(number, rank, share)
+            made[name] = orders.setdefault((rank, share, since), replace(plain[rank, share], since=since))
         return made
+
+    def _since(self, client: str) -> int:
+        """The last round that counted the client's update, where the client has something to remember."""
+        remembers = self.settings.wire != PLAIN or self.settings.regulariser == SCAFFOLD
+        return self._counted.get(client, 0) if remembers else 0
 
     def _share(self, client: str) -> float:
         """What top-k lets a client send: its retention (Eq. 10) in the round before, at first the highest."""
@@ -332,6 +339,7 @@ class Coordinator:
         self.adapter, self._conflict, self._voters = adapter, conflict or None, len(replies)
         self._retention = dict(zip(analysis.names, analysis.retention, strict=True))
         self._server_state, self._control = server_state, control or None
+        self._counted |= dict.fromkeys(analysis.names, state.round)
         self.completed, self._attempts = closed.round, []
         return closed
 

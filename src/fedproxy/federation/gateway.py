@@ -6,6 +6,7 @@ Fleet API and to nothing else. A revoked key is refused from the next request on
 """
 
 import base64
+import collections
 import contextlib
 import http.client
 import json
@@ -40,6 +41,8 @@ _SELF_REGISTRATION = frozenset(("register-node", "unregister-node"))
 _KEY_HEADER = "flwr-public-key"
 _PASSED = re.compile(r"flwr-[a-z0-9-]+|content-type|accept|user-agent", re.IGNORECASE)
 _SUPERLINK_SECONDS = 60.0
+_PROCESSES = 100
+"""Of each client so many processes are known, to tell the older ones that they are."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Gateway(HandoutServer):
         self._ended: str | None = None
         self._told: set[str] = set()
         self._asked: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._processes: dict[str, collections.deque[str]] = {}
 
     def end(self, how: str) -> None:
         """From now on tell every client that asks that the federation is over.
@@ -125,12 +130,22 @@ class Gateway(HandoutServer):
             member = self._members.enter(said.public_key, said.name)
         except welcome.StrangerError as error:
             return _said(HTTPStatus.FORBIDDEN, str(error))
+        if not self._is_newest(member.name, said.process):
+            return _said(HTTPStatus.FORBIDDEN, f'another process joined as "{member.name}" after this one.')
         if self._ended is not None:
             return replace(_said(HTTPStatus.GONE, self._ended), sent=lambda: self._told.add(member.name))
         self._asked[member.name] = time.monotonic()
         offer = self._offer(member.name, said.spoken)
         answer = welcome.Welcome(member.name, self.issue(member.identity), self._pause, offer)
         return Answer(HTTPStatus.OK, "application/json", answer.encode())
+
+    def _is_newest(self, name: str, process: str) -> bool:
+        """Whether no other process introduced itself as this client after the first time that this one did."""
+        with self._lock:
+            processes = self._processes.setdefault(name, collections.deque(maxlen=_PROCESSES))
+            if process not in processes:
+                processes.append(process)
+            return processes[-1] == process
 
     def _forward(self, name: str, headers: Mapping[str, str], body: bytes) -> Answer:
         allowed = _FORWARDED if self._members.registered else _FORWARDED | _SELF_REGISTRATION

@@ -23,6 +23,8 @@ class Order:
         share: Share of its coordinates that the client sends in the encoding top-k.
         parcel: What travels in place of `adapter`, where it is encoded: its difference from the adapter that the run
             began with.
+        since: The last round before whose update of this client counted, 0 for none: what the client remembers goes on
+            from there. 0, too, where there is nothing to remember: without SCAFFOLD on a wire that loses nothing.
     """
 
     round: int
@@ -32,6 +34,7 @@ class Order:
     control: Tensors | None = None
     share: float = 1.0
     parcel: Parcel | None = None
+    since: int = 0
 
 
 @dataclass(frozen=True)

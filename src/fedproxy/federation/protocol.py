@@ -32,7 +32,7 @@ from fedproxy.tensor_files import (
 )
 from fedproxy.tensors import MappedTensors, Tensors, check_finite
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Rises when an order, an answer or an offer changes so that an older fedproxy would misread it."""
 HEAD_BYTES = 4096
 """Of a head at most so much is read."""
@@ -89,6 +89,7 @@ _HEADS: dict[str, dict[str, Rule]] = {
         "voters": _count(0),
         "share": lambda value: _number(value) and 0 <= value <= 1,
         "wire": _wire,
+        "since": _count(0),
     },
     "reply": {
         "client": _name,
@@ -214,7 +215,13 @@ def encode_order(order: Order) -> bytes:
         if not torch.equal(levels.float() / order.voters, values):
             raise AssertionError(f"the conflict of {name} is no multiple of 1/{order.voters}")
         tensors[_CONFLICT + name] = pack_levels(levels, order.voters)
-    head = {"round": order.round, "voters": order.voters, "share": order.share, "wire": wire}
+    head = {
+        "round": order.round,
+        "voters": order.voters,
+        "share": order.share,
+        "wire": wire,
+        "since": order.since,
+    }
     return _encode("order", head, tensors)
 
 
@@ -251,6 +258,8 @@ def decode_order(data: bytes, start: Tensors | None = None, wire: str = PLAIN) -
     adapter, conflict, control = (_under(prefix, tensors) for prefix in (_ADAPTER, _CONFLICT, _CONTROL))
     if len(adapter) + len(conflict) + len(control) < len(tensors):
         raise ArtifactError(f"{who}: a tensor belongs neither to the adapter nor to the conflict or control variate.")
+    if head["since"] >= head["round"]:
+        raise ArtifactError(f"{who}: it goes on from round {head['since']}, and is of round {head['round']}.")
     if head["wire"] != wire:
         raise ArtifactError(f"{who}: the adapter came as {head['wire']}; {wire} was offered.")
     if start is not None and wire != PLAIN:
@@ -267,7 +276,9 @@ def decode_order(data: bytes, start: Tensors | None = None, wire: str = PLAIN) -
         name: unpack_levels(packed, adapter[name].shape, voters, f"{who}: the conflict of {name}").float() / voters
         for name, packed in conflict.items()
     }
-    return Order(head["round"], adapter, shares or None, voters, control or None, float(head["share"]))
+    return Order(
+        head["round"], adapter, shares or None, voters, control or None, float(head["share"]), since=head["since"]
+    )
 
 
 def _content(data: bytes) -> memoryview:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedproxy.errors import FederationError, FedproxyError
+import torch
+
+from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained
 from fedproxy.federation.client import answer
 from fedproxy.federation.client_state import ClientState
-from fedproxy.federation.messages import Refusal
+from fedproxy.federation.messages import Order, Refusal
 from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
@@ -17,7 +19,7 @@ from fedproxy.models.encoding import Encoded, encode
 from fedproxy.models.lora import adapter_state, train_only
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import optimizer_steps
-from fedproxy.tensors import digest
+from fedproxy.tensors import Tensors, digest
 
 OnStep = Callable[[int, int, int, float], None]
 """Told the round, the step, the number of steps and the loss."""
@@ -85,7 +87,7 @@ class Session:
         self._examples[client] = examples
         return steps
 
-    def answer(self, client: str, data: bytes, on_step: OnStep | None = None) -> bytes:
+    def answer(self, client: str, data: bytes, on_step: OnStep | None = None) -> tuple[bytes, FedproxyError | None]:
         """Train as the order in `data` says; whatever goes wrong becomes a refusal that says so.
 
         Args:
@@ -94,11 +96,13 @@ class Session:
             on_step: Told every optimizer step.
 
         Returns:
-            The bytes of the reply or refusal.
+            The bytes of the reply, and none; or those of the refusal, and what went wrong. That is a `FederationError`
+            if the order cannot be used; the other errors with exit codes of their own are about this side's state, disk
+            or memory.
         """
         number = 1
         try:
-            order = decode_order(data, self._start, self._offer.wire_down)
+            order = self._order(data)
             number = order.round
             if number > self._offer.rounds:
                 raise FederationError(f"round {number} was ordered of {self._offer.rounds} that were offered.")
@@ -115,6 +119,30 @@ class Session:
                     state=ClientState(self._state / client),
                     on_step=on_step and (lambda step, steps, loss: on_step(number, step, steps, loss)),
                 )
-            )
+            ), None
         except FedproxyError as error:
-            return encode_reply(Refusal(client, number, str(error)))
+            fault = error
+        except (OSError, MemoryError, RuntimeError) as error:
+            fault = explained(error)
+            if not isinstance(fault, ResourceError):
+                raise
+        return encode_reply(Refusal(client, number, str(fault))), fault
+
+    def _order(self, data: bytes) -> Order:
+        """The order in `data`.
+
+        Raises:
+            FederationError: it is damaged, or of another adapter.
+            ResourceError: there is no room for it in the temporary folder.
+        """
+        try:
+            order = decode_order(data, self._start, self._offer.wire_down)
+        except ArtifactError as error:
+            raise FederationError(str(error)) from error
+        if _shapes(order.adapter) != _shapes(self._start):
+            raise FederationError("The order's adapter is not one of the proxy that was handed out.")
+        return order
+
+
+def _shapes(tensors: Tensors) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}

@@ -2,11 +2,13 @@
 
 import base64
 import json
+import re
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedproxy.config import CLIENT_NAME
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.offer import Offer
 from fedproxy.federation.protocol import strict_json
@@ -20,6 +22,7 @@ MOST_BYTES = 64 << 10
 CLOCK_SECONDS = 300.0
 """How far the clocks of client and owner may differ."""
 _PURPOSE = "fedproxy welcome"
+_PROCESS = re.compile("[0-9a-f]{16}")
 
 
 class StrangerError(ArtifactError):
@@ -35,13 +38,15 @@ class Introduction:
         time: Seconds since 1970 on its clock.
         name: Its name, where no register tells it: in a run without keys.
         wires: The encodings of updates that it agrees to, separated by commas.
-        signature: ECDSA with SHA-256 over purpose, time, name and encodings, base64.
+        process: A random number of the process, by which two of one client are told apart.
+        signature: ECDSA with SHA-256 over purpose, time, name, encodings and process, base64.
     """
 
     public_key: str
     time: float
     name: str
     wires: str
+    process: str
     signature: str
 
     @property
@@ -54,14 +59,16 @@ class Introduction:
         return json.dumps(asdict(self)).encode()
 
 
-def introduce(key: "ec.EllipticCurvePrivateKey", name: str = "", wires: Collection[str] = ENCODINGS) -> Introduction:
+def introduce(
+    key: "ec.EllipticCurvePrivateKey", name: str = "", wires: Collection[str] = ENCODINGS, process: str = "0" * 16
+) -> Introduction:
     """Introduce the holder of `key`, which agrees to updates in these encodings."""
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
     now, spoken = time.time(), ",".join(wires)
-    signature = key.sign(_signed(now, name, spoken), ec.ECDSA(hashes.SHA256()))
-    return Introduction(public_pem(key.public_key()), now, name, spoken, base64.b64encode(signature).decode())
+    signature = key.sign(_signed(now, name, spoken, process), ec.ECDSA(hashes.SHA256()))
+    return Introduction(public_pem(key.public_key()), now, name, spoken, process, base64.b64encode(signature).decode())
 
 
 def check_introduction(data: bytes) -> Introduction:
@@ -77,14 +84,14 @@ def check_introduction(data: bytes) -> Introduction:
     try:
         values = strict_json(data.decode())
         said = Introduction(**values)
-        if not all(isinstance(value, str) for value in (said.public_key, said.name, said.wires, said.signature)):
+        texts = (said.public_key, said.name, said.wires, said.process, said.signature)
+        if not all(isinstance(value, str) for value in texts) or not _PROCESS.fullmatch(said.process):
             raise TypeError("wrong types")
         key = serialization.load_pem_public_key(said.public_key.encode())
         if not isinstance(key, ec.EllipticCurvePublicKey) or public_pem(key) != said.public_key:
             raise TypeError("no ECDSA key")
-        key.verify(
-            base64.b64decode(said.signature), _signed(said.time, said.name, said.wires), ec.ECDSA(hashes.SHA256())
-        )
+        signed = _signed(said.time, said.name, said.wires, said.process)
+        key.verify(base64.b64decode(said.signature), signed, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
         raise StrangerError("The introduction was signed with another key.") from error
     except (ValueError, TypeError, RecursionError) as error:
@@ -103,8 +110,8 @@ def public_pem(key: "ec.EllipticCurvePublicKey") -> str:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def _signed(now: float, name: str, wires: str) -> bytes:
-    return f"{_PURPOSE} {now!r} {name} {wires}".encode()
+def _signed(now: float, name: str, wires: str, process: str) -> bytes:
+    return f"{_PURPOSE} {now!r} {name} {wires} {process}".encode()
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,8 @@ class Welcome:
         kinds: Mapping[str, type] = {"name": str, "token": str, "pause": float, "offer": str}
         if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != kinds:
             raise ArtifactError("The server's welcome cannot be read: is it a fedproxy server of this version?")
+        if not CLIENT_NAME.fullmatch(values["name"]):
+            raise ArtifactError(f"The server's welcome calls this client {values['name']!r:.80}, which is no name.")
         if not 0.01 <= values["pause"] <= 60:
             raise ArtifactError(f"The server's welcome asks for a pause of {values['pause']} s; 0.01 to 60 are sane.")
         return Welcome(values["name"], values["token"], values["pause"], Offer.decode(values["offer"]))

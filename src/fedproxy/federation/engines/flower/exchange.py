@@ -65,7 +65,7 @@ class GridExchange:
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self._grid, self._nodes, self._spool, self._wire = grid, nodes, spool, (wire, options)
-        self._late: dict[str, str] = {}
+        self._late: dict[str, tuple[str, int]] = {}
 
     def available(self) -> Sequence[str]:
         """Names of the clients that are connected."""
@@ -88,21 +88,30 @@ class GridExchange:
         looked = time.monotonic()
         while waiting and (until is None or time.monotonic() < until):
             idle = True
-            for identifier, answer in self._pulled({**waiting, **self._late}):
+            for identifier, answer in self._pulled([*waiting, *self._late]):
                 idle = False
-                name = waiting.pop(identifier) if identifier in waiting else self._late.pop(identifier)
                 path = folder / f"{identifier[:16]}.safetensors"
-                yield name, self._read(answer, path, orders.get(name) or next(iter(orders.values())), name)
+                if identifier in waiting:
+                    name = waiting.pop(identifier)
+                    yield name, self._read(answer, path, orders[name], name)
+                    continue
+                name, asked_in = self._late.pop(identifier)
+                if answer.has_error():  # it says nothing of this round's order
+                    continue
+                if asked_in == number and name in orders:  # the round was begun again
+                    yield name, self._read(answer, path, orders[name], name)
+                else:
+                    yield name, Refusal(name, asked_in, "it came after its round")
             if idle:
                 if time.monotonic() - looked > PRESENCE_SECONDS:
                     looked, present = time.monotonic(), self._nodes()
                     for identifier, name in list(waiting.items()):
                         if name not in present:
                             del waiting[identifier]
-                            self._late[identifier] = name
+                            self._late[identifier] = name, number
                             yield name, Refusal(name, number, "it left before it answered")
                 time.sleep(POLL_SECONDS)
-        self._late |= waiting
+        self._late |= {identifier: (name, number) for identifier, name in waiting.items()}
 
     def _pushed(self, orders: Mapping[str, Order], nodes: Mapping[str, int], life: float) -> Iterator[tuple[str, str]]:
         """Send the orders, and yield the identifier of each message and whom it went to."""
@@ -118,10 +127,9 @@ class GridExchange:
                 messages.append(Message(content, nodes[name], "train", ttl=life, group_id=str(order.round)))
             yield from zip(self._grid.push_messages(messages), group, strict=True)
 
-    def _pulled(self, identifiers: Mapping[str, str]) -> Iterator[tuple[str, Message]]:
-        names = list(identifiers)
-        for begin in range(0, len(names), PULLED_AT_ONCE):
-            for answer in self._grid.pull_messages(names[begin : begin + PULLED_AT_ONCE]):
+    def _pulled(self, identifiers: Sequence[str]) -> Iterator[tuple[str, Message]]:
+        for begin in range(0, len(identifiers), PULLED_AT_ONCE):
+            for answer in self._grid.pull_messages(identifiers[begin : begin + PULLED_AT_ONCE]):
                 yield answer.metadata.reply_to_message_id, answer
 
     def _read(self, answer: Message, path: Path, order: Order, sender: str) -> Reply | Refusal:
