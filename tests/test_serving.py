@@ -1,4 +1,4 @@
-"""What is wrong with keys, clients or address is found before the LLM is touched; a run is known by a number of its own."""
+"""What is wrong with keys, clients or address is found before the LLM is touched; a run has a number of its own."""
 
 import shutil
 import socket

@@ -68,12 +68,12 @@ def make(tmp_path, tiny_checkpoint, calibration):
     return written
 
 
-def by_bytes(experiment, out, folder):
+def by_bytes(experiment, out, folder, kind=BytesExchange):
     """The rounds of `federate`, with every order and reply turned into bytes and back."""
     folder.mkdir()
     with prepare(experiment, out) as directory:
         settings = read_run(out)
-        exchange = BytesExchange(out, settings, folder)
+        exchange = kind(out, settings, folder)
         tune(settings, directory, lambda store: exchange, client_names(settings))
     return exchange
 
@@ -205,20 +205,16 @@ class Deaf(BytesExchange):
 @pytest.mark.parametrize("variant", ["int4", "scaffold"])
 def test_a_reply_that_is_lost_moves_nothing_at_the_client(make, tmp_path, variant):
     """SCAFFOLD's c stays the mean of the c_k, and an encoding's residual is that of the last update that counted."""
-    prepare(make(VARIANTS[variant] + "quorum = 1\n", rounds=4), tmp_path / "run")
-    (tmp_path / "spool").mkdir()
-    with open_run(tmp_path / "run") as (settings, directory):
-        exchange = Deaf(tmp_path / "run", settings, tmp_path / "spool")
-        begun = []
-        real = ClientState.before
+    begun = []
+    real = ClientState.before
 
-        def before(state, since):
-            begun.append(since)
-            return real(state, since)
+    def before(state, since):
+        begun.append(since)
+        return real(state, since)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ClientState, "before", before)
-            tune(settings, directory, lambda store: exchange, client_names(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClientState, "before", before)
+        by_bytes(make(VARIANTS[variant] + "quorum = 1\n", rounds=4), tmp_path / "run", tmp_path / "spool", Deaf)
     assert begun == [0, 0, 1, 1, 1, 2, 3, 3]  # colours, numbers, colours, …
     if variant == "scaffold":
         check_mean(tmp_path / "run", "0004", "0005")

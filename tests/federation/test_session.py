@@ -21,7 +21,8 @@ def told(tmp_path_factory, tiny_checkpoint, calibration):
     """A function that lets a client answer: the order's bytes → what the server takes it for, and the fault."""
     folder = tmp_path_factory.mktemp("session")
     experiment = write_experiment(folder, tiny_checkpoint(), calibration, extra='wire = "int4"\n')
-    prepare(experiment, folder / "run")
+    with prepare(experiment, folder / "run"):
+        pass
     settings = read_experiment(experiment)
     offer = make_offer(settings, "numbers", run_id="r", proxy="0" * 64, start="0" * 64)
     session = Session(folder / "run" / "proxy", offer, state=folder / "state")
