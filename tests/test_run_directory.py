@@ -1,7 +1,9 @@
+import dataclasses
+
 import pytest
 
 from fedproxy.artifacts import read_json
-from fedproxy.config import LLM, Compress, Experiment
+from fedproxy.config import LLM, Client, Compare, Compress, Evaluate, Experiment, Variant
 from fedproxy.errors import UsageError
 from fedproxy.run_directory import RunDirectory
 
@@ -29,6 +31,31 @@ def test_a_folder_that_is_no_run_keeps_everything(tmp_path):
     with pytest.raises(UsageError, match="no run of fedproxy"):
         RunDirectory(tmp_path, EXPERIMENT, resume=True, overwrite=True)
     assert (tmp_path / ".draft.tmp-1").read_text() == "mine"
+
+
+def test_a_folder_with_an_experiment_file_of_the_user_is_no_run(tmp_path):
+    (tmp_path / "experiment.toml").write_text("# mine")
+    with pytest.raises(UsageError, match="no run of fedproxy"):
+        RunDirectory(tmp_path, EXPERIMENT, resume=False, overwrite=True)
+    assert (tmp_path / "experiment.toml").read_text() == "# mine"
+
+
+def test_a_run_that_holds_what_is_read_is_not_replaced(tmp_path):
+    path, dear = tmp_path / "run", tmp_path / "run" / "deep" / "dear"
+    RunDirectory(path, EXPERIMENT, resume=False, overwrite=False)
+    dear.mkdir(parents=True)
+    for changes in (
+        {"llm": LLM(str(dear))},
+        {"compress": Compress(calibration=str(dear))},
+        {"client": (Client("bank", data="elsewhere"), Client("shop", data=str(dear)))},
+        {"evaluate": Evaluate(data=str(path))},
+        {"compare": Compare(variant=(Variant("healed", "fedproxy", heal={"text": str(dear)}),))},
+    ):
+        with pytest.raises(UsageError, match="which is read"):
+            RunDirectory(path, dataclasses.replace(EXPERIMENT, **changes), resume=False, overwrite=True)
+    assert dear.is_dir()
+    RunDirectory(path, EXPERIMENT, resume=False, overwrite=True)
+    assert not dear.exists()
 
 
 def test_seconds_add_up_over_resumes_and_survive_a_torn_line(tmp_path):

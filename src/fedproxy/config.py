@@ -384,6 +384,17 @@ class Experiment:
         alpha = self.train.lora_alpha * rank / self.train.lora_r
         return dataclasses.replace(self.train, lora_r=rank, lora_alpha=alpha)
 
+    @property
+    def inputs(self) -> list[str]:
+        """The files and directories that it reads, or the Hub id of its LLM."""
+        record, found = self.as_dict(), []
+        for values in (record, *record.get("compare", {}).get("variant", ())):
+            for name, keys in _PATHS.items():
+                tables = values.get(name, [])
+                for table in tables if isinstance(tables, list) else [tables]:
+                    found += [table[key] for key in keys if table.get(key)]
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """The resolved experiment as plain values, without what is not set."""
         return typing.cast("dict[str, Any]", _without_none(dataclasses.asdict(self)))

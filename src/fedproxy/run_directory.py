@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fedproxy.artifacts import new_file, os_error, read_json, versions, write_json
+from fedproxy.artifacts import check_spared, new_file, os_error, read_json, versions, write_json
 from fedproxy.config import Experiment, to_toml
 from fedproxy.errors import UsageError, error_of
 
@@ -40,7 +40,7 @@ class RunDirectory:
     def __init__(self, path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> None:
         self.path = path
         text = to_toml(experiment.as_dict())
-        stored = path / "experiment.toml"
+        stored, beside = path / "experiment.toml", path / "environment.json"
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file. Give a directory.")
         for leftover in path.glob(".experiment.toml.tmp-*"):  # of a run killed in its first moment
@@ -52,9 +52,10 @@ class RunDirectory:
                         f"{path} was begun with another experiment (see {stored}). "
                         "Resume with the same file, or give another --out."
                     )
-            elif overwrite and stored.is_file():
+            elif overwrite and stored.is_file() and beside.is_file():
+                check_spared(path, experiment.inputs)
                 shutil.rmtree(path)
-            elif stored.is_file():
+            elif stored.is_file() and beside.is_file():
                 raise UsageError(
                     f"{path} exists. Go on with --resume, start anew with --overwrite, or give another path."
                 )
@@ -65,8 +66,8 @@ class RunDirectory:
         if not stored.is_file():
             with new_file(stored) as file:
                 file.write(text.encode())
-        if not (path / "environment.json").is_file():
-            write_json(path / "environment.json", environment())
+        if not beside.is_file():
+            write_json(beside, environment())
 
     def event(self, name: str, **values: Any) -> None:
         """Append a line to events.jsonl."""

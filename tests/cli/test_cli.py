@@ -137,7 +137,8 @@ def test_unwritable_output_is_code_2(cli, updates, tmp_path):
 def test_compress_refusals(cli, tiny_checkpoint, calibration, tmp_path):
     llm = tiny_checkpoint()
     common = ["--calibration", calibration]
-    assert cli("compress", tmp_path, tmp_path / "p", *common)[0] == 3
+    (tmp_path / "empty").mkdir()
+    assert cli("compress", tmp_path / "empty", tmp_path / "p", *common)[0] == 3
     assert cli("compress", tmp_path / "missing" / "x" / "y", tmp_path / "p", *common)[0] == 3
     for remove in ("1", "-0.1", "nan", "2"):
         code, _, err = cli("compress", llm, tmp_path / "p", *common, "--remove", remove)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fedproxy.artifacts import check_file, check_spared
 from fedproxy.errors import UsageError
 from fedproxy.federation.analyse import Analysis, check_updates, empty_levels
 from fedproxy.federation.choice import choose
@@ -184,17 +185,17 @@ def merge_files(
         The analysis.
 
     Raises:
-        UsageError: as of `merge`; or an output exists or cannot be written.
+        UsageError: as of `merge`; or an output exists, cannot be written, or is one of the updates.
         ArtifactError: as of `merge`; or a file is missing or damaged.
         ResourceError: the disk is full.
     """
     row, chosen = configured(rule, options)
     outputs = [Path(path) for path in (out, conflict_out) if path is not None]
-    if len({path.absolute() for path in outputs}) < len(outputs):
+    if len({path.resolve() for path in outputs}) < len(outputs):
         raise UsageError(f"{out}: the merged update and the conflict cannot go to the same file.")
     for path in outputs:
-        if path.exists() and not overwrite:
-            raise UsageError(f"{path} exists. Give another path, or --overwrite to replace it.")
+        check_spared(path, paths)
+        check_file(path, overwrite=overwrite)
     updates = [MappedTensors(path, read_header(path).entries) for path in paths]
     given = [str(path) for path in paths] if names is None else names
     check_updates(updates, given)
