@@ -79,6 +79,15 @@ def test_merge_options_and_rows(cli, updates, tmp_path):
     from safetensors.torch import load_file
 
     assert load_file(tmp_path / "m")["w"].tolist() == pytest.approx([1.75, -2.0, 2.25])
+    _, out, _ = cli("merge", *updates, "--rule", "mean", "--rows", "1,3", "--out", tmp_path / "m2", "--json")
+    assert json.loads(out)["weights"] == [0.25, 0.75]
+    assert "weights 0.250, 0.750" in cli("merge", *updates, "--rule=mean", "--rows=1,3", "--out", tmp_path / "m3")[2]
+    assert "weights none" in cli("merge", *updates, "--rule", "median", "--out", tmp_path / "m4")[2]
+    for rule in (["h-ties"], ["mean", "--option", "weights=uniform"]):
+        code, _, err = cli("merge", *updates, "--rows", "1,3", "--out", tmp_path / "r", "--rule", *rule)
+        assert code == 2
+        assert "does not weigh by them" in err
+    assert not (tmp_path / "r").exists()
     assert cli("merge", *updates, "--option", "rho=1.5", "--out", tmp_path / "n")[0] == 0
     code, _, err = cli("merge", *updates, "--option", "roh=1.5", "--out", tmp_path / "o")
     assert code == 2
