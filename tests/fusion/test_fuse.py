@@ -308,6 +308,17 @@ def test_wrong_usage(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     fuse(llm, adapter, tmp_path / "taken", overwrite=True)
 
 
+def test_a_path_that_holds_no_adapter_is_told_apart(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    make_adapter(tiny_checkpoint(), tmp_path / "run" / "adapter")
+    (tmp_path / "empty").mkdir()
+    for name, says in (
+        ("run", r"no adapter: it holds no fedproxy.json. It is a run: give .*run/adapter"),
+        ("run/adaptor", r"no adapter: there is no such directory. Check the path"),
+        ("empty", r"no adapter: it holds no fedproxy.json. Check the path"),
+    ):
+        refused(ArtifactError, says, tiny_checkpoint(), tmp_path / name, tmp_path / "out")
+
+
 def test_nothing_that_is_read_or_foreign_is_replaced(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     llm = Path(shutil.copytree(tiny_checkpoint(), tmp_path / "parent" / "llm"))
     for name in ("parent", "parent/llm", "text"):

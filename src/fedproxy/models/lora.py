@@ -246,6 +246,11 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
             blocks, names blocks outside its layer map, or holds NaN or infinity.
     """
     directory = Path(directory)
+    if not (directory / MANIFEST).is_file():
+        found = f"it holds no {MANIFEST}" if directory.is_dir() else "there is no such directory"
+        inside = [place for name in ("adapter", "fused") if ((place := directory / name) / MANIFEST).is_file()]
+        run = f" It is a run: give {' (of the proxy) or '.join(map(str, inside))}." if inside else ""
+        raise ArtifactError(f"{directory} is no adapter: {found}.{run or ' Check the path.'}")
     manifest = Manifest.read(directory)
     if manifest.kind not in KINDS:
         raise ArtifactError(f"{directory} holds a {manifest.kind!r}, not an adapter ({' or '.join(KINDS)}).")
