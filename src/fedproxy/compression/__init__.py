@@ -120,7 +120,7 @@ def compress(
     Args:
         llm: The LLM: directory or Hub id.
         out: Directory to write.
-        remove: Share of the blocks to remove, from 0 to below 1; the number is rounded down.
+        remove: Share of the blocks to remove, from 0 to below 1; the number is rounded down, but above 0 not to none.
         calibration: Public text to score the blocks on: text with a blank line between documents, or JSON Lines. Scores
             that read no text do without.
         score: Name in `SCORES`.
