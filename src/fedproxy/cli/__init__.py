@@ -42,6 +42,7 @@ def _command() -> click.Command:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),  # click 8.4 and later do it themselves
         rich_markup_mode="rich",
         help="Tune a large language model on several owners' data: the model stays at home, and so does the data.",
         epilog="Every command takes --debug, which shows the traceback of an error. Exit codes: 0 done, 1 our bug, "
