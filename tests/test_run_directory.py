@@ -29,7 +29,7 @@ def test_a_run_killed_before_its_environment_was_written_gets_it_on_resume(tmp_p
 def test_a_folder_that_is_no_run_keeps_everything(tmp_path):
     (tmp_path / ".draft.tmp-1").write_text("mine")
     with pytest.raises(UsageError, match="no run of fedproxy"):
-        RunDirectory(tmp_path, EXPERIMENT, resume=True, overwrite=True)
+        RunDirectory(tmp_path, EXPERIMENT, resume=True, overwrite=False)
     assert (tmp_path / ".draft.tmp-1").read_text() == "mine"
 
 
@@ -56,6 +56,14 @@ def test_a_run_that_holds_what_is_read_is_not_replaced(tmp_path):
     assert dear.is_dir()
     RunDirectory(path, EXPERIMENT, resume=False, overwrite=True)
     assert not dear.exists()
+
+
+def test_a_run_goes_on_or_starts_anew(tmp_path):
+    path = tmp_path / "run"
+    RunDirectory(path, EXPERIMENT, resume=False, overwrite=False).event("begun")
+    with pytest.raises(UsageError, match="Give one of them"):
+        RunDirectory(path, EXPERIMENT, resume=True, overwrite=True)
+    assert (path / "events.jsonl").is_file()
 
 
 def test_seconds_add_up_over_resumes_and_survive_a_torn_line(tmp_path):

@@ -636,11 +636,11 @@ def parse_experiment(
     compare = _compare(raw["compare"], methods, problems) if "compare" in raw else None
 
     def resolve(path: str) -> str:
-        return str((folder / Path(path).expanduser()).resolve()) if path else ""
+        return str((folder / os.path.expanduser(path)).resolve()) if path else ""
 
     if not tables["llm"].path:
         problems.append('[llm] needs path = "a directory or a Hub id".')
-    elif (folder / tables["llm"].path).exists():
+    elif (folder / os.path.expanduser(tables["llm"].path)).exists():
         tables["llm"] = dataclasses.replace(tables["llm"], path=resolve(tables["llm"].path))
     if not tables["compress"].calibration:
         problems.append("[compress] needs calibration = FILE with public text.")

@@ -38,6 +38,8 @@ class RunDirectory:
     """RUN/: which stages are complete, and the log of events."""
 
     def __init__(self, path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> None:
+        if resume and overwrite:
+            raise UsageError(f"{path}: --resume goes on with what is there, --overwrite starts anew. Give one of them.")
         self.path = path
         text = to_toml(experiment.as_dict())
         stored, beside = path / "experiment.toml", path / "environment.json"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fedproxy
-from fedproxy.cli import main
+from fedproxy.cli import _command, main
 from fedproxy.tensor_files import save_tensors
 
 
@@ -47,6 +47,38 @@ def test_help_needs_no_torch():
     script = "import sys, fedproxy.cli\ntry: fedproxy.cli.main(['--help'])\nexcept SystemExit: pass\n"
     script += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_help_shows_its_texts_as_they_are_meant():
+    from rich.markup import render
+
+    commands, seen = [_command()], 0
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        for text in (command.help, command.epilog, *(getattr(parameter, "help", None) for parameter in command.params)):
+            if text:
+                assert render(text).plain == text.replace("\\[", "[")
+                seen += 1
+    assert seen > 100
+
+
+def test_the_table_of_a_comparison_stands_in_its_help(cli):
+    assert "[compare]" in cli("compare", "--help")[1]
+
+
+@pytest.mark.parametrize("words", [["server"], ["keys", "ini"]])
+def test_what_may_be_meant_is_said_once(cli, words):
+    code, _, err = cli(*words)
+    assert code == 2
+    assert err.count("Did you mean") == 1
+
+
+@pytest.mark.parametrize("words", [["--out", "~/m"], ["--out=~/m"]])
+def test_the_home_directory_is_found_where_no_shell_did(cli, updates, tmp_path, monkeypatch, words):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli("merge", "~/client0.safetensors", updates[1], *words)[0] == 0
+    assert (tmp_path / "m").is_file()
 
 
 def test_wrong_usage_is_code_2(cli):
