@@ -51,7 +51,7 @@ class Compress:
     """[compress]: how the LLM becomes the proxy (DESIGN Eq. 4).
 
     Attributes:
-        remove: Share of the LLM's blocks that is removed, rounded down to whole blocks.
+        remove: Share of the LLM's blocks that is removed, rounded down to whole blocks; above 0 at least one must go.
         score: Name of the score of the blocks.
         keep_first: Blocks at the beginning of the LLM that are kept whatever they score.
         keep_last: Blocks at its end, likewise.
