@@ -228,7 +228,7 @@ def make_synthetic_llm(
     model = skeleton(config)
     size = sum(math.prod(shape) for shape in tensor_shapes(model).values()) * DTYPES[dtype].itemsize
     require_space(next(folder for folder in out.absolute().parents if folder.is_dir()), size)
-    with new_directory(out, overwrite=overwrite) as directory:
+    with new_directory(out, overwrite=overwrite, sign="config.json") as directory:
         write_json(directory / "config.json", dict(sorted(config.items())))
         tokenizer = make_tokenizer()
         tokenizer.save_pretrained(directory)

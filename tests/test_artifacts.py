@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-from fedproxy.artifacts import Manifest, new_directory, new_file, os_error, read_json, write_json
+from fedproxy.artifacts import (
+    MANIFEST,
+    Manifest,
+    check_output,
+    check_spared,
+    new_directory,
+    new_file,
+    os_error,
+    read_json,
+    write_json,
+)
 from fedproxy.errors import ArtifactError, ResourceError, UsageError
 
 
@@ -20,12 +30,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_failed_directory_leaves_the_old_one_and_nothing_else(tmp_path):
     with new_directory(tmp_path / "d") as folder:
-        (folder / "x").write_text("old")
+        (folder / MANIFEST).write_text("old")
     with pytest.raises(ZeroDivisionError), new_directory(tmp_path / "d", overwrite=True) as folder:
-        (folder / "x").write_text("new")
+        (folder / MANIFEST).write_text("new")
         raise ZeroDivisionError
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
-    assert (tmp_path / "d" / "x").read_text() == "old"
+    assert (tmp_path / "d" / MANIFEST).read_text() == "old"
     with new_directory(tmp_path / "d", overwrite=True) as folder:
         (folder / "y").write_text("new")
     assert [p.name for p in tmp_path.rglob("*")] == ["d", "y"]
@@ -37,6 +47,65 @@ def test_existing_output_needs_overwrite(tmp_path):
         pass
     with pytest.raises(UsageError, match="--overwrite"), new_directory(tmp_path):
         pass
+
+
+def test_what_fedproxy_did_not_make_is_never_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("dear")
+    (tmp_path / "file").write_text("dear")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("mine", "file", "pipe"):
+        with pytest.raises(UsageError, match="not made by fedproxy"), new_directory(tmp_path / name, overwrite=True):
+            pass
+    for name in ("mine", "pipe"):
+        with pytest.raises(UsageError, match="is no file that can be replaced"), new_file(tmp_path / name):
+            pass
+    assert (tmp_path / "mine" / "thesis").read_text() == (tmp_path / "file").read_text() == "dear"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine", "pipe"]
+
+
+def test_what_appears_while_a_directory_is_made_stays(tmp_path):
+    with pytest.raises(UsageError, match="exists"), new_directory(tmp_path / "d") as folder:
+        (folder / MANIFEST).touch()
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "thesis").write_text("dear")
+    assert [p.name for p in tmp_path.rglob("*")] == ["d", "thesis"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("llm", "is or contains"),
+        ("llm/../llm", "is or contains"),
+        ("link", "is or contains"),
+        ("parent", "is or contains"),
+        ("shards", "is or contains"),
+        ("llm/new", "lies in"),
+        ("link/new", "lies in"),
+    ],
+)
+def test_an_output_is_apart_from_every_input(tmp_path, out, says, overwrite):
+    """Not even with the sign of fedproxy in it."""
+    for name in ("parent/llm", "shards"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("parent", "parent/llm", "shards"):
+        (tmp_path / name / MANIFEST).touch()
+    (tmp_path / "llm").symlink_to(tmp_path / "parent" / "llm")
+    (tmp_path / "link").symlink_to("llm")
+    (tmp_path / "llm" / "model.safetensors").symlink_to(tmp_path / "shards" / MANIFEST)
+    with pytest.raises(UsageError, match=f"{says} .*parent.llm, which is read"):
+        check_output(tmp_path / out, ["org/model", tmp_path / "parent" / "llm"], overwrite=overwrite)
+
+
+def test_a_neighbour_of_the_inputs_can_be_written_and_replaced(tmp_path):
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm-proxy").mkdir()
+    (tmp_path / "text").touch()
+    inputs = [tmp_path / "llm", tmp_path / "text", "org/model"]
+    check_output(tmp_path / "new" / "proxy", inputs, overwrite=False)
+    check_output(tmp_path / "llm-proxy", inputs, overwrite=True)
+    check_spared(tmp_path / "llm" / "missing", inputs)
 
 
 def test_unwritable_and_full_disks_are_told_apart(tmp_path):

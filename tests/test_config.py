@@ -97,6 +97,16 @@ def test_resolved_experiment_survives_toml(folder):
     assert to_toml(again.as_dict()) == text
 
 
+def test_the_home_directory_is_found_for_the_llm_as_for_other_paths(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my-llm").mkdir()
+    (tmp_path / "text.txt").write_text("text")
+    raw = good()
+    raw["llm"]["path"], raw["compress"]["calibration"] = "~/my-llm", "~/text.txt"
+    found = parse_experiment(raw, source="e", folder=folder, choices=CHOICES)
+    assert (found.llm.path, found.compress.calibration) == (str(tmp_path / "my-llm"), str(tmp_path / "text.txt"))
+
+
 def test_missing_file_and_broken_toml(tmp_path):
     with pytest.raises(ArtifactError, match="No such file"):
         load_experiment(tmp_path / "no.toml")

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,15 +8,15 @@ import pytest
 
 from fedproxy import run_directory
 from fedproxy.artifacts import read_json
-from fedproxy.config import LLM, Compress, Experiment
+from fedproxy.config import LLM, Client, Compare, Compress, Evaluate, Experiment, Variant
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.run_directory import RunDirectory, owned
 
 EXPERIMENT = Experiment(LLM("llm"), Compress(calibration="text"))
 
 
-def begin(path, resume=False, overwrite=False):
-    with owned(path, EXPERIMENT, resume=resume, overwrite=overwrite):
+def begin(path, experiment=EXPERIMENT, *, resume=False, overwrite=False):
+    with owned(path, experiment, resume=resume, overwrite=overwrite):
         pass
 
 
@@ -60,9 +61,44 @@ def test_a_run_killed_before_its_environment_was_written_gets_it_on_resume(tmp_p
 def test_a_folder_that_is_no_run_keeps_everything(tmp_path):
     (tmp_path / ".draft.tmp-1").write_text("mine")
     with pytest.raises(UsageError, match="no run of fedproxy"):
-        begin(tmp_path, resume=True, overwrite=True)
+        begin(tmp_path, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == [".draft.tmp-1"]
     assert (tmp_path / ".draft.tmp-1").read_text() == "mine"
+
+
+def test_a_folder_with_an_experiment_file_of_the_user_is_no_run(tmp_path):
+    (tmp_path / "experiment.toml").write_text("# mine")
+    with pytest.raises(UsageError, match="no run of fedproxy"):
+        begin(tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["experiment.toml"]
+    assert (tmp_path / "experiment.toml").read_text() == "# mine"
+
+
+def test_a_run_that_holds_what_is_read_is_not_replaced(tmp_path):
+    path, dear = tmp_path / "run", tmp_path / "run" / "deep" / "dear"
+    begin(path)
+    dear.mkdir(parents=True)
+    for changes in (
+        {"llm": LLM(str(dear))},
+        {"compress": Compress(calibration=str(dear))},
+        {"client": (Client("bank", data="elsewhere"), Client("shop", data=str(dear)))},
+        {"evaluate": Evaluate(data=str(path))},
+        {"compare": Compare(variant=(Variant("healed", "fedproxy", heal={"text": str(dear)}),))},
+    ):
+        with pytest.raises(UsageError, match="which is read"):
+            begin(path, dataclasses.replace(EXPERIMENT, **changes), overwrite=True)
+    assert dear.is_dir()
+    begin(path, overwrite=True)
+    assert not dear.exists()
+
+
+def test_a_run_goes_on_or_starts_anew(tmp_path):
+    path = tmp_path / "run"
+    begin(path)
+    RunDirectory(path).event("begun")
+    with pytest.raises(UsageError, match="Give one of them"):
+        begin(path, resume=True, overwrite=True)
+    assert (path / "events.jsonl").is_file()
 
 
 def test_seconds_add_up_over_resumes_and_survive_a_torn_line(tmp_path):

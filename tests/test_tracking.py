@@ -64,6 +64,14 @@ def test_the_axis_counts_the_steps_of_all_clients():
     }
 
 
+def test_a_rule_that_weighs_nobody_tells_no_weight():
+    recorder, tracker = recorded(0)
+    outcome = closed(1, 2)
+    outcome.record["analysis"]["weights"] = None
+    tracker.round_closed(outcome, 1.0)
+    assert "bank/weights" not in recorder.lines[0][1]
+
+
 def test_clients_elsewhere_move_the_axis_by_their_rounds():
     recorder, tracker = recorded(0)
     tracker.round_closed(closed(1, 30), 1.0)

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,22 +82,78 @@ def _clear_up(path: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
+def _within(inner: Path, outer: Path) -> bool:
+    """Whether `inner` is `outer` or lies in it, symbolic links resolved."""
+    real = Path(os.path.realpath(inner))
+    return outer.exists() and any(place.exists() and place.samefile(outer) for place in (real, *real.parents))
+
+
+def check_spared(path: Path, inputs: Iterable[str | Path]) -> None:
+    """Check that nothing that is read goes when `path` is replaced.
+
+    Args:
+        path: What is to be replaced.
+        inputs: Files and directories that are read; one that does not exist, as a Hub id, is passed over.
+
+    Raises:
+        UsageError: one of them, or what a link in it points to, is `path` or lies in it.
+    """
+    for given in map(Path, inputs):
+        links = [item for item in given.iterdir() if item.is_symlink()] if given.is_dir() else []
+        if any(_within(item, path) for item in (given, *links)):
+            raise UsageError(f"{path} is or contains {given}, which is read. Give another path to write.")
+
+
+def check_output(path: Path, inputs: Iterable[str | Path], *, overwrite: bool) -> None:
+    """Check, before anything is loaded, that a directory may be made at `path`.
+
+    Args:
+        path: The directory to write.
+        inputs: As of `check_spared`.
+        overwrite: Replace a directory that fedproxy made.
+
+    Raises:
+        UsageError: `path` is, holds or lies in one of the inputs; or it exists and `overwrite` is false; or something
+            is there that fedproxy did not make.
+    """
+    inputs = list(inputs)
+    check_spared(path, inputs)
+    for given in map(Path, inputs):
+        if _within(path, given):
+            raise UsageError(f"{path} lies in {given}, which is read. Give another path to write.")
+    _check_free(path, overwrite, MANIFEST)
+
+
+def _check_free(path: Path, overwrite: bool, sign: str) -> None:
+    """Check that nothing is at `path`, or with `overwrite` a directory that holds the file `sign`, or nothing."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise UsageError(f"{path} exists. Give another path, or --overwrite to replace it.")
+    if not path.is_dir() or (any(path.iterdir()) and not (path / sign).is_file()):
+        raise UsageError(f"{path} exists and was not made by fedproxy: it holds no {sign}. Give another path.")
+
+
 @contextlib.contextmanager
-def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_directory(path: Path, *, overwrite: bool = False, sign: str = MANIFEST) -> Iterator[Path]:
     """Give a temporary sibling of `path` to fill; it becomes `path` only if the block ends well.
 
     What a killed process left of an earlier attempt is removed first.
 
+    Args:
+        path: The directory to make.
+        overwrite: Replace one that was made before.
+        sign: The file by which such a one is known.
+
     Raises:
-        UsageError: `path` exists and `overwrite` is false, or its parent cannot be written.
+        UsageError: `path` exists and `overwrite` is false, or it is not such a one; or its parent cannot be written.
         ResourceError: the disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_up(path)
-        if path.exists() and not overwrite:
-            raise UsageError(f"{path} exists. Give another path, or --overwrite to replace it.")
+        _check_free(path, overwrite, sign)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
     except OSError as error:
         raise os_error(error, path) from error
@@ -108,6 +164,7 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             for item in sorted(temporary.rglob("*")):
                 _sync(item)
             _sync(temporary)
+            _check_free(path, overwrite, sign)
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
                 with _locked(old):
@@ -123,6 +180,18 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_file(path: Path, *, overwrite: bool) -> None:
+    """Check that a file may be written to `path`.
+
+    Raises:
+        UsageError: it exists and `overwrite` is false, or a directory or a device is there.
+    """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file that can be replaced. Give another path.")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists. Give another path, or --overwrite to replace it.")
+
+
 @contextlib.contextmanager
 def new_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     """Give a binary file to write; it becomes `path` only if the block ends well.
@@ -130,12 +199,11 @@ def new_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     What a killed process left of an earlier attempt is removed first.
 
     Raises:
-        UsageError: `path` exists and `overwrite` is false, or it cannot be written.
+        UsageError: `path` exists and `overwrite` is false, or it is no file, or it cannot be written.
         ResourceError: the disk is full.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists. Give another path, or --overwrite to replace it.")
+    check_file(path, overwrite=overwrite)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ class Compress:
     """[compress]: how the LLM becomes the proxy (DESIGN Eq. 4).
 
     Attributes:
-        remove: Share of the LLM's blocks that is removed, rounded down to whole blocks.
+        remove: Share of the LLM's blocks that is removed, rounded down to whole blocks; above 0 at least one must go.
         score: Name of the score of the blocks.
         keep_first: Blocks at the beginning of the LLM that are kept whatever they score.
         keep_last: Blocks at its end, likewise.
@@ -389,6 +389,17 @@ class Experiment:
         alpha = self.train.lora_alpha * rank / self.train.lora_r
         return dataclasses.replace(self.train, lora_r=rank, lora_alpha=alpha)
 
+    @property
+    def inputs(self) -> list[str]:
+        """The files and directories that it reads, or the Hub id of its LLM."""
+        record, found = self.as_dict(), []
+        for values in (record, *record.get("compare", {}).get("variant", ())):
+            for name, keys in _PATHS.items():
+                tables = values.get(name, [])
+                for table in tables if isinstance(tables, list) else [tables]:
+                    found += [table[key] for key in keys if table.get(key)]
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """The resolved experiment as plain values, without what is not set."""
         return typing.cast("dict[str, Any]", _without_none(dataclasses.asdict(self)))
@@ -630,11 +641,11 @@ def parse_experiment(
     compare = _compare(raw["compare"], methods, problems) if "compare" in raw else None
 
     def resolve(path: str) -> str:
-        return str((folder / Path(path).expanduser()).resolve()) if path else ""
+        return str((folder / os.path.expanduser(path)).resolve()) if path else ""
 
     if not tables["llm"].path:
         problems.append('[llm] needs path = "a directory or a Hub id".')
-    elif (folder / tables["llm"].path).exists():
+    elif (folder / os.path.expanduser(tables["llm"].path)).exists():
         tables["llm"] = dataclasses.replace(tables["llm"], path=resolve(tables["llm"].path))
     if not tables["compress"].calibration:
         problems.append("[compress] needs calibration = FILE with public text.")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fedproxy.artifacts import new_file, os_error, read_json, versions, write_json
+from fedproxy.artifacts import check_spared, new_file, os_error, read_json, versions, write_json
 from fedproxy.config import Experiment, to_toml
 from fedproxy.errors import FedproxyError, UsageError, error_of
 
@@ -37,7 +37,8 @@ def environment() -> dict[str, Any]:
 
 PATIENCE_SECONDS, ENDING_SECONDS = 30.0, 2.0
 """How long the processes that a killed one started, and that one itself, may take to end."""
-_OWNER, _DRIVER, _STORED, _EVENTS = ".owner", ".lock", "experiment.toml", "events.jsonl"
+_OWNER, _DRIVER, _EVENTS = ".owner", ".lock", "events.jsonl"
+_STORED, _ENVIRONMENT = "experiment.toml", "environment.json"
 _FIRST = re.compile(rf"{re.escape(_OWNER)}|{re.escape(_DRIVER)}|\.{re.escape(_STORED)}\.tmp-.*")
 """What a run may hold that was killed in its first moment."""
 
@@ -55,23 +56,29 @@ def owned(path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) 
     Raises:
         UsageError: the directory holds something else, or a run that neither may be; or another process is at work.
     """
+    if resume and overwrite:
+        raise UsageError(f"{path}: --resume goes on with what is there, --overwrite starts anew. Give one of them.")
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file. Give a directory.")
-    stored = path / _STORED
-    if path.is_dir() and not stored.is_file() and not all(_FIRST.fullmatch(item.name) for item in path.iterdir()):
+    if path.is_dir() and not _is_run(path) and not all(_FIRST.fullmatch(item.name) for item in path.iterdir()):
         raise UsageError(f"{path} exists and is no run of fedproxy. Give another path.")
     busy = f"Another process is at work on {path}. Wait until it is done, or end it first."
     with _locked(path / _OWNER, ENDING_SECONDS, busy):
         directory = RunDirectory(path)
         with directory.driven():
-            if _open(path, to_toml(experiment.as_dict()), resume=resume, overwrite=overwrite):
+            if _open(path, experiment, resume=resume, overwrite=overwrite):
                 directory.resumed()
         yield directory
 
 
-def _open(path: Path, text: str, *, resume: bool, overwrite: bool) -> bool:
-    """Make the directory that of a run of the experiment `text`, and tell whether it is one begun before."""
-    stored = path / _STORED
+def _is_run(path: Path) -> bool:
+    """Whether a directory is a run, and not one that holds somebody's experiment file."""
+    return (path / _STORED).is_file() and any((path / name).is_file() for name in (_OWNER, _ENVIRONMENT))
+
+
+def _open(path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> bool:
+    """Make the directory that of a run of the experiment, and tell whether it is one begun before."""
+    stored, text = path / _STORED, to_toml(experiment.as_dict())
     resumed = resume and stored.is_file()
     if stored.is_file():
         if resume and stored.read_text() != text:
@@ -82,14 +89,15 @@ def _open(path: Path, text: str, *, resume: bool, overwrite: bool) -> bool:
         if not resume and not overwrite:
             raise UsageError(f"{path} exists. Go on with --resume, start anew with --overwrite, or give another path.")
         if not resume:
+            check_spared(path, experiment.inputs)
             _remove(item for item in path.iterdir() if item.name not in (_OWNER, _DRIVER, _STORED))
             _remove([stored])  # last: what a kill leaves is still a run's
     _remove(path.glob(".*.tmp-*"))
     if not stored.is_file():
         with new_file(stored) as file:
             file.write(text.encode())
-    if not (path / "environment.json").is_file():
-        write_json(path / "environment.json", environment())
+    if not (path / _ENVIRONMENT).is_file():
+        write_json(path / _ENVIRONMENT, environment())
     return resumed
 
 

@@ -63,7 +63,8 @@ class Tracker:
         for name, client in clients.items():
             values |= {f"{name}/{key}": client[key] for key in _OF_CLIENTS}
         for key in ("heterogeneity", "weights", "retention"):
-            values |= {f"{name}/{key}": value for name, value in zip(analysis["names"], analysis[key], strict=True)}
+            if analysis[key] is not None:  # a rule that weighs nobody
+                values |= {f"{name}/{key}": value for name, value in zip(analysis["names"], analysis[key], strict=True)}
         self._log(values)
 
     def _log(self, values: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fedproxy
-from fedproxy.cli import main
+from fedproxy.cli import _command, main
 from fedproxy.tensor_files import save_tensors
 
 
@@ -49,6 +49,38 @@ def test_help_needs_no_torch():
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
+def test_help_shows_its_texts_as_they_are_meant():
+    from rich.markup import render
+
+    commands, seen = [_command()], 0
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        for text in (command.help, command.epilog, *(getattr(parameter, "help", None) for parameter in command.params)):
+            if text:
+                assert render(text).plain == text.replace("\\[", "[")
+                seen += 1
+    assert seen > 100
+
+
+def test_the_table_of_a_comparison_stands_in_its_help(cli):
+    assert "[compare]" in cli("compare", "--help")[1]
+
+
+@pytest.mark.parametrize("words", [["server"], ["keys", "ini"]])
+def test_what_may_be_meant_is_said_once(cli, words):
+    code, _, err = cli(*words)
+    assert code == 2
+    assert err.count("Did you mean") == 1
+
+
+@pytest.mark.parametrize("words", [["--out", "~/m"], ["--out=~/m"]])
+def test_the_home_directory_is_found_where_no_shell_did(cli, updates, tmp_path, monkeypatch, words):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli("merge", "~/client0.safetensors", updates[1], *words)[0] == 0
+    assert (tmp_path / "m").is_file()
+
+
 def test_wrong_usage_is_code_2(cli):
     assert cli("merge", "--no-such-flag")[0] == 2
     assert cli("no-such-command")[0] == 2
@@ -79,6 +111,15 @@ def test_merge_options_and_rows(cli, updates, tmp_path):
     from safetensors.torch import load_file
 
     assert load_file(tmp_path / "m")["w"].tolist() == pytest.approx([1.75, -2.0, 2.25])
+    _, out, _ = cli("merge", *updates, "--rule", "mean", "--rows", "1,3", "--out", tmp_path / "m2", "--json")
+    assert json.loads(out)["weights"] == [0.25, 0.75]
+    assert "weights 0.250, 0.750" in cli("merge", *updates, "--rule=mean", "--rows=1,3", "--out", tmp_path / "m3")[2]
+    assert "weights none" in cli("merge", *updates, "--rule", "median", "--out", tmp_path / "m4")[2]
+    for rule in (["h-ties"], ["mean", "--option", "weights=uniform"]):
+        code, _, err = cli("merge", *updates, "--rows", "1,3", "--out", tmp_path / "r", "--rule", *rule)
+        assert code == 2
+        assert "does not weigh by them" in err
+    assert not (tmp_path / "r").exists()
     assert cli("merge", *updates, "--option", "rho=1.5", "--out", tmp_path / "n")[0] == 0
     code, _, err = cli("merge", *updates, "--option", "roh=1.5", "--out", tmp_path / "o")
     assert code == 2
@@ -137,7 +178,8 @@ def test_unwritable_output_is_code_2(cli, updates, tmp_path):
 def test_compress_refusals(cli, tiny_checkpoint, calibration, tmp_path):
     llm = tiny_checkpoint()
     common = ["--calibration", calibration]
-    assert cli("compress", tmp_path, tmp_path / "p", *common)[0] == 3
+    (tmp_path / "empty").mkdir()
+    assert cli("compress", tmp_path / "empty", tmp_path / "p", *common)[0] == 3
     assert cli("compress", tmp_path / "missing" / "x" / "y", tmp_path / "p", *common)[0] == 3
     for remove in ("1", "-0.1", "nan", "2"):
         code, _, err = cli("compress", llm, tmp_path / "p", *common, "--remove", remove)

@@ -80,7 +80,7 @@ def test_dry_run_as_json(cli: Cli, tiny_checkpoint: Checkpoint, tmp_path: Path) 
     assert code == 0
     found = json.loads(out)
     assert found.keys() == {"score", "scores", "remove", "options", "train", "parameters", "bytes"}
-    assert [option["remove"] for option in found["options"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert [option["remove"] for option in found["options"]] == [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     assert found["options"][4].keys() == {"remove", "keep", "parameters", "bytes", "cpu_memory", "gpu_memory"}
     assert list(tmp_path.iterdir()) == []
 

@@ -194,8 +194,35 @@ def test_an_existing_output_is_kept_unless_told_otherwise(
     with pytest.raises(UsageError, match="overwrite"):
         compress(tiny_checkpoint(), tmp_path / "out", calibration=calibration)
     assert (tmp_path / "out" / "mine").is_file()
-    compress(tiny_checkpoint(), tmp_path / "out", calibration=calibration, overwrite=True)
-    assert not (tmp_path / "out" / "mine").exists()
+    with pytest.raises(UsageError, match="not made by fedproxy"):
+        compress(tiny_checkpoint(), tmp_path / "out", calibration=calibration, overwrite=True)
+    assert (tmp_path / "out" / "mine").is_file()
+    for remove in (0.5, 0.25):
+        compress(tiny_checkpoint(), tmp_path / "proxy", remove=remove, calibration=calibration, overwrite=True)
+    assert Manifest.read(tmp_path / "proxy").settings["remove"] == 0.25
+
+
+def test_nothing_that_is_read_is_replaced(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = Path(shutil.copytree(tiny_checkpoint(), tmp_path / "parent" / "llm"))
+    (tmp_path / "link").symlink_to(llm)
+    for name in ("parent", "parent/llm", "text"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "fedproxy.json").write_text("{}")
+    (tmp_path / "text" / "public.txt").write_text("text")
+    public = tmp_path / "text" / "public.txt"
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    texts: list[dict[str, Any]] = [{"calibration": public}, {"heal": Heal(steps=1, text=str(public))}]
+    for out in (llm, tmp_path / "link", tmp_path / "parent", llm / "proxy", tmp_path / "text"):
+        for given in texts:
+            with pytest.raises(UsageError, match="which is read"):
+                compress(llm, out, score="uniform", overwrite=True, **given)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_folder_named_as_that_of_healing_is_left_alone(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = Path(shutil.copytree(tiny_checkpoint(), tmp_path / "proxy.heal"))
+    compress(llm, tmp_path / "proxy", score="uniform")
+    assert model_identity(llm) == model_identity(tiny_checkpoint())
 
 
 def test_blocks_that_depend_on_their_position_are_refused(

@@ -35,7 +35,7 @@ def test_kept_ends_are_kept_and_bound_the_ratios(score: str, tiny_checkpoint: Ch
     settings = {"remove": 0.34, "score": score, "keep_first": 2, "keep_last": 1}
     found = plan(tiny_checkpoint(), **settings)  # type: ignore[arg-type]
     assert found.chosen.keep == compress(tiny_checkpoint(), tmp_path / "proxy", **settings).layer_map  # type: ignore[arg-type]
-    assert [option.remove for option in found.options] == [0.1, 0.2, 0.3, 0.34, 0.4, 0.5, 0.6]
+    assert [option.remove for option in found.options] == [0.2, 0.3, 0.34, 0.4, 0.5, 0.6]
     assert all({0, 1, 5} <= set(option.keep) for option in found.options)
     with pytest.raises(UsageError, match="keep_first"):
         plan(tiny_checkpoint(), **{**settings, "remove": 0.7})  # type: ignore[arg-type]
@@ -43,15 +43,16 @@ def test_kept_ends_are_kept_and_bound_the_ratios(score: str, tiny_checkpoint: Ch
 
 def test_every_ratio_costs_less_than_the_one_before(tiny_checkpoint: Checkpoint) -> None:
     found = plan(tiny_checkpoint("gpt2"), score="uniform")
-    assert [option.remove for option in found.options] == list(RATIOS)
-    assert [len(option.keep) for option in found.options] == [6, 5, 5, 4, 3, 3, 2, 2, 1]
+    assert [option.remove for option in found.options] == list(RATIOS[1:])
+    assert [len(option.keep) for option in found.options] == [5, 5, 4, 3, 3, 2, 2, 1]
     for more, less in zip(found.options, found.options[1:], strict=False):
         if len(more.keep) > len(less.keep):
             assert more.parameters > less.parameters
             assert more.bytes > less.bytes
             assert more.cpu_memory > less.cpu_memory
             assert more.gpu_memory > less.gpu_memory
-    assert (found.options[0].parameters, found.options[0].bytes) == (found.parameters, found.bytes)
+    whole = plan(tiny_checkpoint("gpt2"), remove=0.0, score="uniform").chosen
+    assert (whole.parameters, whole.bytes) == (found.parameters, found.bytes)
 
 
 def test_train_settings_count(tiny_checkpoint: Checkpoint) -> None:
@@ -70,6 +71,7 @@ def test_other_families(family: str, tiny_checkpoint: Checkpoint) -> None:
     ("options", "error", "message"),
     [
         ({"remove": 1.0}, UsageError, "remove"),
+        ({"remove": 0.1}, UsageError, "removes none of the 6 blocks"),
         ({"ratios": [0.5, -1]}, UsageError, "remove"),
         ({"score": "angular"}, UsageError, "angular-distance"),
         ({"score": "perplexity"}, UsageError, "public text"),

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.compression.select import between, lowest, removed_count
+from fedproxy.compression.select import between, lowest, removed_count, rounded_down
 from fedproxy.errors import UsageError
 
 
@@ -14,7 +16,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("remove", "blocks", "removed"),
-    [(0.3, 10, 3), (0.29, 100, 29), (0.57, 100, 57), (1 / 3, 3, 1), (0.5, 7, 3), (0.99, 100, 99), (0.9, 1, 0)],
+    [(0.3, 10, 3), (0.29, 100, 29), (0.57, 100, 57), (1 / 3, 3, 1), (0.5, 7, 3), (0.99, 100, 99), (0.0, 6, 0)],
 )
 def test_the_number_removed_is_rounded_down_but_not_by_float_error(remove: float, blocks: int, removed: int) -> None:
     assert removed_count(blocks, remove) == removed
@@ -22,7 +24,22 @@ def test_the_number_removed_is_rounded_down_but_not_by_float_error(remove: float
 
 @given(st.integers(1, 200), st.integers(0, 99))
 def test_whole_percents_are_exact(blocks: int, percent: int) -> None:
-    assert removed_count(blocks, percent / 100) == blocks * percent // 100
+    assert rounded_down(blocks, percent / 100) == blocks * percent // 100
+
+
+@given(st.integers(2, 200))
+def test_the_least_share_that_is_named_removes_one_block(blocks: int) -> None:
+    with pytest.raises(UsageError, match=f"removes none of the {blocks} blocks") as refused:
+        removed_count(blocks, 0.99 / blocks)
+    least = re.search(r"Choose (\S+) at least, or 0 to keep them all", str(refused.value))
+    assert least is not None
+    assert removed_count(blocks, float(least[1])) == 1
+    assert removed_count(blocks, 0.0) == 0
+
+
+def test_no_share_of_a_single_block_can_go() -> None:
+    with pytest.raises(UsageError, match=r"removes none of the 1 blocks\. Choose 0 to keep them all"):
+        removed_count(1, 0.9)
 
 
 @given(st.lists(st.floats(0, 2), min_size=1, max_size=40), st.data())

@@ -465,6 +465,25 @@ def test_top_k_sends_each_client_its_retention_of_the_round_before():
         assert {name: follower.order(name).share for name in "xyz"} == pytest.approx(kept)
 
 
+def test_top_k_needs_no_rule_that_retains():
+    shares = []
+    for merge in ("h-ties", "mean"):
+        server = coordinator("xyz", merge=merge, wire="top-k")
+        server.begin("xyz")
+        for name, values in (("x", (1, 0, 0)), ("y", (1, 0.1, 0)), ("z", (-1, 0, 3))):
+            take(server, reply(name, *values))
+        record = server.close().record
+        for follower in (
+            server,
+            coordinator("xyz", records=[json.loads(json.dumps(record))], merge=merge, wire="top-k"),
+        ):
+            follower.begin("xyz")
+            shares.append({name: follower.order(name).share for name in "xyz"})
+    assert shares == [shares[0]] * 4
+    assert shares[0]["z"] == pytest.approx(0.8)
+    assert record["analysis"]["retention"] == [1.0] * 3
+
+
 PAIR = {
     "l.lora_A.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]]),
     "l.lora_B.weight": torch.tensor([[3.0, 0.0], [0.0, 1.0]]),

@@ -305,3 +305,34 @@ def test_wrong_usage(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="overwrite"):
         fuse(llm, adapter, tmp_path / "taken")
     fuse(llm, adapter, tmp_path / "taken", overwrite=True)
+    fuse(llm, adapter, tmp_path / "taken", overwrite=True)
+
+
+def test_a_path_that_holds_no_adapter_is_told_apart(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    make_adapter(tiny_checkpoint(), tmp_path / "run" / "adapter")
+    (tmp_path / "empty").mkdir()
+    for name, says in (
+        ("run", r"no adapter: it holds no fedproxy.json. It is a run: give .*run/adapter"),
+        ("run/adaptor", r"no adapter: there is no such directory. Check the path"),
+        ("empty", r"no adapter: it holds no fedproxy.json. Check the path"),
+    ):
+        refused(ArtifactError, says, tiny_checkpoint(), tmp_path / name, tmp_path / "out")
+
+
+def test_nothing_that_is_read_or_foreign_is_replaced(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = Path(shutil.copytree(tiny_checkpoint(), tmp_path / "parent" / "llm"))
+    for name in ("parent", "parent/llm", "text"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "fedproxy.json").write_text("{}")
+    public = tmp_path / "text" / "public.txt"
+    public.write_text("text")
+    _, adapter = make_adapter(llm, tmp_path / "adapter")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("dear")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for out in (llm, adapter, tmp_path / "parent", llm / "tuned", tmp_path / "text"):
+        with pytest.raises(UsageError, match="which is read"):
+            fuse(llm, adapter, out, overwrite=True, scale="auto", public=public)
+    with pytest.raises(UsageError, match="not made by fedproxy"):
+        fuse(llm, adapter, tmp_path / "mine", overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

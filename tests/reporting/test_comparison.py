@@ -113,6 +113,17 @@ def test_front_by_hand():
     assert front([(2.0, 0.5), (1.0, 0.4), (3.0, 0.45), (2.0, 0.3), (4.0, 0.5)]) == [(1.0, 0.4), (2.0, 0.5)]
 
 
+def test_only_a_page_is_replaced(tmp_path):
+    folders = runs(tmp_path, same, smaller)
+    before = (folders[0] / "results.json").read_bytes()
+    with pytest.raises(UsageError, match=r"results.json exists and is no page of fedproxy"):
+        compare_runs(folders, folders[0] / "results.json")
+    assert (folders[0] / "results.json").read_bytes() == before
+    (tmp_path / "all.html").touch()
+    first = compare_runs(folders, tmp_path / "all.html").read_bytes()
+    assert compare_runs(folders, tmp_path / "all.html").read_bytes() == first
+
+
 def test_impossible_comparisons(tmp_path):
     folders = runs(tmp_path, same)
     with pytest.raises(UsageError, match="two runs or more, got 1"):

@@ -61,6 +61,12 @@ def test_a_quarantined_client_has_no_weight():
     assert round_.quarantined == {"c": "NaN in lora_A"}
 
 
+def test_a_rule_that_weighs_nobody_leaves_weights_open():
+    raw = sample(["a", "b"], rounds=1, tasks=[])
+    raw["rounds"][0]["analysis"]["weights"] = None
+    assert [client.weight for client in parse(raw).rounds[0].clients] == [None, None]
+
+
 @pytest.mark.parametrize("raw", [{}, {"evaluation": None, "rounds": None, "cost": None, "proxy": None}])
 def test_missing_parts_are_empty(raw):
     results = parse(raw)

@@ -42,6 +42,7 @@ def _command() -> click.Command:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),  # click 8.4 and later do it themselves
         rich_markup_mode="rich",
         help="Tune a large language model on several owners' data: the model stays at home, and so does the data.",
         epilog="Every command takes --debug, which shows the traceback of an error. Exit codes: 0 done, 1 our bug, "
@@ -98,9 +99,15 @@ def interruption(arguments: Sequence[str]) -> str:
     return f"interrupted. What was complete is kept{'; go on with --resume' if resumes else ''}."
 
 
+def _at_home(argument: str) -> str:
+    """An argument, or an option's value after "=", with the home directory for a ~ that no shell has replaced."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + os.path.expanduser(value)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [_at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")

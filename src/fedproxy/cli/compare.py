@@ -22,7 +22,7 @@ EXAMPLE = "fedproxy compare experiment.toml --out runs/comparison"
 
 
 def compare(
-    experiment: Annotated[Path, typer.Argument(help="The experiment file (TOML), with a table [compare].")],
+    experiment: Annotated[Path, typer.Argument(help="The experiment file (TOML), with a table \\[compare].")],
     out: OutUnlessDry = None,
     resume: Resume = False,
     overwrite: Overwrite = False,

@@ -16,7 +16,7 @@ def merge(
     out: Annotated[Path, typer.Option("--out", help="File to write the merged update to.")],
     rule: Annotated[str, typer.Option(help="mean, ties, h-ties, median, trimmed-mean, dare or dare-ties.")] = "h-ties",
     conflict_out: Annotated[Path | None, typer.Option(help="File to write each coordinate's conflict to.")] = None,
-    rows: Annotated[str | None, typer.Option(help="The clients' row counts for rule mean, as in 100,250.")] = None,
+    rows: Annotated[str | None, typer.Option(help="The clients' row counts for mean or dare, as in 100,250.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option of the rule, key=value; can be repeated.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rules that draw at random (dare).")] = 0,
     overwrite: Overwrite = False,
@@ -52,8 +52,8 @@ def merge(
     if json:
         print_json(analysis.as_dict())
     else:
+        weights = ", ".join(f"{weight:.3f}" for weight in analysis.weights or ()) or "none"
         console().print(
             f"{analysis.clients} updates of {analysis.parameters:,} parameters merged into {out}; mean conflict "
-            f"{analysis.conflict_mean:.3f}, zero {analysis.zero_fraction:.1%}, weights "
-            + ", ".join(f"{weight:.3f}" for weight in analysis.weights)
+            f"{analysis.conflict_mean:.3f}, zero {analysis.zero_fraction:.1%}, weights {weights}"
         )

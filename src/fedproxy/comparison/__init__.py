@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedproxy.artifacts import read_json, write_json
+from fedproxy.artifacts import check_spared, read_json, write_json
 from fedproxy.comparison.cells import RECORD, Key, RowsOf, cell_folder, rows_by_seed, run_cell
 from fedproxy.comparison.crew import OnCellProgress, OnDone, processes, run_in_processes
 from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
@@ -93,6 +93,8 @@ def compare(
         raise UsageError(f"jobs = {jobs}: at least one cell is run at a time.")
     rows = rows_by_seed(experiment)
     rows(keys[0][1])
+    if overwrite:
+        check_spared(path, whole.inputs)
     with owned(path, experiment, resume=resume, overwrite=overwrite) as directory:
 
         def done(key: Key, seconds: float) -> None:

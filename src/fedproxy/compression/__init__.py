@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy.artifacts import Manifest, new_directory
+from fedproxy.artifacts import Manifest, check_output, new_directory
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.compression.exposure import exposure, perplexities
 from fedproxy.compression.heal import discard
@@ -120,7 +120,7 @@ def compress(
     Args:
         llm: The LLM: directory or Hub id.
         out: Directory to write.
-        remove: Share of the blocks to remove, from 0 to below 1; the number is rounded down.
+        remove: Share of the blocks to remove, from 0 to below 1; the number is rounded down, but above 0 not to none.
         calibration: Public text to score the blocks on: text with a blank line between documents, or JSON Lines. Scores
             that read no text do without.
         score: Name in `SCORES`.
@@ -134,7 +134,7 @@ def compress(
         heal: How the LLM teaches the proxy on public text afterwards; not at all if none or with 0 steps. Killed, and
             called again with the same arguments, it goes on from `out`.heal beside `out`.
         trust_remote_code: Let the LLM's own Python code run.
-        overwrite: Replace `out`.
+        overwrite: Replace `out`, if fedproxy made it.
         on_progress: Told the fraction done and what is being done.
         on_sheet: Told the exposure sheet (what leaves the house) before anything is written.
 
@@ -143,7 +143,7 @@ def compress(
 
     Raises:
         ArtifactError: the LLM or the calibration text cannot be used.
-        UsageError: a setting is impossible, or `out` exists or cannot be written.
+        UsageError: a setting is impossible, or `out` exists, cannot be written, or is, holds or lies in what is read.
         ResourceError: memory or disk do not suffice.
 
     Reference:
@@ -153,11 +153,12 @@ def compress(
     check_remove(remove)
     check_placement(placement)
     text = read_text(calibration, score, samples, seed)
-    if heal is not None and heal.steps > 0:
+    healing = heal is not None and heal.steps > 0
+    if heal is not None and healing:
         _documents(heal.text or calibration)
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} exists. Give another path, or --overwrite to replace it.")
+    texts = (calibration, heal.text if heal is not None else None)
+    check_output(out, [llm, *(text for text in texts if text)], overwrite=overwrite)
     report(0.0, "looking at the LLM")
     source = open_source(llm, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
@@ -174,7 +175,6 @@ def compress(
         progress=lambda done: report(0.02 + 0.5 * done, "scoring the blocks"),
     )
     keep = sorted(set(range(source.count)) - set(importance.removals[most]))
-    healing = heal is not None and heal.steps > 0
     report(0.52, "measuring what leaves the house")
     some = passages[:: max(1, len(passages) * batch_size // MEASURED)]
     perplexity = perplexities(stream, some, keep) if some else None
@@ -231,7 +231,8 @@ def compress(
             seed=seed,
             calibration_sha256=None if text is None else text.sha256,
         ).write(directory)
-    discard(work)
+    if healing:
+        discard(work)
     report(1.0, "proxy written")
     return Proxy(out, keep, importance.scores)
 

@@ -192,18 +192,17 @@ def _enter(work: Path) -> None:
     """Make the directory, and clear it of what a killed process was about to write."""
     try:
         work.mkdir(parents=True, exist_ok=True)
-        foreign = []
-        for item in work.iterdir():
-            if item.name == HALF_DONE:
-                shutil.rmtree(item)
-            elif item.name.startswith("."):
-                item.unlink()
-            elif item.name not in {*teacher.FILES, heal_training.FILE}:
-                foreign.append(item.name)
+        half, rest = work / HALF_DONE, [item for item in work.iterdir() if item.name != HALF_DONE]
+        unfinished = [item for item in rest if item.name.startswith(".") and ".tmp-" in item.name]
+        known = {*teacher.FILES, heal_training.FILE, *(item.name for item in unfinished)}
+        if foreign := sorted({item.name for item in rest} - known):
+            raise UsageError(f"{work} holds {', '.join(foreign[:3])}, which is not of healing. Move it elsewhere.")
+        if half.exists():
+            shutil.rmtree(half)
+        for item in unfinished:
+            item.unlink()
     except OSError as error:
         raise os_error(error, work) from error
-    if foreign:
-        raise UsageError(f"{work} holds {', '.join(sorted(foreign)[:3])}, which is not of healing. Move it elsewhere.")
 
 
 def _texts(asked: Sequence[Batch]) -> list[Encoded]:

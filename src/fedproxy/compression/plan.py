@@ -8,7 +8,7 @@ from pathlib import Path
 from fedproxy.compression import enter, read_text
 from fedproxy.compression.exposure import exposure
 from fedproxy.compression.scores import SCORES, Importance
-from fedproxy.compression.select import between, removed_count
+from fedproxy.compression.select import between, removed_count, rounded_down
 from fedproxy.config import Train
 from fedproxy.models.checkpoints import load_tokenizer
 from fedproxy.models.placement import check_placement, open_stream
@@ -99,7 +99,7 @@ def plan(
         batch_size: Documents in one forward pass.
         seed: Seed of the draw.
         placement: Where the LLM is run: "memory", "stream" (one block at a time from its files), or "auto".
-        ratios: Other shares to look at, as far as the blocks that are kept in any case allow them.
+        ratios: Other shares to look at, if they remove a block and the blocks that are kept in any case allow them.
         train: How clients will train, for the memory they need; the defaults of [train] if none.
         trust_remote_code: Let the LLM's own Python code run.
         on_progress: Told the fraction done and what is being done.
@@ -118,7 +118,8 @@ def plan(
     report(0.0, "looking at the LLM")
     source = open_source(llm, trust_remote_code=trust_remote_code)
     among = between(source.count, keep_first, keep_last, removed_count(source.count, remove))
-    counts = {share: count for share in shares if (count := removed_count(source.count, share)) <= len(among)}
+    counts = {share: rounded_down(source.count, share) for share in shares}
+    counts = {share: count for share, count in counts.items() if count <= len(among) and (count or not share)}
     tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
     stream = open_stream(source, placement)
     needed = text if SCORES[score].reads_text else None

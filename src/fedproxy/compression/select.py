@@ -7,6 +7,19 @@ from fedproxy.errors import UsageError
 
 
 def removed_count(blocks: int, remove: float) -> int:
+    """The number of blocks that go, see `rounded_down`; none only if none is asked for.
+
+    Raises:
+        UsageError: `remove` is no share from 0 to below 1, leaves no block, or is above 0 and removes none.
+    """
+    count = rounded_down(blocks, remove)
+    if remove > 0 and count == 0:
+        least = f"{math.ceil(1e4 / blocks) / 1e4:g} at least, or " if blocks > 1 else ""
+        raise UsageError(f"remove = {remove} removes none of the {blocks} blocks. Choose {least}0 to keep them all.")
+    return count
+
+
+def rounded_down(blocks: int, remove: float) -> int:
     """Return floor(remove * blocks); the product is rounded to nine digits first, so that 0.29 of 100 blocks are 29.
 
     Raises:

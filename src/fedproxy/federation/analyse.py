@@ -52,7 +52,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Analysis:
-    """How K updates of P parameters relate. It describes the updates: not every merge rule uses all of it.
+    """How K updates of P parameters relate, and what a merge rule made of it.
 
     Attributes:
         names: The clients' names.
@@ -60,8 +60,10 @@ class Analysis:
         parameters: P.
         similarity: Cosine of each pair of updates, Eq. 5.
         heterogeneity: How far each client is from the others, 0 (same direction) to 1.
-        weights: Weight of each client, Eq. 6. H-TIES merges with them; `mean` and `ties` do not.
-        retention: Share of its coordinates each client keeps, Eq. 10. Of H-TIES, likewise.
+        weights: Weight of each client, summing to one: of a merge those that its rule merged with, none if it weighs
+            nobody; of `analyse` those of Eq. 6, with which H-TIES merges.
+        retention: Share of its coordinates, the largest, that each client keeps: of a merge as its rule had it; of
+            `analyse` that of Eq. 10, of H-TIES.
         conflict_mean: Mean over the coordinates of the conflict, Eq. 7.
         conflict_histogram: Number of coordinates with conflict 0, 1/K, ..., 1.
         zero_fraction: Share of zero coordinates in the merged vector; none if nothing was merged.
@@ -72,7 +74,7 @@ class Analysis:
     parameters: int
     similarity: list[list[float]]
     heterogeneity: list[float]
-    weights: list[float]
+    weights: list[float] | None
     retention: list[float]
     conflict_mean: float
     conflict_histogram: list[int]

@@ -19,7 +19,7 @@ import torch
 
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError
-from fedproxy.federation.analyse import conflict_of
+from fedproxy.federation.analyse import conflict_of, retention
 from fedproxy.federation.merge import merge, merge_round
 from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, order_size
 from fedproxy.federation.parcel import PLAIN, wrap_adapter
@@ -118,10 +118,11 @@ class Coordinator:
         self._space, self._ranks = space(settings.space), ranks or {}
         self._start = trained(self._space, adapter if start is None else start)
         self._optimizer, self._options = server_optimizer(settings.server_optimizer, settings.server_options)
-        self._most = min(1.0, float(settings.merge_options.get("r0", 1.0)))
+        self._eq_10 = {key: float(value) for key, value in settings.merge_options.items() if key in ("r0", "delta")}
+        self._most = min(1.0, self._eq_10.get("r0", 1.0))
         last: Mapping[str, Any] = records[-1]["analysis"] if records else {"clients": 0}
         self._voters = int(last["clients"])
-        self._retention = dict(zip(last.get("names", ()), last.get("retention", ()), strict=True))
+        self._retention = self._retained(last.get("names", ()), last.get("heterogeneity", ()))
         self._counted = {name: int(record["round"]) for record in records for name in record.get("clients", ())}
         self._attempts: list[dict[str, Any]] = []
         self._open: _Open | None = None
@@ -219,6 +220,13 @@ class Coordinator:
     def _share(self, client: str) -> float:
         """What top-k lets a client send: its retention (Eq. 10) in the round before, at first the highest."""
         return self._retention.get(client, self._most) if self.settings.wire == TOP_K.name else 1.0
+
+    def _retained(self, names: Sequence[str], heterogeneities: Sequence[float]) -> dict[str, float]:
+        """The retention of each client, Eq. 10, whatever the merge rule makes of it."""
+        if not names:
+            return {}
+        shares = retention(torch.tensor(heterogeneities, dtype=torch.float64), **self._eq_10)
+        return dict(zip(names, shares.tolist(), strict=True))
 
     def _order(self, number: int, rank: int | None, share: float) -> Order:
         adapter, parcel = trained(self._space, self.adapter), None
@@ -337,7 +345,7 @@ class Coordinator:
         record = self._record(state, replies, analysis.as_dict())
         closed = Closed(state.round, adapter, conflict, server_state, control, record)
         self.adapter, self._conflict, self._voters = adapter, conflict or None, len(replies)
-        self._retention = dict(zip(analysis.names, analysis.retention, strict=True))
+        self._retention = self._retained(analysis.names, analysis.heterogeneity)
         self._server_state, self._control = server_state, control or None
         self._counted |= dict.fromkeys(analysis.names, state.round)
         self.completed, self._attempts = closed.round, []

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fedproxy.artifacts import MANIFEST, Manifest, new_directory
+from fedproxy.artifacts import MANIFEST, Manifest, check_output, new_directory
 from fedproxy.checkpoint_files import Stored, model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.fusion.plug_in import TaskVector, on_whole, rekey_adapter, rekey_config
@@ -73,7 +73,7 @@ def fuse(
         max_length: Tokens of a document at most.
         proxy: The proxy, needed for biases and saved modules that were trained on a healed one.
         trust_remote_code: Let the LLM's own Python code run.
-        overwrite: Replace `out`.
+        overwrite: Replace `out`, if fedproxy made it.
         on_progress: Told the fraction done, and what is being done.
 
     Returns:
@@ -82,13 +82,15 @@ def fuse(
     Raises:
         ArtifactError: the LLM or the adapter is damaged, or the adapter is of another LLM or layer map, already fused,
             or does not fit.
-        UsageError: a setting is impossible, the proxy is needed and not given, or `out` exists or cannot be written.
+        UsageError: a setting is impossible, the proxy is needed and not given, or `out` exists, cannot be written, or
+            is, holds or lies in what is read.
         ResourceError: the disk is too small, or full.
 
     Reference:
         FedProxy, Eq. 15.
     """
     _check_settings(form, scale, public)
+    check_output(Path(out), [llm, adapter, *(path for path in (public, proxy) if path)], overwrite=overwrite)
     config, tensors, manifest = read_adapter(Path(adapter))
     with open(Path(adapter) / WEIGHTS_FILE, "rb") as file:
         adapter_sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,8 +31,7 @@ Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_SIDE_FILES = (
-    "generation_config.json",
+_TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -40,8 +39,8 @@ _SIDE_FILES = (
     "merges.txt",
     "*.model",
     "*.tiktoken",
-    "chat_template*",
 )
+_SIDE_FILES = (*_TOKENIZER_FILES, "generation_config.json", "chat_template*")
 _MOST_BLOCKS = 10_000
 _HUB_FILES = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py"]
 _HUB_WEIGHTS = ["*.safetensors"]
@@ -253,7 +252,15 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
                 directory, local_files_only=True, trust_remote_code=trust_remote_code
             )
     except Exception as error:
-        raise ArtifactError(f"{path} has no tokenizer that can be loaded: {_first_line(error)}") from error
+        if not any(file.is_file() for pattern in _TOKENIZER_FILES for file in directory.glob(pattern)):
+            raise ArtifactError(
+                f"{path} holds no tokenizer. Copy the files of the tokenizer that belongs to the model there "
+                "(tokenizer.json, tokenizer_config.json)."
+            ) from error
+        cause = _first_line(error).rstrip(" :.")
+        raise ArtifactError(
+            f"{path} has no tokenizer that can be loaded ({cause}). Copy its files there anew."
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

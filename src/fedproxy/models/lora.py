@@ -246,6 +246,12 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
             blocks, names blocks outside its layer map, or holds NaN or infinity.
     """
     directory = Path(directory)
+    if not (directory / MANIFEST).is_file():
+        why = f"it holds no {MANIFEST}" if directory.is_dir() else "there is no such directory"
+        of = {directory / "adapter": "proxy", directory / "fused": "LLM"}
+        inside = [f"{place} (for the {base})" for place, base in of.items() if (place / MANIFEST).is_file()]
+        remedy = f"It is a run: give {' or '.join(inside)}" if inside else "Check the path"
+        raise ArtifactError(f"{directory} is no adapter: {why}. {remedy}.")
     manifest = Manifest.read(directory)
     if manifest.kind not in KINDS:
         raise ArtifactError(f"{directory} holds a {manifest.kind!r}, not an adapter ({' or '.join(KINDS)}).")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fedproxy.artifacts import new_file
 from fedproxy.errors import UsageError
 from fedproxy.reporting import comparison_plots as plots
-from fedproxy.reporting.html import fill
+from fedproxy.reporting.html import fill, write_page
 from fedproxy.reporting.page import grouped, plain
 from fedproxy.reporting.results import MODELS, Results, load
 from fedproxy.reporting.svg import drawing
@@ -53,8 +52,7 @@ def compare_runs(run_dirs: Sequence[Path | str], out: Path | str) -> Path:
         name: os.path.relpath(folder.resolve() / "report.html", out.resolve().parent) for name, folder in named.items()
     }
     html = render_comparison({name: load(folder) for name, folder in named.items()}, pages)
-    with new_file(out) as file:
-        file.write(html.encode())
+    write_page(out, html)
     return out
 
 

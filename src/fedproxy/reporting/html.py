@@ -6,9 +6,11 @@ The page's own policy (Content-Security-Policy) lets that one script run, known 
 import base64
 import hashlib
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from fedproxy.errors import MissingExtraError
+from fedproxy.artifacts import new_file
+from fedproxy.errors import MissingExtraError, UsageError
 from fedproxy.reporting import units
 
 
@@ -42,6 +44,23 @@ def fill(template: str, **values: Any) -> str:
     )
 
 
+def write_page(path: Path, html: str) -> None:
+    """Write a page; one that is there is replaced.
+
+    Raises:
+        UsageError: something else is there, or the page cannot be written.
+    """
+    if path.is_file():
+        with open(path, "rb") as file:
+            begin = file.read(_BEGIN)
+        if begin and _SIGN not in begin:
+            raise UsageError(f"{path} exists and is no page of fedproxy. Give another path.")
+    with new_file(path) as page:
+        page.write(html.encode())
+
+
+_SIGN, _BEGIN = b"fedproxy report</title>", 1 << 16
+"""What every page has among its first bytes."""
 _INLINE = ("sort.js", "style.css")
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy.artifacts import new_file
 from fedproxy.config import to_toml
 from fedproxy.methods import CENTRALIZED, FEDPROXY
 from fedproxy.reporting import heat_maps, plots
 from fedproxy.reporting import methods_plots as figures_of
 from fedproxy.reporting.conflict import Conflict
-from fedproxy.reporting.html import fill
+from fedproxy.reporting.html import fill, write_page
 from fedproxy.reporting.methods_results import FILE, Cell, Comparison, Difference, Row, load
 from fedproxy.reporting.methods_summary import interval, percent_short, sentences, verdict
 from fedproxy.reporting.page import compared_rounds, grouped, pins
@@ -77,8 +76,7 @@ def report_comparison(path: Path | str, out: Path | str | None = None) -> Path:
     file = Path(path) if Path(path).is_file() else Path(path) / FILE
     html = render_methods(load(file))
     page = file.with_name("report.html") if out is None else Path(out)
-    with new_file(page) as written:
-        written.write(html.encode())
+    write_page(page, html)
     return page
 
 

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedproxy.artifacts import new_file
 from fedproxy.reporting import heat_maps, plots
 from fedproxy.reporting.conflict import Conflict, load_conflict
-from fedproxy.reporting.html import fill
+from fedproxy.reporting.html import fill, write_page
 from fedproxy.reporting.results import MODELS, Results, Round, load, load_events
 from fedproxy.reporting.summary import sentences
 from fedproxy.reporting.svg import drawing
@@ -35,8 +34,7 @@ def report(run_dir: Path | str) -> Path:
     conflicts = load_conflict(run_dir, results.layer_map) if results.layer_map else []
     html = render(results, events=load_events(run_dir), run=run_dir.name or "RUN", conflicts=conflicts)
     path = run_dir / "report.html"
-    with new_file(path) as file:
-        file.write(html.encode())
+    write_page(path, html)
     return path
 
 

@@ -14,6 +14,15 @@ def test_mean_by_hand():
     assert merge(updates, "mean", rows=[2, 1], weights="uniform")[0]["w"].tolist() == [2.5, 1.0]
 
 
+def test_the_analysis_tells_the_weights_that_were_used():
+    updates = [{"w": torch.tensor(values)} for values in ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0])]
+    analysis = merge(updates, "mean", rows=[1, 1, 998])[1]
+    assert (analysis.weights, analysis.retention) == ([0.001, 0.001, 0.998], [1.0] * 3)
+    assert merge(updates, "dare", rows=[1, 1, 998])[1].weights == [0.001, 0.001, 0.998]
+    assert merge(updates, "ties", density=0.5)[1].retention == [0.5] * 3
+    assert merge(updates, "median")[1].weights is merge(updates, "trimmed-mean")[1].weights is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", cases(torch.float32))
 def test_mean_equals_the_reference(case, dtype):

@@ -56,10 +56,16 @@ def test_an_output_is_replaced_only_on_demand(files, tmp_path):
     assert load_file(out)
 
 
-def test_an_input_may_be_replaced_by_the_result(files):
+def test_no_update_is_replaced_by_the_result(files, tmp_path):
     updates, paths = files
-    merge_files(paths, paths[0], "mean", overwrite=True)
-    assert torch.equal(load_file(paths[0])["z"], merge(updates, "mean")[0]["z"])
+    (tmp_path / "link").symlink_to(paths[1])
+    for out in (paths[0], tmp_path / "link"):
+        with pytest.raises(UsageError, match="which is read"):
+            merge_files(paths, out, "mean", overwrite=True)
+        with pytest.raises(UsageError, match="which is read"):
+            merge_files(paths, tmp_path / "new", "mean", conflict_out=out, overwrite=True)
+    assert not (tmp_path / "new").exists()
+    assert torch.equal(load_file(paths[0])["z"], updates[0]["z"])
 
 
 def test_merged_and_conflict_need_two_files(files, tmp_path):

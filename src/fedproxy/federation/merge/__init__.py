@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fedproxy.artifacts import check_file, check_spared
 from fedproxy.errors import UsageError
 from fedproxy.federation.analyse import Analysis, check_updates, empty_levels
 from fedproxy.federation.choice import choose
@@ -175,7 +176,7 @@ def merge_files(
         rule: Name of the merge rule.
         conflict_out: Where to write the conflict of every coordinate (Eq. 7, float32), if anywhere.
         overwrite: Replace existing files.
-        rows: The clients' numbers of training rows.
+        rows: The clients' numbers of training rows, for a rule that weighs by them.
         names: The clients' names; the file names without them.
         seed: For rules that draw at random; another one each round.
         **options: Options of the rule, and `clip_norm` (see `configured`).
@@ -184,17 +185,23 @@ def merge_files(
         The analysis.
 
     Raises:
-        UsageError: as of `merge`; or an output exists or cannot be written.
+        UsageError: as of `merge`; or rows are given to a rule that does not weigh by them; or an output exists, cannot
+            be written, or is one of the updates.
         ArtifactError: as of `merge`; or a file is missing or damaged.
         ResourceError: the disk is full.
     """
     row, chosen = configured(rule, options)
+    if rows is not None and getattr(chosen, "weights", None) != "rows":
+        raise UsageError(
+            f"rows are given, but {rule} as it is set does not weigh by them. Leave them out, or take mean or dare "
+            "with weights=rows."
+        )
     outputs = [Path(path) for path in (out, conflict_out) if path is not None]
-    if len({path.absolute() for path in outputs}) < len(outputs):
+    if len({path.resolve() for path in outputs}) < len(outputs):
         raise UsageError(f"{out}: the merged update and the conflict cannot go to the same file.")
     for path in outputs:
-        if path.exists() and not overwrite:
-            raise UsageError(f"{path} exists. Give another path, or --overwrite to replace it.")
+        check_spared(path, paths)
+        check_file(path, overwrite=overwrite)
     updates = [MappedTensors(path, read_header(path).entries) for path in paths]
     given = [str(path) for path in paths] if names is None else names
     check_updates(updates, given)

@@ -1,5 +1,6 @@
 """Running a rule over updates of any length in bounded memory: measure, select what is kept, combine."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -7,7 +8,7 @@ import torch
 
 from fedproxy.federation.analyse import Analysis, check_updates, measure
 from fedproxy.federation.merge.kernels import combines, kernels_for
-from fedproxy.federation.merge.rule import Place, Rule
+from fedproxy.federation.merge.rule import Place, Rule, equal_weights
 from fedproxy.federation.merge.top_k import kept_count, thresholds, trimmed
 from fedproxy.tensors import CHUNK_ELEMENTS, Tensors, outlines
 
@@ -40,8 +41,8 @@ def drive(
         into: Tensors that receive the merged vector as the pieces are asked for, if wanted.
 
     Returns:
-        The analysis, and the merged vector piece by piece in order, in the dtype of each tensor, with the number of
-        zeros (of several pieces, with the first of them).
+        The analysis, with the weights and the retention of the rule, and the merged vector piece by piece in order, in
+        the dtype of each tensor, with the number of zeros (of several pieces, with the first of them).
 
     Raises:
         UsageError: there is no update, or names or rows do not fit.
@@ -51,9 +52,11 @@ def drive(
     kernels = kernels_for(updates)
     statistics = kernels.measure(names, levels) if kernels else measure(updates, names, chunk_elements, levels)
     analysis = rule.describe(statistics, options)
-    shares = rule.weights(analysis, rows, options)
+    weighed, retention = rule.weights(analysis, rows, options), list(rule.keep(analysis, options))
+    shares = equal_weights(analysis) if weighed is None else weighed
     scales = rule.scale(statistics) if rule.scale else [1.0] * analysis.clients
-    keep = [kept_count(share, analysis.parameters) for share in rule.keep(analysis, options)]
+    keep = [kept_count(share, analysis.parameters) for share in retention]
+    analysis = dataclasses.replace(analysis, weights=None if weighed is None else list(weighed), retention=retention)
     if kernels:
         selection = kernels.select(keep)
         if combines(rule.combine, scales) and rule.thin is None:

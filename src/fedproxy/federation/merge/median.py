@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedproxy.federation.merge.rule import Rule, equal_weights
+from fedproxy.federation.merge.rule import Rule
 from fedproxy.federation.merge.trimmed_mean import central_mean
 
 
@@ -33,6 +33,6 @@ MEDIAN = Rule(
     name="median",
     options=MedianOptions,
     keep=lambda analysis, options: [1.0] * analysis.clients,
-    weights=lambda analysis, rows, options: equal_weights(analysis),
+    weights=lambda analysis, rows, options: None,
     combine=median,
 )

@@ -39,9 +39,10 @@ class Rule(Generic[Options]):
         name: Its name in configurations.
         options: Frozen dataclass of its options with defaults (float or Literal fields); it checks their values.
         keep: Share of its coordinates each client keeps, [K]: the largest magnitudes, the rest become zero.
-        weights: Weight of each client, [K], from the analysis, the clients' row counts (if known) and the options.
-        combine: Trimmed values of some coordinates [K, n] and the weights [K], both float64, → merged values [n]. It
-            sees one chunk at a time, so it must treat each coordinate by itself.
+        weights: Weight of each client, [K], summing to one, from the analysis, the clients' row counts (if known) and
+            the options; none if the rule weighs nobody.
+        combine: Trimmed values of some coordinates [K, n] and the weights [K], equal if there are none, both float64, →
+            merged values [n]. It sees one chunk at a time, so it must treat each coordinate by itself.
         describe: The analysis from the collected statistics; a rule whose options set Eq. 10 gives its own.
         thin: Trimmed values of a chunk [K, n], float64, and its place → values [K, n] with some dropped at random;
             none if the rule leaves nothing to chance.
@@ -52,7 +53,7 @@ class Rule(Generic[Options]):
     name: str
     options: type[Options]
     keep: Callable[[Analysis, Options], Sequence[float]]
-    weights: Callable[[Analysis, Sequence[int] | None, Options], Sequence[float]]
+    weights: Callable[[Analysis, Sequence[int] | None, Options], Sequence[float] | None]
     combine: Callable[[torch.Tensor, torch.Tensor, Options], torch.Tensor]
     describe: Callable[[Statistics, Options], Analysis] = lambda statistics, options: describe(statistics)
     thin: Callable[[torch.Tensor, Place, Options], torch.Tensor] | None = None

@@ -7,7 +7,7 @@ import torch
 
 from fedproxy.errors import UsageError
 from fedproxy.federation.analyse import Analysis
-from fedproxy.federation.merge.rule import Rule, equal_weights, require_range
+from fedproxy.federation.merge.rule import Rule, require_range
 from fedproxy.federation.merge.top_k import kept_count
 
 
@@ -59,8 +59,8 @@ def trimmed_mean(values: torch.Tensor, weights: torch.Tensor, options: TrimmedMe
     return central_mean(values, kept_count(options.trim, len(values)))
 
 
-def _weights(analysis: Analysis, rows: Sequence[int] | None, options: TrimmedMeanOptions) -> list[float]:
-    """1/K for each client.
+def _weights(analysis: Analysis, rows: Sequence[int] | None, options: TrimmedMeanOptions) -> None:
+    """It weighs nobody.
 
     Raises:
         UsageError: trimming leaves no client.
@@ -71,7 +71,6 @@ def _weights(analysis: Analysis, rows: Sequence[int] | None, options: TrimmedMea
             f"trimmed-mean: trim is {options.trim:g}, which leaves {cut} of {analysis.clients} clients out at each end "
             "and none to average. Set trim below 0.5."
         )
-    return equal_weights(analysis)
 
 
 TRIMMED_MEAN = Rule(
