@@ -83,8 +83,9 @@ def options(registry: Mapping[str, Any]) -> list[str]:
 def page() -> str:
     parts = [
         "# The experiment file",
-        "Rendered from `src/fedproxy/config.py` by `make docs`; `tests/docs/test_configuration.py` holds it to that. The file is TOML. Every problem in it "
-        "is reported at once, before any model is loaded; relative paths count from its folder.",
+        "Rendered from `src/fedproxy/config.py` by `make docs`; `tests/docs/test_configuration.py` holds it to that. The file is TOML. Every problem of the "
+        "file itself (names, types, limits, paths that do not exist) is reported at once. What does not fit the LLM or the data, such as numbers of blocks, LoRA "
+        "targets, or rows of messages without a chat template, is reported one by one, before a weight is read. Relative paths count from the file's folder.",
         "Above all tables stand `name` (string, default `experiment`) and `seed` (whole number, default `0`).",
     ]
     for name, kind in TABLES.items():

@@ -1,4 +1,4 @@
-"""The experiment file: one frozen dataclass a table; every problem is reported, and before any model is touched."""
+"""The experiment file: one frozen dataclass a table; every problem of the file is reported at once."""
 
 import dataclasses
 import difflib

@@ -23,10 +23,12 @@ from fedproxy.federation.settings import check_settings
 from fedproxy.federation.space import SPACES
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.wire import ENCODINGS, TOP_K
+from fedproxy.fitting import fitted
 from fedproxy.fusion import fuse
 from fedproxy.methods import METHODS
 from fedproxy.model_card import add_scores
 from fedproxy.models.checkpoints import load_tokenizer, resolve
+from fedproxy.models.encoding import Encoded
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
 from fedproxy.models.training import optimizer_steps, train
@@ -46,10 +48,10 @@ from fedproxy.tracking import check_trackers
 from fedproxy.tuning import (
     ALIGNED,
     OnProgress,
+    Rows,
     adapter_manifest,
     begin,
     client_rows,
-    encode_clients,
     load_proxy,
     tune_inline,
     write_aligned,
@@ -78,6 +80,7 @@ __all__ = [
     "totals_table",
 ]
 
+Examples = dict[str, list[Encoded]]
 OnSheet = Callable[[dict[str, Any]], None]
 
 ENGINES = ("inline", "simulation", "deployment")
@@ -213,15 +216,14 @@ def federate(
     elif engine == "simulation":
         from fedproxy.simulation import simulate
 
-        client_rows(experiment)
-        directory = prepare(experiment, out, **how)
+        directory = prepare(experiment, out, rows=client_rows(experiment), **how)
         if not (directory.path / "adapter").is_dir():
             with directory.stage("federate"):
                 simulate(experiment, directory, poll)
     else:
-        rows = client_rows(experiment)
+        examples = _fitted(experiment, Path(out), client_rows(experiment), overwrite)
         directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
-        _federate(experiment, directory, rows, progress, on_sheet)
+        _federate(experiment, directory, examples, progress, on_sheet)
     return Run(directory.path, directory.path / "adapter", RoundStore(directory.path / "rounds").records())
 
 
@@ -229,22 +231,33 @@ def prepare(
     experiment: Experiment | str | Path,
     out: str | Path,
     *,
+    rows: dict[str, Rows] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
     on_sheet: OnSheet | None = None,
 ) -> RunDirectory:
-    """Begin a run that is carried elsewhere: the proxy and the fresh adapter; arguments and errors as of `federate`."""
+    """Begin a run that is carried elsewhere: the proxy and the fresh adapter.
+
+    `rows` are the clients', to be checked, if they are here; the other arguments, and errors, are as of `federate`.
+    """
     experiment = read_experiment(experiment)
     if experiment.heal.realign_steps:
         raise UsageError(
             f"[heal] realign_steps = {experiment.heal.realign_steps} changes the proxy between rounds, which only "
             "the engine inline can. Choose it, or 0."
         )
+    _fitted(experiment, Path(out), rows or {}, overwrite)
     directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
     _proxy(experiment, directory, on_progress or _silent, on_sheet)
     begin(experiment, directory)
     return directory
+
+
+def _fitted(experiment: Experiment, run: Path, rows: dict[str, Rows], overwrite: bool) -> Examples:
+    """The clients' rows as they are trained on; see `fitted`."""
+    made = (run / "proxy").is_dir() and not overwrite
+    return fitted(experiment, rows, run / "proxy" if made else None)
 
 
 def _proxy(experiment: Experiment, directory: RunDirectory, on_progress: OnProgress, on_sheet: OnSheet | None) -> None:
@@ -257,25 +270,22 @@ def _proxy(experiment: Experiment, directory: RunDirectory, on_progress: OnProgr
 def _federate(
     experiment: Experiment,
     directory: RunDirectory,
-    rows: dict[str, list[dict[str, Any]]],
+    examples: Examples,
     on_progress: OnProgress,
     on_sheet: OnSheet | None,
 ) -> None:
     _proxy(experiment, directory, on_progress, on_sheet)
     if not (directory.path / "adapter").is_dir():
         with directory.stage("federate"):
-            tune_inline(experiment, directory, rows, on_progress)
+            tune_inline(experiment, directory, examples, on_progress)
     write_aligned(directory)
     on_progress("federate", 1.0, "adapter written")
 
 
-def _centralized(
-    experiment: Experiment, directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
-) -> None:
+def _centralized(experiment: Experiment, directory: RunDirectory, examples: Examples, on_progress: OnProgress) -> None:
     """Tune the LLM itself on the pooled rows, with as many optimizer steps as all clients took together."""
     llm = resolve(experiment.llm.path)
     tokenizer = load_tokenizer(llm, trust_remote_code=experiment.llm.trust_remote_code)
-    examples = encode_clients(rows, tokenizer, experiment)
     steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
     settings = replace(experiment.train, blocks="all")
     model = load_proxy(replace(experiment, train=settings), llm)
@@ -325,8 +335,9 @@ def run(
         _check_served(experiment, path)
     rows = {} if served else client_rows(experiment)
     check_tasks(experiment)
+    examples = _fitted(experiment, path, rows, overwrite)
     directory = RunDirectory(path, experiment, resume=resume, overwrite=overwrite)
-    _federate(experiment, directory, rows, progress, on_sheet)
+    _federate(experiment, directory, examples, progress, on_sheet)
     if not (path / "fused").is_dir():
         with directory.stage("fuse"):
             fuse_run(experiment, path, progress)
@@ -334,7 +345,7 @@ def run(
     if experiment.evaluate.centralized:
         if not (path / "centralized").is_dir():
             with directory.stage("centralized"):
-                _centralized(experiment, directory, rows, progress)
+                _centralized(experiment, directory, examples, progress)
         progress("centralized", 1.0, "upper bound tuned")
     with directory.stage("evaluate"):
         evaluation = _evaluate(experiment, directory, progress)

@@ -224,12 +224,11 @@ def tune(
 
 
 def tune_inline(
-    experiment: Experiment, directory: RunDirectory, rows: dict[str, Rows], on_progress: OnProgress
+    experiment: Experiment, directory: RunDirectory, examples: dict[str, list[Encoded]], on_progress: OnProgress
 ) -> None:
-    """Run the rounds with all clients one after the other in this process."""
+    """Run the rounds with all clients, of which the encoded rows are given, one after the other in this process."""
     proxy, settings = directory.path / "proxy", experiment.federate
     tokenizer = load_tokenizer(proxy, trust_remote_code=experiment.llm.trust_remote_code)
-    examples = encode_clients(rows, tokenizer, experiment)
     aligner = None
     if experiment.heal.realign_steps:
         begin(experiment, directory)
@@ -281,8 +280,6 @@ def tune_inline(
 
 def _aligning(experiment: Experiment, directory: RunDirectory, tokenizer: Any) -> tuple[AdaptedModel, Realigner]:
     """The proxy with an adapter on all blocks, RUN/start in those that clients train, and what aligns the others."""
-    if experiment.ranks:
-        raise UsageError("[heal] realign_steps needs one rank for all clients: leave lora_r out of [[client]].")
     if team() is not None:
         raise UsageError("[heal] realign_steps needs a single process: run fedproxy without a launcher.")
     proxy = directory.path / "proxy"
