@@ -84,7 +84,7 @@ class Heal:
     Attributes:
         steps: Optimizer steps.
         mode: "lora" trains a low-rank change of the blocks and merges it, "full" all weights of the blocks.
-        learning_rate: Highest learning rate; that of `HEALING_RATES` if none.
+        learning_rate: Highest learning rate; the mode's own if none.
         batch_size: Documents in a step.
         max_length: Tokens of a document at most.
         temperature: Both models' logits are divided by it.
@@ -231,7 +231,7 @@ class Federate:
         server_optimizer: What makes of the merged update the step of the global adapter.
         server_options: Its options.
         regulariser: Name of the clients' regulariser.
-        regulariser_strength: Its strength; its own default if none.
+        regulariser_strength: Its strength; the regulariser's own if none.
         wire: Encoding of the clients' updates; what it loses a client adds to its next update (error feedback).
         wire_options: Its options.
         wire_down: Encoding of the global adapter on its way to the clients.
