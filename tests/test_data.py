@@ -26,6 +26,12 @@ def test_rows_come_back_as_written(tmp_path: Path, row: dict[str, object]) -> No
     assert read_rows(write(tmp_path / "rows.jsonl", row, row)) == [row, row]
 
 
+def test_conversational_prompt_and_completion_are_messages_with_the_answer_last(tmp_path: Path) -> None:
+    messages = CHAT["messages"]
+    row = {"prompt": messages[:1], "completion": messages[1:], "label": 3}
+    assert read_rows(write(tmp_path / "rows.jsonl", row, CHAT)) == [{**CHAT, "label": 3}, CHAT]
+
+
 def test_blank_lines_byte_order_mark_and_missing_last_newline_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(TEXT).encode() + b"\r\n\r\n" + json.dumps(TEXT).encode())
@@ -62,6 +68,11 @@ def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None
         ('{"prompt": "a", "completion": ""}', "completion is empty"),
         ('{"prompt": "a", "completion": "\\ud800"}', "surrogates not allowed"),
         ('{"prompt": "a", "completion": "b", "text": "c"}', "several formats"),
+        ('{"prompt": [], "completion": []}', "completion holds 0 messages, where one"),
+        ('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}', "completion is a list"),
+        ('{"prompt": [], "completion": [{"role": "user", "content": "b"}]}', "last message has the role 'user'"),
+        ('{"prompt": [], "completion": [1]}', "message 1 is no object"),
+        ('{"prompt": [], "completion": [1], "messages": []}', "several formats"),
         ('{"text": ["a"]}', "text is a list"),
         ('{"text": ""}', "text is empty"),
         ('{"messages": "hi"}', "no list of messages"),

@@ -127,7 +127,8 @@ class Client:
 
     Attributes:
         name: Its name.
-        data: Its rows.
+        data: Its rows in TRL's formats: {"prompt", "completion"}, strings or lists of messages (the completion one
+            message, the answer), {"messages"}, of which the last is the answer, or {"text"}.
         task: Or a task.
         rows: At most so many of them, chosen by the seed.
         lora_r: Rank of its adapter, if not that of [train]; in the space "product" clients' ranks may differ. The
