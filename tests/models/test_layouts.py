@@ -16,8 +16,8 @@ from tests.conftest import FAMILIES, MULTIMODAL, make_model
 PAD = 256
 LENGTHS = (19, 11, 7, 2, 8, 3)
 """Longer than the sliding windows of 8, of just that length, and shorter; in three rows, one of them filled up."""
-MIXING = ["opt"]
-"""OPT knows positions, but does not tell them to what makes its mask."""
+MIXING = ["opt", "bloom"]
+"""OPT knows positions, but does not tell them to what makes its mask; Bloom reads them off the mask."""
 APART = [family for family in FAMILIES if family not in MIXING]
 
 
