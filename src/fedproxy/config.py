@@ -172,6 +172,9 @@ class Train:
     """[train]: local training. Names that SFTConfig has too mean the same here.
 
     Attributes:
+        lr_scheduler_type: How the learning rate goes on after the warm-up. It begins anew in each round.
+        warmup_steps: Steps, of each round, in which the learning rate rises from 0, the first step's; also of "constant".
+            A round of one step with a warm-up changes nothing.
         blocks: Which blocks of the proxy train: "all", or their numbers, of which negative ones count from the end, as
             in [0, 1, -2, -1] for the first and the last two.
         report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of
