@@ -140,7 +140,7 @@ def labelled(counts: dict[str, int]) -> list[dict[str, object]]:
 def test_shares_are_disjoint_covering_nonempty_and_reproducible(
     rows: int, clients: int, scheme: str, alpha: float, seed: int
 ) -> None:
-    data = [{"prompt": str(i), "completion": str(i % 3)} for i in range(max(rows, clients))]
+    data = [{"prompt": str(i), "completion": str(i), "label": i % 3} for i in range(max(rows, clients))]
     shares = partition(data, clients, scheme, alpha, seed)
     assert len(shares) == clients
     assert all(shares)
@@ -176,10 +176,19 @@ def test_label_is_the_field_named_else_label_else_the_answer() -> None:
     by_default = partition(pairs, 3, "dirichlet", 0.1)
     assert by_default == partition(pairs, 3, "dirichlet", 0.1, label="topic")
     assert by_default != partition(pairs, 3, "dirichlet", 0.1, label="completion")
-    chats = [{"messages": [{"role": "assistant", "content": row["completion"]}]} for row in pairs]
-    bare = [{"prompt": row["prompt"], "completion": row["completion"]} for row in pairs]
+    bare = [{"prompt": str(i), "completion": str(i % 20)} for i in range(40)]
+    chats = [{"messages": [{"role": "assistant", "content": row["completion"]}]} for row in bare]
     shares = [[row["completion"] for row in share] for share in partition(bare, 3, "dirichlet", 0.1)]
     assert [[r["messages"][0]["content"] for r in s] for s in partition(chats, 3, "dirichlet", 0.1)] == shares
+
+
+def test_free_text_is_no_label() -> None:
+    rows = [{"prompt": str(i), "completion": f"answer {min(i, 20)}"} for i in range(40)]
+    with pytest.raises(UsageError, match=r'40 rows have 21 different answers.*scheme = "iid"'):
+        partition(rows, 3, "dirichlet")
+    assert len(partition(rows, 3, "iid")) == 3
+    assert len(partition([*rows, *rows[:2]], 3, "dirichlet")) == 3
+    assert len(partition([{**row, "label": row["prompt"]} for row in rows], 3, "dirichlet")) == 3
 
 
 @pytest.mark.parametrize(

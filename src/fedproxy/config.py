@@ -151,7 +151,8 @@ class Partition:
         task: Or a task.
         rows: At most so many of them, chosen by the seed.
         clients: Number of clients.
-        scheme: "iid" deals the rows out evenly, "dirichlet" each label (of a task's rows, each answer) unevenly.
+        scheme: "iid" deals the rows out evenly, "dirichlet" each label unevenly: the field "label" of the rows, else
+            the answer, of which there may be half as many different ones as there are rows.
         alpha: Concentration of the Dirichlet distribution: the smaller, the fewer labels a client sees.
     """
 
@@ -173,8 +174,8 @@ class Train:
 
     Attributes:
         lr_scheduler_type: How the learning rate goes on after the warm-up. It begins anew in each round.
-        warmup_steps: Steps, of each round, in which the learning rate rises from 0, the first step's; also of "constant".
-            A round of one step with a warm-up changes nothing.
+        warmup_steps: Steps, of each round, in which the learning rate rises from 0, the first step's; also in
+            "constant". A round of one step with a warm-up changes nothing.
         blocks: Which blocks of the proxy train: "all", or their numbers, of which negative ones count from the end, as
             in [0, 1, -2, -1] for the first and the last two.
         report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of

@@ -90,14 +90,14 @@ def partition(
         alpha: Concentration of the Dirichlet distribution, above 0.
         seed: The same seed gives the same division.
         label: Field that holds a row's label for `dirichlet`; by default "label" if every row carries it, else the
-            answer: the completion, or the last message.
+            answer: the completion, or the last message; of answers half as many as rows may be different.
 
     Returns:
         One list of rows per client.
 
     Raises:
         UsageError: fewer rows than clients, clients below 1, alpha not above 0, an unknown scheme, or rows without a
-            label for `dirichlet`.
+            label for `dirichlet`, or of answers that are free text.
 
     Reference:
         Hsu, Qi, Brown: "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
@@ -155,7 +155,13 @@ def _labels(rows: Sequence[Row], field: str | None) -> list[str]:
         return [json.dumps(row[field], sort_keys=True) for row in rows]
     if any("text" in row for row in rows):
         raise UsageError('rows of {"text"} have no answer to divide by: add a field "label", or use the scheme "iid".')
-    return [row["messages"][-1]["content"] if "messages" in row else row["completion"] for row in rows]
+    answers = [row["messages"][-1]["content"] if "messages" in row else row["completion"] for row in rows]
+    if (different := len(set(answers))) > len(rows) / 2:
+        raise UsageError(
+            f"{len(rows)} rows have {different} different answers, which are no classes to divide by: add a field "
+            '"label", or use scheme = "iid".'
+        )
+    return answers
 
 
 def _lines(path: Path) -> Iterator[bytes]:
