@@ -1,7 +1,5 @@
 """Whether an experiment fits its LLM: what its configuration and tokenizer tell before a weight is read."""
 
-from pathlib import Path
-
 from fedproxy.compression.heal import check_healing
 from fedproxy.compression.realign import emulator_blocks
 from fedproxy.compression.select import between, removed_count
@@ -9,7 +7,6 @@ from fedproxy.config import Experiment
 from fedproxy.errors import UsageError
 from fedproxy.layer_map import trained_blocks
 from fedproxy.models.checkpoints import Model, load_tokenizer
-from fedproxy.models.encoding import Encoded
 from fedproxy.models.families import blocks
 from fedproxy.models.lora import target_names
 from fedproxy.models.shape import open_shape
@@ -54,21 +51,18 @@ def check_fit(experiment: Experiment, decoder: Model) -> None:
             raise UsageError("[heal] realign_steps needs one rank for all clients: leave lora_r out of [[client]].")
 
 
-def fitted(experiment: Experiment, rows: dict[str, Rows], proxy: Path | None) -> dict[str, list[Encoded]]:
-    """Encode every client's rows; without a proxy, check first that the experiment fits its LLM.
+def check_experiment(experiment: Experiment, rows: dict[str, Rows]) -> None:
+    """Check that an experiment fits its LLM, and that the tokenizer can render the clients' rows.
 
     Args:
         experiment: The experiment.
         rows: The clients' rows, as far as they are here.
-        proxy: The proxy, if it was made.
 
     Raises:
         ArtifactError: the LLM is none, or of a sort that can be neither compressed nor fused; or as of `encode`.
         UsageError: as of `check_fit` and of `encode`.
     """
-    path, trust = proxy, experiment.llm.trust_remote_code
-    if path is None:
-        shape = open_shape(experiment.llm.path, trust_remote_code=trust)
-        check_fit(experiment, shape.decoder)
-        path = shape.path
-    return encode_clients(rows, load_tokenizer(path, trust_remote_code=trust), experiment) if rows else {}
+    trust = experiment.llm.trust_remote_code
+    shape = open_shape(experiment.llm.path, trust_remote_code=trust)
+    check_fit(experiment, shape.decoder)
+    encode_clients(rows, load_tokenizer(shape.path, trust_remote_code=trust), experiment)

@@ -23,12 +23,11 @@ from fedproxy.federation.settings import check_settings
 from fedproxy.federation.space import SPACES
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.wire import ENCODINGS, TOP_K
-from fedproxy.fitting import fitted
+from fedproxy.fitting import check_experiment
 from fedproxy.fusion import fuse
 from fedproxy.methods import METHODS
 from fedproxy.model_card import add_scores
 from fedproxy.models.checkpoints import load_tokenizer, resolve
-from fedproxy.models.encoding import Encoded
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
 from fedproxy.models.training import optimizer_steps, train
@@ -52,6 +51,7 @@ from fedproxy.tuning import (
     adapter_manifest,
     begin,
     client_rows,
+    encode_clients,
     load_proxy,
     tune_inline,
     write_aligned,
@@ -80,7 +80,6 @@ __all__ = [
     "totals_table",
 ]
 
-Examples = dict[str, list[Encoded]]
 OnSheet = Callable[[dict[str, Any]], None]
 
 ENGINES = ("inline", "simulation", "deployment")
@@ -221,9 +220,10 @@ def federate(
             with directory.stage("federate"):
                 simulate(experiment, directory, poll)
     else:
-        examples = _fitted(experiment, Path(out), client_rows(experiment), overwrite)
+        rows = client_rows(experiment)
+        _check(experiment, Path(out), rows, overwrite)
         directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
-        _federate(experiment, directory, examples, progress, on_sheet)
+        _federate(experiment, directory, rows, progress, on_sheet)
     return Run(directory.path, directory.path / "adapter", RoundStore(directory.path / "rounds").records())
 
 
@@ -247,17 +247,17 @@ def prepare(
             f"[heal] realign_steps = {experiment.heal.realign_steps} changes the proxy between rounds, which only "
             "the engine inline can. Choose it, or 0."
         )
-    _fitted(experiment, Path(out), rows or {}, overwrite)
+    _check(experiment, Path(out), rows or {}, overwrite)
     directory = RunDirectory(Path(out), experiment, resume=resume, overwrite=overwrite)
     _proxy(experiment, directory, on_progress or _silent, on_sheet)
     begin(experiment, directory)
     return directory
 
 
-def _fitted(experiment: Experiment, run: Path, rows: dict[str, Rows], overwrite: bool) -> Examples:
-    """The clients' rows as they are trained on; see `fitted`."""
-    made = (run / "proxy").is_dir() and not overwrite
-    return fitted(experiment, rows, run / "proxy" if made else None)
+def _check(experiment: Experiment, run: Path, rows: dict[str, Rows], overwrite: bool) -> None:
+    """See `check_experiment`; a run that is gone on with, and has its proxy, was checked."""
+    if overwrite or not (run / "proxy").is_dir():
+        check_experiment(experiment, rows)
 
 
 def _proxy(experiment: Experiment, directory: RunDirectory, on_progress: OnProgress, on_sheet: OnSheet | None) -> None:
@@ -270,22 +270,25 @@ def _proxy(experiment: Experiment, directory: RunDirectory, on_progress: OnProgr
 def _federate(
     experiment: Experiment,
     directory: RunDirectory,
-    examples: Examples,
+    rows: dict[str, list[dict[str, Any]]],
     on_progress: OnProgress,
     on_sheet: OnSheet | None,
 ) -> None:
     _proxy(experiment, directory, on_progress, on_sheet)
     if not (directory.path / "adapter").is_dir():
         with directory.stage("federate"):
-            tune_inline(experiment, directory, examples, on_progress)
+            tune_inline(experiment, directory, rows, on_progress)
     write_aligned(directory)
     on_progress("federate", 1.0, "adapter written")
 
 
-def _centralized(experiment: Experiment, directory: RunDirectory, examples: Examples, on_progress: OnProgress) -> None:
+def _centralized(
+    experiment: Experiment, directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
+) -> None:
     """Tune the LLM itself on the pooled rows, with as many optimizer steps as all clients took together."""
     llm = resolve(experiment.llm.path)
     tokenizer = load_tokenizer(llm, trust_remote_code=experiment.llm.trust_remote_code)
+    examples = encode_clients(rows, tokenizer, experiment)
     steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
     settings = replace(experiment.train, blocks="all")
     model = load_proxy(replace(experiment, train=settings), llm)
@@ -335,9 +338,9 @@ def run(
         _check_served(experiment, path)
     rows = {} if served else client_rows(experiment)
     check_tasks(experiment)
-    examples = _fitted(experiment, path, rows, overwrite)
+    _check(experiment, path, rows, overwrite)
     directory = RunDirectory(path, experiment, resume=resume, overwrite=overwrite)
-    _federate(experiment, directory, examples, progress, on_sheet)
+    _federate(experiment, directory, rows, progress, on_sheet)
     if not (path / "fused").is_dir():
         with directory.stage("fuse"):
             fuse_run(experiment, path, progress)
@@ -345,7 +348,7 @@ def run(
     if experiment.evaluate.centralized:
         if not (path / "centralized").is_dir():
             with directory.stage("centralized"):
-                _centralized(experiment, directory, examples, progress)
+                _centralized(experiment, directory, rows, progress)
         progress("centralized", 1.0, "upper bound tuned")
     with directory.stage("evaluate"):
         evaluation = _evaluate(experiment, directory, progress)

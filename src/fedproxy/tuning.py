@@ -224,11 +224,12 @@ def tune(
 
 
 def tune_inline(
-    experiment: Experiment, directory: RunDirectory, examples: dict[str, list[Encoded]], on_progress: OnProgress
+    experiment: Experiment, directory: RunDirectory, rows: dict[str, Rows], on_progress: OnProgress
 ) -> None:
-    """Run the rounds with all clients, of which the encoded rows are given, one after the other in this process."""
+    """Run the rounds with all clients one after the other in this process."""
     proxy, settings = directory.path / "proxy", experiment.federate
     tokenizer = load_tokenizer(proxy, trust_remote_code=experiment.llm.trust_remote_code)
+    examples = encode_clients(rows, tokenizer, experiment)
     aligner = None
     if experiment.heal.realign_steps:
         begin(experiment, directory)

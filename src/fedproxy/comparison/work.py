@@ -28,11 +28,10 @@ from fedproxy.config import Experiment
 from fedproxy.evaluation import evaluate
 from fedproxy.evaluation.harness import main_metric
 from fedproxy.memory import peak_memory, restart_peak
-from fedproxy.models.checkpoints import load_tokenizer
 from fedproxy.pipeline import fuse_run, make_proxy
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import load_tensors, save_tensors
-from fedproxy.tuning import ALIGNED, OnProgress, Rows, encode_clients, tune_inline, write_aligned
+from fedproxy.tuning import ALIGNED, OnProgress, Rows, tune_inline, write_aligned
 
 SCORES, DOCUMENTS, FUSING = "scores.json", "documents.safetensors", "fuse.json"
 
@@ -144,9 +143,7 @@ class Work:
                 raise os_error(error, path / "proxy") from error
         if not (path / "adapter").is_dir():
             with directory.stage("federate"):
-                tokenizer = load_tokenizer(path / "proxy", trust_remote_code=experiment.llm.trust_remote_code)
-                examples = encode_clients(dict(rows), tokenizer, experiment)
-                tune_inline(experiment, directory, examples, self._progress)
+                tune_inline(experiment, directory, dict(rows), self._progress)
         write_aligned(directory)
         if not (path / "fused").is_dir():
             with directory.stage("fuse"), measured() as cost:
