@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy import config
-from fedproxy.compression.scores import SCORES
+from fedproxy.federation.client import STRENGTH
 from fedproxy.federation.merge import RULES
-from fedproxy.federation.regularise import PENALTIES
 from fedproxy.federation.server_optimizer import SERVER_OPTIMIZERS
+from fedproxy.federation.wire import ENCODINGS
+from fedproxy.pipeline import experiment_choices
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 TABLES = {"llm": config.LLM, "compress": config.Compress, "heal": config.Heal, "[client]": config.Client}
 TABLES |= {"partition": config.Partition, "train": config.Train, "federate": config.Federate}
 TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate, "compare": config.Compare}
 TABLES |= {"[compare.variant]": config.Variant}
-NAMES = {"score": SCORES, "merge": RULES, "regulariser": PENALTIES, "server_optimizer": SERVER_OPTIMIZERS}
+NAMES = experiment_choices()
+NAMES |= {"method": NAMES["methods"]}
+OWN = {(config.Heal, "learning_rate"): config.HEALING_RATES, (config.Federate, "regulariser_strength"): STRENGTH}
+"""Keys whose default hangs on another key: that key's value → the default."""
 
 
 def meanings(kind: type) -> tuple[str, dict[str, str]]:
@@ -31,7 +35,7 @@ def meanings(kind: type) -> tuple[str, dict[str, str]]:
 
 def type_name(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
-        return " or ".join(f'`"{value}"`' for value in typing.get_args(kind))
+        return " or ".join(map(literal, typing.get_args(kind)))
     inner = [option for option in typing.get_args(kind) if option is not type(None)]
     if typing.get_origin(kind) is list:
         return f"list of {type_name(inner[0])}s"
@@ -68,7 +72,14 @@ def table(kind: type) -> str:
             continue
         choices = ", ".join(f"`{name}`" for name in sorted(NAMES.get(field.name, ())))
         limit = field.metadata.get("says", "")
-        told = [says.get(field.name, ""), f"One of {choices}." if choices else "", f"Must be {limit}." if limit else ""]
+        several = "Some" if typing.get_origin(hints[field.name]) is list else "One"
+        own = ", ".join(f"{literal(value)} with `{name}`" for name, value in OWN.get((kind, field.name), {}).items())
+        told = [
+            says.get(field.name, ""),
+            f"By default {own}." if own else "",
+            f"{several} of {choices}." if choices else "",
+        ]
+        told += [f"Must be {limit}." if limit else ""]
         cells = [f"`{field.name}`", type_name(hints[field.name]), default(field), " ".join(filter(None, told))]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
@@ -83,8 +94,9 @@ def options(registry: Mapping[str, Any]) -> list[str]:
 def page() -> str:
     parts = [
         "# The experiment file",
-        "Rendered from `src/fedproxy/config.py` by `make docs`; `tests/docs/test_configuration.py` holds it to that. The file is TOML. Every problem in it "
-        "is reported at once, before any model is loaded; relative paths count from its folder.",
+        "Rendered from `src/fedproxy/config.py` by `make docs`; `tests/docs/test_configuration.py` holds it to that. The file is TOML. Every problem of the "
+        "file itself (names, types, limits, paths that do not exist) is reported at once. What does not fit the LLM or the data, such as numbers of blocks, LoRA "
+        "targets, or rows of messages without a chat template, is reported one by one, before a weight is read. Relative paths count from the file's folder.",
         "Above all tables stand `name` (string, default `experiment`) and `seed` (whole number, default `0`).",
     ]
     for name, kind in TABLES.items():
@@ -98,6 +110,8 @@ def page() -> str:
     parts += options(RULES)
     parts += ["## Options of the server optimizers", "They go into `server_options` of `[federate]`."]
     parts += options(SERVER_OPTIMIZERS)
+    parts += ["## Options of the encodings", "They go into `wire_options` of `[federate]`; `wire_down` takes none."]
+    parts += options(ENCODINGS)
     return "\n\n".join(parts) + "\n"
 
 

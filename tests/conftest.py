@@ -58,6 +58,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "opt": {**_COMMON, "ffn_dim": 48, "word_embed_proj_dim": 16, "init_std": 0.15},
     "gpt_neox": {**_COMMON, "intermediate_size": 48},
+    "bloom": _COMMON,
     "mixtral": {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {**_LLAMA, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
 }

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from fedproxy.models.families import block_index_holders, blocks, blocks_path, per_block_lists
@@ -14,9 +13,9 @@ from fedproxy.models.families import block_index_holders, blocks, blocks_path, p
 def skipping(model: Any, skipped: Sequence[int]) -> Iterator[None]:
     """Make the blocks numbered `skipped` the identity while the context lasts (without a key-value cache)."""
 
-    def identity(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: object) -> torch.Tensor:
-        hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
-        return hidden
+    def identity(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     layers = blocks(model)
     handles = [layers[i].register_forward_hook(identity, with_kwargs=True) for i in skipped]

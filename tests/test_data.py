@@ -26,6 +26,12 @@ def test_rows_come_back_as_written(tmp_path: Path, row: dict[str, object]) -> No
     assert read_rows(write(tmp_path / "rows.jsonl", row, row)) == [row, row]
 
 
+def test_conversational_prompt_and_completion_are_messages_with_the_answer_last(tmp_path: Path) -> None:
+    messages = CHAT["messages"]
+    row = {"prompt": messages[:1], "completion": messages[1:], "label": 3}
+    assert read_rows(write(tmp_path / "rows.jsonl", row, CHAT)) == [{**CHAT, "label": 3}, CHAT]
+
+
 def test_blank_lines_byte_order_mark_and_missing_last_newline_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(TEXT).encode() + b"\r\n\r\n" + json.dumps(TEXT).encode())
@@ -62,6 +68,11 @@ def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None
         ('{"prompt": "a", "completion": ""}', "completion is empty"),
         ('{"prompt": "a", "completion": "\\ud800"}', "surrogates not allowed"),
         ('{"prompt": "a", "completion": "b", "text": "c"}', "several formats"),
+        ('{"prompt": [], "completion": []}', "completion holds 0 messages, where one"),
+        ('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}', "completion is a list"),
+        ('{"prompt": [], "completion": [{"role": "user", "content": "b"}]}', "last message has the role 'user'"),
+        ('{"prompt": [], "completion": [1]}', "message 1 is no object"),
+        ('{"prompt": [], "completion": [1], "messages": []}', "several formats"),
         ('{"text": ["a"]}', "text is a list"),
         ('{"text": ""}', "text is empty"),
         ('{"messages": "hi"}', "no list of messages"),
@@ -129,7 +140,7 @@ def labelled(counts: dict[str, int]) -> list[dict[str, object]]:
 def test_shares_are_disjoint_covering_nonempty_and_reproducible(
     rows: int, clients: int, scheme: str, alpha: float, seed: int
 ) -> None:
-    data = [{"prompt": str(i), "completion": str(i % 3)} for i in range(max(rows, clients))]
+    data = [{"prompt": str(i), "completion": str(i), "label": i % 3} for i in range(max(rows, clients))]
     shares = partition(data, clients, scheme, alpha, seed)
     assert len(shares) == clients
     assert all(shares)
@@ -165,10 +176,19 @@ def test_label_is_the_field_named_else_label_else_the_answer() -> None:
     by_default = partition(pairs, 3, "dirichlet", 0.1)
     assert by_default == partition(pairs, 3, "dirichlet", 0.1, label="topic")
     assert by_default != partition(pairs, 3, "dirichlet", 0.1, label="completion")
-    chats = [{"messages": [{"role": "assistant", "content": row["completion"]}]} for row in pairs]
-    bare = [{"prompt": row["prompt"], "completion": row["completion"]} for row in pairs]
+    bare = [{"prompt": str(i), "completion": str(i % 20)} for i in range(40)]
+    chats = [{"messages": [{"role": "assistant", "content": row["completion"]}]} for row in bare]
     shares = [[row["completion"] for row in share] for share in partition(bare, 3, "dirichlet", 0.1)]
     assert [[r["messages"][0]["content"] for r in s] for s in partition(chats, 3, "dirichlet", 0.1)] == shares
+
+
+def test_free_text_is_no_label() -> None:
+    rows = [{"prompt": str(i), "completion": f"answer {min(i, 20)}"} for i in range(40)]
+    with pytest.raises(UsageError, match=r'40 rows have 21 different answers.*scheme = "iid"'):
+        partition(rows, 3, "dirichlet")
+    assert len(partition(rows, 3, "iid")) == 3
+    assert len(partition([*rows, *rows[:2]], 3, "dirichlet")) == 3
+    assert len(partition([{**row, "label": row["prompt"]} for row in rows], 3, "dirichlet")) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def test_a_run_leaves_what_the_contract_promises(experiment, tmp_path, tiny_chec
     proxy = AutoModelForCausalLM.from_pretrained(path / "proxy")
     PeftModel.from_pretrained(proxy, path / "adapter")
     assert Manifest.read(path / "adapter").layer_map == Manifest.read(path / "proxy").layer_map
+
+
+def test_rows_that_are_cut_are_told_once_and_recorded(experiment, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "fedproxy.tuning")
+    pairs = ("say:", " x"), ("say:" * 10, " x"), ("say:", " x" * 40)
+    rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
+    (tmp_path / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fedproxy.federate(experiment, tmp_path / "run")
+    assert [record.getMessage() for record in caplog.records] == ["[train] max_length: 2 of 3 rows of numbers are cut."]
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [(one["cut"], one["left_out"]) for one in events if one["event"] == "rows_encoded"] == [({"numbers": 2}, {})]
 
 
 def test_the_conflict_of_a_round_is_that_of_its_updates(experiment, tmp_path):

@@ -1,4 +1,4 @@
-"""The experiment file: one frozen dataclass a table; every problem is reported, and before any model is touched."""
+"""The experiment file: one frozen dataclass a table; every problem of the file is reported at once."""
 
 import dataclasses
 import difflib
@@ -84,7 +84,7 @@ class Heal:
     Attributes:
         steps: Optimizer steps.
         mode: "lora" trains a low-rank change of the blocks and merges it, "full" all weights of the blocks.
-        learning_rate: Highest learning rate; that of `HEALING_RATES` if none.
+        learning_rate: Highest learning rate; the mode's own if none.
         batch_size: Documents in a step.
         max_length: Tokens of a document at most.
         temperature: Both models' logits are divided by it.
@@ -127,7 +127,8 @@ class Client:
 
     Attributes:
         name: Its name.
-        data: Its rows.
+        data: Its rows in TRL's formats: {"prompt", "completion"}, strings or lists of messages (the completion one
+            message, the answer), {"messages"}, of which the last is the answer, or {"text"}.
         task: Or a task.
         rows: At most so many of them, chosen by the seed.
         lora_r: Rank of its adapter, if not that of [train]; in the space "product" clients' ranks may differ. The
@@ -150,7 +151,8 @@ class Partition:
         task: Or a task.
         rows: At most so many of them, chosen by the seed.
         clients: Number of clients.
-        scheme: "iid" deals the rows out evenly, "dirichlet" each label (of a task's rows, each answer) unevenly.
+        scheme: "iid" deals the rows out evenly, "dirichlet" each label unevenly: the field "label" of the rows, else
+            the answer, of which there may be half as many different ones as there are rows.
         alpha: Concentration of the Dirichlet distribution: the smaller, the fewer labels a client sees.
     """
 
@@ -171,6 +173,9 @@ class Train:
     """[train]: local training. Names that SFTConfig has too mean the same here.
 
     Attributes:
+        lr_scheduler_type: How the learning rate goes on after the warm-up. It begins anew in each round.
+        warmup_steps: Steps, of each round, in which the learning rate rises from 0, the first step's; also in
+            "constant". A round of one step with a warm-up changes nothing.
         blocks: Which blocks of the proxy train: "all", or their numbers, of which negative ones count from the end, as
             in [0, 1, -2, -1] for the first and the last two.
         report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of
@@ -231,7 +236,7 @@ class Federate:
         server_optimizer: What makes of the merged update the step of the global adapter.
         server_options: Its options.
         regulariser: Name of the clients' regulariser.
-        regulariser_strength: Its strength; its own default if none.
+        regulariser_strength: Its strength; the regulariser's own if none.
         wire: Encoding of the clients' updates; what it loses a client adds to its next update (error feedback).
         wire_options: Its options.
         wire_down: Encoding of the global adapter on its way to the clients.

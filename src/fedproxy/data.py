@@ -14,7 +14,9 @@ from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.seeds import derive_seed
 
 Row = dict[str, Any]
-FORMATS = '{"prompt", "completion"}, {"messages": [{"role", "content"}, ...]} or {"text"}'
+FORMATS = (
+    '{"prompt", "completion"} (strings or lists of messages), {"messages": [{"role", "content"}, ...]} or {"text"}'
+)
 
 
 def read_objects(path: Path, limit: int | None = None) -> list[Row]:
@@ -42,7 +44,8 @@ def read_rows(path: Path, limit: int | None = None) -> list[Row]:
         limit: Read at most this many rows; None reads all.
 
     Returns:
-        One dict per line, in file order, all of the same format.
+        One dict per line, in file order, all of the same format. Where prompt and completion are lists of messages,
+        they come as the format of messages: one list, whose last message is the answer.
 
     Raises:
         ArtifactError: the file is missing or empty, a line is no JSON object, a field has the wrong type or is
@@ -57,6 +60,7 @@ def read_rows(path: Path, limit: int | None = None) -> list[Row]:
     first = ""
     for number, row in _numbered_objects(path, limit):
         try:
+            row = _joined(row)
             kind = _check_row(row)
         except ValueError as error:
             raise ArtifactError(f"{path}, line {number}: {error}.") from error
@@ -86,14 +90,14 @@ def partition(
         alpha: Concentration of the Dirichlet distribution, above 0.
         seed: The same seed gives the same division.
         label: Field that holds a row's label for `dirichlet`; by default "label" if every row carries it, else the
-            answer: the completion, or the last message.
+            answer: the completion, or the last message; of answers half as many as rows may be different.
 
     Returns:
         One list of rows per client.
 
     Raises:
         UsageError: fewer rows than clients, clients below 1, alpha not above 0, an unknown scheme, or rows without a
-            label for `dirichlet`.
+            label for `dirichlet`, or of answers that are free text.
 
     Reference:
         Hsu, Qi, Brown: "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
@@ -151,7 +155,13 @@ def _labels(rows: Sequence[Row], field: str | None) -> list[str]:
         return [json.dumps(row[field], sort_keys=True) for row in rows]
     if any("text" in row for row in rows):
         raise UsageError('rows of {"text"} have no answer to divide by: add a field "label", or use the scheme "iid".')
-    return [row["messages"][-1]["content"] if "messages" in row else row["completion"] for row in rows]
+    answers = [row["messages"][-1]["content"] if "messages" in row else row["completion"] for row in rows]
+    if (different := len(set(answers))) > len(rows) / 2:
+        raise UsageError(
+            f"{len(rows)} rows have {different} different answers, which are no classes to divide by: add a field "
+            '"label", or use scheme = "iid".'
+        )
+    return answers
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -191,6 +201,19 @@ def _check_text(value: object, name: str, *, empty: bool = False) -> None:
     if not value and not empty:
         raise ValueError(f"{name} is empty")
     value.encode()
+
+
+def _joined(row: Row) -> Row:
+    """A row of conversational prompt and completion as one of messages; any other as it is."""
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if not (isinstance(prompt, list) and isinstance(completion, list)):
+        return row
+    if len(completion) != 1:
+        raise ValueError(f"completion holds {len(completion)} messages, where one, of the assistant, is expected")
+    rest = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
+    if "messages" in rest:
+        raise ValueError(f"a row of several formats at once, with the fields {sorted(row)}; known formats: {FORMATS}")
+    return {**rest, "messages": prompt + completion}
 
 
 def _check_row(row: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ The LoRA tensor of block i of a model whose blocks live at `model.layers` is cal
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from fedproxy.errors import ArtifactError, UsageError
 
@@ -84,3 +85,8 @@ def block_numbers(chosen: Sequence[int], count: int) -> list[int]:
     if wrong := [number for number in chosen if not -count <= number < count]:
         raise UsageError(f"blocks {wrong}: there are {count} blocks; give numbers from {-count} to {count - 1}.")
     return sorted({number % count for number in chosen})
+
+
+def trained_blocks(chosen: Literal["all"] | Sequence[int], count: int) -> list[int]:
+    """The blocks that [train] blocks means, of so many; errors as of `block_numbers`."""
+    return list(range(count)) if chosen == "all" else block_numbers(chosen, count)

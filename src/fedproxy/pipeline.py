@@ -24,6 +24,7 @@ from fedproxy.federation.settings import check_settings
 from fedproxy.federation.space import SPACES
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.wire import ENCODINGS, TOP_K
+from fedproxy.fitting import check_experiment
 from fedproxy.fusion import fuse
 from fedproxy.methods import METHODS
 from fedproxy.model_card import add_scores
@@ -47,6 +48,7 @@ from fedproxy.tracking import check_trackers
 from fedproxy.tuning import (
     ALIGNED,
     OnProgress,
+    Rows,
     adapter_manifest,
     begin,
     client_rows,
@@ -215,13 +217,13 @@ def federate(
         from fedproxy.simulation import require_ray, simulate
 
         require_ray()
-        client_rows(experiment)
-        with prepare(experiment, out, **how) as directory:
+        with prepare(experiment, out, rows=client_rows(experiment), **how) as directory:
             if not (directory.path / "adapter").is_dir():
                 with directory.stage("federate"):
                     simulate(experiment, directory, poll)
     else:
         rows = client_rows(experiment)
+        _check(experiment, Path(out), rows, overwrite)
         with owned(Path(out), experiment, resume=resume, overwrite=overwrite) as directory:
             _federate(experiment, directory, rows, progress, on_sheet)
     return Run(directory.path, directory.path / "adapter", RoundStore(directory.path / "rounds").records())
@@ -232,12 +234,15 @@ def prepare(
     experiment: Experiment | str | Path,
     out: str | Path,
     *,
+    rows: dict[str, Rows] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
     on_sheet: OnSheet | None = None,
 ) -> Iterator[RunDirectory]:
-    """Begin a run that is carried elsewhere: the proxy and the fresh adapter; arguments and errors as of `federate`.
+    """Begin a run that is carried elsewhere: the proxy and the fresh adapter.
+
+    `rows` are the clients', to be checked, if they are here; the other arguments, and errors, are as of `federate`.
 
     Yields:
         The run directory, owned until the block ends.
@@ -248,10 +253,17 @@ def prepare(
             f"[heal] realign_steps = {experiment.heal.realign_steps} changes the proxy between rounds, which only "
             "the engine inline can. Choose it, or 0."
         )
+    _check(experiment, Path(out), rows or {}, overwrite)
     with owned(Path(out), experiment, resume=resume, overwrite=overwrite) as directory:
         _proxy(experiment, directory, on_progress or _silent, on_sheet)
         begin(experiment, directory)
         yield directory
+
+
+def _check(experiment: Experiment, run: Path, rows: dict[str, Rows], overwrite: bool) -> None:
+    """See `check_experiment`; a run that is gone on with, and has its proxy, was checked."""
+    if overwrite or not (run / "proxy").is_dir():
+        check_experiment(experiment, rows)
 
 
 def _proxy(experiment: Experiment, directory: RunDirectory, on_progress: OnProgress, on_sheet: OnSheet | None) -> None:
@@ -332,6 +344,7 @@ def run(
         _check_served(experiment, path)
     rows = {} if served else client_rows(experiment)
     check_tasks(experiment)
+    _check(experiment, path, rows, overwrite)
     with owned(path, experiment, resume=resume, overwrite=overwrite) as directory:
         _federate(experiment, directory, rows, progress, on_sheet)
         if not (path / "fused").is_dir():

@@ -1,5 +1,6 @@
 """Stage two: the rounds in which clients tune the proxy, for whatever engine carries them, and their adapter."""
 
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,8 @@ from fedproxy.public_text import read_documents
 from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
 from fedproxy.tracking import open_tracker
+
+_log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 OnProgress = Callable[[str, float, str], None]
@@ -215,6 +218,7 @@ def tune_inline(
     proxy, settings = directory.path / "proxy", experiment.federate
     tokenizer = load_tokenizer(proxy, trust_remote_code=experiment.llm.trust_remote_code)
     examples = encode_clients(rows, tokenizer, experiment)
+    _tell_cut(directory, rows, examples)
     aligner = None
     if experiment.heal.realign_steps:
         begin(experiment, directory)
@@ -264,10 +268,19 @@ def tune_inline(
         tune(experiment, directory, lambda store: InlineExchange(reply, names), names, tracker.round_closed)
 
 
+def _tell_cut(directory: RunDirectory, rows: dict[str, Rows], examples: dict[str, list[Encoded]]) -> None:
+    """Tell and record how many rows of each client `max_length` cuts; those without a token to learn are left out."""
+    left_out = {name: lost for name, part in examples.items() if (lost := len(rows[name]) - len(part))}
+    cut = {name: n for name, part in examples.items() if (n := sum(one.cut for one in part))}
+    if cut or left_out:
+        told = [f"{n} of {len(rows[name])} rows of {name} are cut" for name, n in cut.items()]
+        told += [f"{n} of {len(rows[name])} rows of {name} have no token to learn" for name, n in left_out.items()]
+        _log.info("[train] max_length: %s.", "; ".join(told))
+        directory.event("rows_encoded", cut=cut, left_out=left_out)
+
+
 def _aligning(experiment: Experiment, directory: RunDirectory, tokenizer: Any) -> tuple[AdaptedModel, Realigner]:
     """The proxy with an adapter on all blocks, RUN/start in those that clients train, and what aligns the others."""
-    if experiment.ranks:
-        raise UsageError("[heal] realign_steps needs one rank for all clients: leave lora_r out of [[client]].")
     if team() is not None:
         raise UsageError("[heal] realign_steps needs a single process: run fedproxy without a launcher.")
     proxy = directory.path / "proxy"

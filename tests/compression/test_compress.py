@@ -15,7 +15,8 @@ from fedproxy.compression import Proxy, compress
 from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.checkpoints import load_model
-from tests.conftest import FAMILIES, make_model
+from tests.conftest import BLOCKS, FAMILIES, make_model
+from tests.in_memory import skipping
 from tests.models.test_source import with_own_code
 
 Checkpoint = Callable[..., Path]
@@ -23,11 +24,7 @@ IDS = torch.arange(30).reshape(2, 15)
 
 
 def skipped_logits(model: Any, keep: list[int]) -> torch.Tensor:
-    path = {"gpt2": "transformer.h", "opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers"}
-    for number, block in enumerate(model.get_submodule(path.get(model.config.model_type, "model.layers"))):
-        if number not in keep:
-            block.forward = lambda hidden_states, *args, **kwargs: hidden_states
-    with torch.no_grad():
+    with torch.no_grad(), skipping(model, sorted(set(range(BLOCKS)) - set(keep))):
         return model(IDS, use_cache=False).logits
 
 

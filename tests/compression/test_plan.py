@@ -62,7 +62,7 @@ def test_train_settings_count(tiny_checkpoint: Checkpoint) -> None:
     assert 4 * small < large
 
 
-@pytest.mark.parametrize("family", ["gemma3", "llava", "opt", "gpt_neox", "mixtral", "phi3"])
+@pytest.mark.parametrize("family", ["gemma3", "llava", "opt", "gpt_neox", "bloom", "mixtral", "phi3"])
 def test_other_families(family: str, tiny_checkpoint: Checkpoint) -> None:
     assert plan(tiny_checkpoint(family), score="magnitude").chosen.gpu_memory > 0
 

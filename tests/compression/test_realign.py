@@ -10,10 +10,17 @@ from transformers import AutoModelForCausalLM
 
 import fedproxy
 from fedproxy.artifacts import Manifest
-from fedproxy.compression.realign import emulator_blocks
+from fedproxy.compression import heal_loss, realign
+from fedproxy.compression.heal_student import leaving
+from fedproxy.compression.realign import Realigner, emulator_blocks
+from fedproxy.config import Heal
 from fedproxy.errors import UsageError
 from fedproxy.layer_map import split_name
+from fedproxy.models.families import blocks
+from fedproxy.models.lora import adapter_state, attach, train_only
 from fedproxy.pipeline import prepare, read_experiment
+from tests.conftest import BLOCKS, make_model, make_tokenizer
+from tests.in_memory import keep_blocks
 from tests.test_pipeline import adapter_bytes, write_experiment
 
 
@@ -77,6 +84,36 @@ def test_aligning_brings_the_proxy_nearer_to_the_llm(make, tmp_path):
         return float((said.exp() * (said - own)).sum(-1).mean())
 
     assert divergence(run / "aligned") < divergence(run / "adapter")
+
+
+def test_a_block_is_aligned_to_what_enters_the_llm_block_that_the_next_one_is(tmp_path, monkeypatch):
+    """As FedBiOT aligns what leaves the emulator to what enters the adapter; the last block to what leaves the LLM."""
+    layer_map, owned, text = [0, 3, 4], [1], "Little happens."
+    llm = attach(make_model(), r=2, alpha=4, dropout=0.0, layers=[3], seed=0)
+    proxy = attach(keep_blocks(make_model(), layer_map), r=2, alpha=4, dropout=0.0, seed=0)
+    fresh = {name: tensor for name, tensor in adapter_state(proxy).items() if split_name(name)[1] in owned}
+    train_only(proxy, lambda name: name in fresh)
+    aligner = Realigner(
+        llm,
+        proxy,
+        layer_map=layer_map,
+        owned=owned,
+        settings=Heal(realign_steps=1, max_length=32),
+        documents=[text],
+        tokenizer=make_tokenizer(),
+        seed=0,
+        folder=tmp_path,
+    )
+    base = llm.get_base_model()
+    with torch.no_grad(), leaving(blocks(base), range(BLOCKS)) as states:
+        base(torch.tensor([make_tokenizer()(text)["input_ids"]]), use_cache=False)
+    seen = []
+    monkeypatch.setattr(
+        realign, "hidden_distance", lambda said, own: seen.append(said) or heal_loss.hidden_distance(said, own)
+    )
+    aligner.before(2, fresh)
+    nearest = [min(range(BLOCKS), key=lambda block: float((states[block][0] - said).norm())) for said in seen]
+    assert nearest == [layer_map[1] - 1, BLOCKS - 1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from fedproxy.checkpoint_files import open_checkpoint
 from fedproxy.compression import teacher
 from fedproxy.compression.heal_loss import top_tokens
+from fedproxy.compression.heal_student import leaving
 from fedproxy.compression.teacher import Teacher, ask_teacher, perplexity_of
 from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, ResourceError, UsageError
@@ -37,16 +38,12 @@ def ask(llm: Path, work: Path, settings: Heal = SETTINGS, *, documents: Any = DO
 
 def ordinary(model: Any, ids: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Logits of a text, and the hidden states that enter blocks 2 and 4 and leave the last."""
-    found: list[torch.Tensor] = []
-    handles = [blocks(model)[i].register_forward_hook(lambda _m, _a, out: found.append(out[0])) for i in (1, 3, 5)]
-    with torch.no_grad():
+    with torch.no_grad(), leaving(blocks(model), (1, 3, 5)) as found:
         logits = model(torch.tensor([ids]), use_cache=False).logits[0]
-    for handle in handles:
-        handle.remove()
-    return logits, found
+    return logits, [states[0] for states in found]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "opt", "bloom"])
 def test_it_is_what_the_ordinary_forward_pass_says(family: str, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     llm = tiny_checkpoint(family)
     said = ask(llm, tmp_path / "work")

@@ -92,7 +92,7 @@ def without_padding(batch: tuple[Any, Any]) -> list[tuple[Any, Any]]:
 
 
 @every_score
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt", "mixtral"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt", "mixtral", "bloom"])
 def test_padding_and_batching_do_not_matter(name: str, family: str) -> None:
     batch = tokens(5, 9, 14)
     found = scored(name, batch, family=family)

@@ -12,6 +12,7 @@ from fedproxy.evaluation.scorer import Scorer
 FAMILIES = [
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3", "gpt2", "opt",
     "gpt_neox",
+    "bloom",
 ]  # fmt: skip
 
 

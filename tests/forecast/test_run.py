@@ -86,7 +86,7 @@ def test_top_k_sends_at_most_what_is_foretold(tmp_path: Path, tiny_checkpoint: C
             assert most / 2 <= client["bytes_up"] <= most
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "bloom"])
 def test_the_proxy_is_foretold(family: str, tmp_path: Path, tiny_checkpoint: Checkpoint, calibration: Path) -> None:
     llm = tiny_checkpoint(family)
     experiment = write(tmp_path, llm, calibration)

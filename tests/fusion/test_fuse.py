@@ -24,7 +24,7 @@ from tests.in_memory import keep_blocks
 Checkpoint = Callable[..., Path]
 KEEP = [1, 2, 5]
 IDS = torch.arange(24).reshape(2, 12)
-FAMILIES = ["llama", "gpt2", "opt", "gpt_neox", "gemma3_text", "qwen3", "mixtral", "qwen3_moe"]
+FAMILIES = ["llama", "gpt2", "opt", "gpt_neox", "bloom", "gemma3_text", "qwen3", "mixtral", "qwen3_moe"]
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -45,7 +45,7 @@ def text_of(llm: Path) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("placed", ["files", "memory"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "opt", "bloom"])
 def test_the_curve_is_that_of_peft_models_with_that_scale(
     family: str, placed: str, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -22,8 +22,8 @@ def ids(text):
     return TOKENIZER(text)["input_ids"]
 
 
-def example(ids, start):
-    return Encoded(array("i", ids), start)
+def example(ids, start, cut=False):
+    return Encoded(array("i", ids), start, cut)
 
 
 def test_loss_counts_from_the_completion_and_the_text_ends():
@@ -45,9 +45,9 @@ def test_text_rows_and_whole_rows_learn_every_token_but_the_first():
 
 def test_long_prompts_lose_their_beginning_and_long_completions_their_end():
     [found] = encode([{"prompt": "abcdef", "completion": "gh"}], TOKENIZER, max_length=5)
-    assert found == example([*ids("efgh"), EOS], 2)
+    assert found == example([*ids("efgh"), EOS], 2, cut=True)
     [found] = encode([{"prompt": "ab", "completion": "cdefgh"}], TOKENIZER, max_length=4)
-    assert found == example(ids("cdef"), 1)
+    assert found == example(ids("cdef"), 1, cut=True)
 
 
 def test_messages_go_through_the_chat_template():

@@ -14,7 +14,12 @@ from tests.conftest import BLOCKS, FAMILIES, make_model
 from tests.in_memory import keep_blocks, skipping
 
 KEEP = [0, 3, 4]
-PATHS = {"gpt2": "transformer.h", "opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers"}
+PATHS = {
+    "gpt2": "transformer.h",
+    "opt": "model.decoder.layers",
+    "gpt_neox": "gpt_neox.layers",
+    "bloom": "transformer.h",
+}
 
 
 def tokens() -> torch.Tensor:
@@ -29,8 +34,9 @@ def logits(model: Any) -> torch.Tensor:
 def logits_without(model: Any, removed: set[int]) -> torch.Tensor:
     """The oracle: removed blocks have their forward replaced by one that returns its input."""
     layers = model.get_submodule(PATHS.get(model.config.model_type, "model.layers"))
+    in_tuple = model.config.model_type == "bloom"
     for number in removed:
-        layers[number].forward = lambda hidden_states, *args, **kwargs: hidden_states
+        layers[number].forward = lambda states, *args, **kwargs: (states, None) if in_tuple else states
     return logits(model)
 
 

@@ -1,3 +1,5 @@
+import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +18,8 @@ from tests.conftest import FAMILIES, MULTIMODAL, make_model
 PAD = 256
 LENGTHS = (19, 11, 7, 2, 8, 3)
 """Longer than the sliding windows of 8, of just that length, and shorter; in three rows, one of them filled up."""
-MIXING = ["opt"]
-"""OPT knows positions, but does not tell them to what makes its mask."""
+MIXING = ["opt", "bloom"]
+"""OPT knows positions, but does not tell them to what makes its mask; Bloom reads them off the mask."""
 APART = [family for family in FAMILIES if family not in MIXING]
 
 
@@ -103,6 +105,18 @@ def test_a_family_that_mixes_packed_sequences_is_padded(family: str) -> None:
     assert layout_for(model, padding_free=True) is collate
     packed, padded = (loss_and_gradients(model, [layout(examples(), PAD)])[0] for layout in (pack, collate))
     assert not torch.allclose(packed, padded, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [1e30, math.inf, math.nan])
+def test_exploded_weights_say_nothing_of_the_model(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model = adapted("llama")
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.fill_(value)
+    assert keeps_apart(model) is None
+    assert layout_for(model, padding_free=True) is collate
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("family", APART)

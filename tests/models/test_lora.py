@@ -143,7 +143,7 @@ def test_a_state_that_does_not_fit_is_refused_and_leaves_the_model_as_it_was() -
     assert all(torch.equal(t, before[k]) for k, t in lora.adapter_state(model).items())
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gpt_neox", "bloom"])
 def test_plain_peft_loads_a_written_adapter(family: str, tmp_path: Path) -> None:
     model = attach(family, layers=[1, 4])
     lora.set_adapter_state(model, noise(model))

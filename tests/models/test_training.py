@@ -113,6 +113,13 @@ def test_the_learning_rates_are_summed_up():
     )
 
 
+def test_a_constant_rate_is_warmed_up_too_and_otherwise_is_constant_to_the_bit():
+    examples = encode(ROWS, TOKENIZER, max_length=32)
+    warmed = replace(SETTINGS, warmup_steps=2, learning_rate=0.25)
+    assert train(adapted(), examples, warmed, pad=256, seed=0, steps=4).rate_sum == 0.25 * (0 + 0.5 + 1 + 1)
+    assert train(adapted(), examples, replace(warmed, warmup_steps=0), pad=256, seed=0, steps=4).rate_sum == 1.0
+
+
 def test_drift_is_taken_away_after_every_step_with_its_rate():
     """One step after which nothing depends on the drift but the parameters themselves: they differ by η·drift."""
     examples = encode(ROWS, TOKENIZER, max_length=32)

@@ -23,19 +23,19 @@ from fedproxy.comparison.cells import RECORD, Key, RowsOf, cell_folder, rows_by_
 from fedproxy.comparison.crew import OnCellProgress, OnDone, processes, run_in_processes
 from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
 from fedproxy.comparison.work import DOCUMENTS, digest
-from fedproxy.compression.realign import emulator_blocks
-from fedproxy.compression.select import between, removed_count
 from fedproxy.config import VARIED, Compare, Experiment, from_folder
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.settings import check_settings
-from fedproxy.layer_map import block_numbers
+from fedproxy.fitting import check_compression, check_fit
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
+from fedproxy.models.checkpoints import Model, load_tokenizer
 from fedproxy.models.costs import FORMULA
 from fedproxy.models.source import open_source
 from fedproxy.pipeline import check_tasks, gap_closed, read_experiment, scored_tasks
 from fedproxy.run_directory import owned
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors
+from fedproxy.tuning import encode_clients
 
 __all__ = ["cells_of", "compare", "summary"]
 
@@ -88,11 +88,13 @@ def compare(
     tasks_to_compare(experiment)
     check_tasks(experiment)
     source = open_source(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code)
-    check_methods(experiment, methods, keys, source.count)
+    check_methods(experiment, methods, keys, source.decoder)
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs}: at least one cell is run at a time.")
     rows = rows_by_seed(experiment)
-    rows(keys[0][1])
+    if any(method.data != "none" for method in methods.values()):
+        tokenizer = load_tokenizer(source.path, trust_remote_code=experiment.llm.trust_remote_code)
+        encode_clients(rows(keys[0][1]), tokenizer, experiment)
     if overwrite:
         check_spared(path, whole.inputs)
     with owned(path, experiment, resume=resume, overwrite=overwrite) as directory:
@@ -212,32 +214,27 @@ def tasks_to_compare(experiment: Experiment) -> list[str]:
     return tasks
 
 
-def check_methods(experiment: Experiment, methods: Mapping[str, Method], keys: Sequence[Key], blocks: int) -> None:
-    """Check that the methods fit the experiment and an LLM of so many blocks, before anything is done.
+def check_methods(experiment: Experiment, methods: Mapping[str, Method], keys: Sequence[Key], decoder: Model) -> None:
+    """Check that the methods fit the experiment and an LLM, before anything is done.
 
     Raises:
         UsageError: one does not.
     """
     for name, seed, remove in keys:
         try:
-            _check_method(methods[name], configured(methods[name], experiment, seed=seed, remove=remove), blocks)
+            _check_method(methods[name], configured(methods[name], experiment, seed=seed, remove=remove), decoder)
         except UsageError as error:
             raise UsageError(f"{name}, remove = {remove:g}: {error}") from error
 
 
-def _check_method(method: Method, experiment: Experiment, blocks: int) -> None:
+def _check_method(method: Method, experiment: Experiment, decoder: Model) -> None:
     if method.result == "llm":
         return
-    compress, train = experiment.compress, experiment.train
-    removed = removed_count(blocks, compress.remove)
-    between(blocks, compress.keep_first, compress.keep_last, removed)
     if method.data == "none":
+        check_compression(experiment, decoder)
         return
     check_settings(experiment.federate)
-    left = blocks - removed
-    owned = list(range(left)) if train.blocks == "all" else block_numbers(train.blocks, left)
-    if experiment.heal.realign_steps:
-        emulator_blocks(left, owned)
+    check_fit(experiment, decoder)
 
 
 def _commit() -> str | None:

@@ -27,7 +27,11 @@ HALF_DONE = "healed"
 def leaving(blocks: nn.ModuleList, numbers: Iterable[int]) -> Iterator[list[torch.Tensor]]:
     """Collect the hidden states that leave the blocks of these numbers, in the order in which they are run."""
     found: list[torch.Tensor] = []
-    handles = [blocks[i].register_forward_hook(lambda _m, _a, output: found.append(output)) for i in numbers]
+
+    def collect(_module: nn.Module, _entered: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [blocks[i].register_forward_hook(collect) for i in numbers]
     try:
         yield found
     finally:

@@ -52,7 +52,7 @@ def forecast_comparison(
     experiment = replace(experiment, compare=None)
     report(0.0, "looking at the LLM")
     known = Known(experiment)
-    check_methods(experiment, methods, keys, known.shape.count)
+    check_methods(experiment, methods, keys, known.shape.decoder)
     report(0.1, "rendering the tasks")
     read = {name: one.tokens for name, one in tasks_of(experiment, known).items()}
     seeds = list(dict.fromkeys(seed for _, seed, _ in keys))

@@ -17,7 +17,7 @@ from fedproxy.compression.realign import drawn_batches, emulator_blocks
 from fedproxy.compression.scores import SCORES
 from fedproxy.compression.select import between, removed_count
 from fedproxy.config import Compress, Experiment, Train
-from fedproxy.layer_map import block_numbers
+from fedproxy.layer_map import trained_blocks
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer
 from fedproxy.models.costs import Matrices, matrices_of, reading, training
 from fedproxy.models.lora import adapter_shapes
@@ -63,8 +63,7 @@ class ProxySize:
 
     def trained(self, train: Train) -> list[int]:
         """The blocks that clients train."""
-        count = len(self.keep)
-        return list(range(count)) if train.blocks == "all" else block_numbers(train.blocks, count)
+        return trained_blocks(train.blocks, len(self.keep))
 
 
 class Known:

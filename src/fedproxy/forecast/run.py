@@ -8,6 +8,7 @@ from typing import Any
 from fedproxy.config import Compress, Experiment
 from fedproxy.evaluation.reading import Reading, reading_of
 from fedproxy.federation.coordinator import Coordinator
+from fedproxy.fitting import check_fit
 from fedproxy.forecast.known import Known, ProxySize
 from fedproxy.forecast.rounds import ClientRound, count, rounds_of
 from fedproxy.forecast.speed import Speed
@@ -72,6 +73,7 @@ def forecast_run(
     experiment = read_experiment(experiment)
     report(0.0, "looking at the LLM")
     known = Known(experiment)
+    check_fit(experiment, known.shape.decoder)
     proxy, text = known.proxy(experiment.compress), known.calibration(experiment)
     aligning, aligned = known.aligning(experiment, proxy)
     report(0.1, "rendering the clients' rows")

@@ -86,6 +86,7 @@ class BlockStream:
         self._source = source
         self._device = device or torch.device("cpu")
         self._resident = resident
+        self._in_tuple: bool | None = None
         if source is not None:
             self._loader = Loader(model, self._device)
             self._loader.load({name: _mapped(stored) for name, stored in source.outer_tensors().items()})
@@ -111,25 +112,40 @@ class BlockStream:
         Raises:
             ArtifactError: the model does more between its blocks than to hand the hidden state on.
         """
+        passage, complete = self._recorded(input_ids, attention_mask)
+        if not complete and self._in_tuple is None:
+            for number, _ in self.walk([0]):
+                self.run(number, passage)
+            passage, complete = self._recorded(input_ids, attention_mask)
+        if not complete:
+            raise ArtifactError(
+                f"{type(self.model).__name__} works on the hidden state between its blocks, so that they cannot be "
+                "run one by one. Use a model of another family."
+            )
+        return passage
+
+    def _recorded(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[Passage, bool]:
+        """Record what the model hands to each block, up to one that another hidden state enters: then not complete."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         entered: list[torch.Tensor] = []
 
-        def record(*args: Any, **kwargs: Any) -> torch.Tensor:
+        def record(*args: Any, **kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs.pop("hidden_states")
             if entered and hidden is not entered[0]:
-                raise ArtifactError(
-                    f"{type(self.model).__name__} works on the hidden state between its blocks, so that they cannot be "
-                    "run one by one."
-                )
+                raise _EndError
             entered[:] = [hidden]
             calls.append((args[1:], kwargs))
             if len(calls) == len(self.blocks):
                 raise _EndError
-            return hidden  # type: ignore[no-any-return]
+            return self._left(hidden)
 
         with self._standing_in(record), contextlib.suppress(_EndError):
             self._forward(input_ids, attention_mask)
-        return Passage(input_ids, attention_mask, entered[0].cpu(), calls)
+        return Passage(input_ids, attention_mask, entered[0].cpu(), calls), len(calls) == len(self.blocks)
+
+    def _left(self, hidden: torch.Tensor) -> Any:
+        """What a block returns that a hidden state leaves: that alone, or at the head of a tuple."""
+        return (hidden, None) if self._in_tuple else hidden
 
     def walk(self, numbers: Iterable[int] | None = None, *, read_ahead: bool = True) -> Iterator[tuple[int, nn.Module]]:
         """Give the blocks one by one, each with its weights; they are gone when the next one comes.
@@ -174,7 +190,8 @@ class BlockStream:
         device = next((parameter.device for parameter in block.parameters()), self.device)
         with torch.no_grad():
             leaving = block(entering.to(device), *_to(args, device), **{k: _to(v, device) for k, v in kwargs.items()})
-        return leaving.cpu()  # type: ignore[no-any-return]
+        self._in_tuple = isinstance(leaving, tuple)
+        return (leaving[0] if self._in_tuple else leaving).cpu()  # type: ignore[no-any-return]
 
     def logits(self, passage: Passage, hidden: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
         """Run what comes behind the last block, row by row.
@@ -190,7 +207,7 @@ class BlockStream:
         for row in range(len(leaving)):
             ids, mask = passage.input_ids[row : row + 1], passage.attention_mask[row : row + 1]
             state = leaving[row : row + 1].to(self.device)
-            with self._standing_in(lambda *args, state=state, **kwargs: state):
+            with self._standing_in(lambda *args, state=state, **kwargs: self._left(state)):
                 yield self._forward(ids, mask)[0]
 
     def losses(self, passage: Passage, hidden: torch.Tensor | None = None) -> tuple[float, int]:
@@ -213,7 +230,7 @@ class BlockStream:
         return output.logits  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
-    def _standing_in(self, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    def _standing_in(self, forward: Callable[..., Any]) -> Iterator[None]:
         """Let `forward` stand in for every block."""
         own = [vars(block).get("forward") for block in self.blocks]
         try:

@@ -20,10 +20,12 @@ class Encoded:
     Attributes:
         ids: Token ids; `encode` keeps them as 32-bit integers.
         start: Position of the first one that counts in the loss, at least 1.
+        cut: Whether the row has more than these.
     """
 
     ids: Sequence[int]
     start: int
+    cut: bool = False
 
     @property
     def counting(self) -> int:
@@ -96,10 +98,10 @@ def encode(
             ids, start = next(found[special])
             if special and end is not None and (not ids or ids[-1] != end):
                 ids.append(end)
-            cut = max(0, min(start, len(ids) - max_length))
+            whole, cut = len(ids), max(0, min(start, len(ids) - max_length))
             ids, start = ids[cut:][:max_length], start - cut
             if len(ids) > max(start, 1):
-                encoded.append(Encoded(array("i", ids), max(start, 1)))
+                encoded.append(Encoded(array("i", ids), max(start, 1), whole > max_length))
     if not encoded:
         raise ArtifactError("No row has a token to learn. Check the rows, and max_length.")
     return encoded

@@ -21,6 +21,7 @@ FAMILIES = (
     "gpt2",
     "opt",
     "gpt_neox",
+    "bloom",
     "mixtral",
     "qwen3_moe",
 )

@@ -87,18 +87,19 @@ def _laid(rows: Sequence[Sequence[Encoded]], pad: int) -> dict[str, torch.Tensor
 
 def layout_for(model: AdaptedModel, padding_free: bool) -> Layout:
     """The layout that `model` is trained with: `pack` where it is wanted and the model keeps sequences apart."""
-    if padding_free and not keeps_apart(model):
+    apart = keeps_apart(model) if padding_free else None
+    if apart is False:
         _log.info("%s does not keep packed sequences apart; batches are padded.", type(model.get_base_model()).__name__)
-        return collate
-    return pack if padding_free else collate
+    return pack if apart else collate
 
 
 @torch.no_grad()
-def keeps_apart(model: AdaptedModel) -> bool:
+def keeps_apart(model: AdaptedModel) -> bool | None:
     """Try whether `model` computes for sequences that share a row what it computes for each alone.
 
     Three sequences in two rows are compared with the same ones padded, by the mean difference of their logits. A
-    model that takes no positions, or overlooks where they start anew, is found out.
+    model that takes no positions, or overlooks where they start anew, is found out. Weights that exploded tell nothing:
+    then the answer is none.
     """
     base: Any = model.get_base_model()
     if "position_ids" not in inspect.signature(base.forward).parameters:
@@ -112,7 +113,7 @@ def keeps_apart(model: AdaptedModel) -> bool:
     model.train(training)
     apart = (packed - alone).abs().mean() / (alone - alone.mean()).abs().mean()
     fine = base.dtype.itemsize >= 4 and not getattr(base, "is_quantized", False)
-    return bool(apart < (_ROUNDING if fine else _COARSE_ROUNDING))
+    return bool(apart < (_ROUNDING if fine else _COARSE_ROUNDING)) if apart.isfinite() else None
 
 
 def _logits(model: AdaptedModel, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:

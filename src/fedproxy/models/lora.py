@@ -30,7 +30,13 @@ AdaptedModel = PeftModel
 KINDS = ("proxy-adapter", "llm-adapter")
 
 
-def _targets(model: PreTrainedModel, targets: str | Sequence[str]) -> tuple[list[str], bool]:
+def target_names(model: PreTrainedModel, targets: str | Sequence[str]) -> tuple[list[str], bool]:
+    """The linear layers within a block that `targets` (see `attach`) means, and whether they are stored transposed.
+
+    Raises:
+        ArtifactError: the model has no blocks that can be found.
+        UsageError: a target is no linear layer of a block, or they are of two sorts.
+    """
     linear = {name: layer for block in blocks(model) for name, layer in linear_layers(block).items()}
     if targets == "all-linear":
         targets = sorted(linear)
@@ -78,7 +84,7 @@ def attach(
         UsageError: a target, block number, rank, alpha or dropout is impossible.
     """
     path, count = blocks_path(model), len(blocks(model))
-    names, transposed = _targets(model, targets)
+    names, transposed = target_names(model, targets)
     if layers is not None and (not layers or not all(0 <= i < count for i in layers)):
         raise UsageError(f"LoRA layers {list(layers)} must be block numbers from 0 to {count - 1}, at least one.")
     if r < 1 or not math.isfinite(alpha) or not 0 <= dropout < 1:
@@ -121,7 +127,7 @@ def adapter_shapes(
     Raises:
         ArtifactError, UsageError: as of `attach`.
     """
-    names, transposed = _targets(model, targets)
+    names, transposed = target_names(model, targets)
     path, all_blocks, found = blocks_path(model), blocks(model), dict[str, torch.Size]()
     for number in layers:
         for name, layer in linear_layers(all_blocks[number]).items():

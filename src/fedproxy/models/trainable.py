@@ -8,7 +8,7 @@ import torch
 
 from fedproxy.config import Train
 from fedproxy.errors import ResourceError
-from fedproxy.layer_map import block_numbers
+from fedproxy.layer_map import trained_blocks
 from fedproxy.models.checkpoints import load_model
 from fedproxy.models.families import blocks
 from fedproxy.models.lora import AdaptedModel, attach
@@ -69,13 +69,12 @@ def load_alone(path: Path, settings: Train, *, seed: int, trust_remote_code: boo
         trust_remote_code=trust_remote_code,
     )
     keep_gradients(model)
-    chosen = settings.blocks
     return attach(
         model,
         r=settings.lora_r,
         alpha=settings.lora_alpha,
         dropout=settings.lora_dropout,
         targets=settings.lora_targets,
-        layers=None if chosen == "all" else block_numbers(chosen, len(blocks(model))),
+        layers=trained_blocks(settings.blocks, len(blocks(model))),
         seed=derive_seed(seed, "adapter"),
     )

@@ -24,6 +24,8 @@ from fedproxy.models.lora import AdaptedModel, adapter_parameters
 from fedproxy.models.parallel import together
 from fedproxy.seeds import derive_seed
 
+_WARMED = {"constant": "constant_with_warmup"}
+"""Transformers' schedules that overlook warmup_steps, and those that do not and are else the same."""
 Penalty = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
 
@@ -127,7 +129,8 @@ def train(
         fused=True,
     )
     optimizer.zero_grad()  # of a training that failed
-    schedule = get_scheduler(settings.lr_scheduler_type, optimizer, settings.warmup_steps, total)
+    kind = settings.lr_scheduler_type
+    schedule = get_scheduler(_WARMED.get(kind, kind), optimizer, settings.warmup_steps, total)
     drifts = None if drift is None else [drift[name].to(device) for name in parameters]
     losses: list[float] = []
     tokens, rate_sum = 0, 0.0

@@ -1,15 +1,14 @@
 import math
-from typing import Any
 
 import pytest
 import torch
 
 from fedproxy.errors import ArtifactError
 from fedproxy.models.block_stream import BlockStream
-from fedproxy.models.families import blocks
 from tests.compression.scores.streams import enter, score, tokens
 from tests.compression.scores.test_block_influence import turning
 from tests.conftest import make_model
+from tests.in_memory import skipping
 
 
 def test_by_hand() -> None:
@@ -40,22 +39,14 @@ def test_by_hand() -> None:
     )
 
 
-def entering(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any], _output: object) -> Any:
-    """What goes into a block, to take the place of what comes out."""
-    return args[0] if args else kwargs["hidden_states"]
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt", "bloom"])
 def test_greedy_search_with_an_ordinary_model_agrees(family: str) -> None:
     model, (ids, mask) = make_model(family), tokens(6, 11)
     labels = torch.where(mask.bool(), ids, -100)
 
     def loss(skipped: list[int]) -> float:
-        handles = [blocks(model)[i].register_forward_hook(entering, with_kwargs=True) for i in skipped]
-        with torch.no_grad():
+        with torch.no_grad(), skipping(model, skipped):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        for handle in handles:
-            handle.remove()
         return float(torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:]))
 
     gone: list[int] = []
