@@ -304,7 +304,7 @@ class Variant:
         compress: Keys of [compress] that it sets, but for `remove`, which `ratios` varies.
         heal: Keys of [heal].
         train: Keys of [train].
-        federate: Keys of [federate].
+        federate: Keys of [federate]; of a method without a federation only those that say how much is trained.
         fuse: Keys of [fuse].
     """
 

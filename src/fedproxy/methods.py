@@ -2,7 +2,8 @@
 
 A variant of [compare] is one more row: a method's, with some settings of its own.
 
-What a row does not choose is the experiment's: prompts, steps, batches, LoRA, space and encoding are the same for all.
+What a row does not choose is the experiment's: prompts, steps, batches and LoRA are the same for all; space, encodings
+and limits of norm for all that federate. Pooled rows, or a client alone, are trained on without any of these.
 One departure is common to all rows: what trains is LoRA, also where a paper trains the weights themselves.
 """
 

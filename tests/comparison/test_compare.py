@@ -200,6 +200,35 @@ def test_pooled_training_takes_all_clients_steps_also_where_they_are_limited(
     assert read_json(run / "rounds" / "0001" / "round.json")["clients"]["pooled"]["steps"] == 6
 
 
+def test_pooled_and_lone_training_have_no_wire_no_merge_and_no_limits(experiment_file: Write, tmp_path: Path) -> None:
+    names = ["local", "centralized", "centralized-proxy", "offsite-tuning"]
+    lossy = (
+        'wire = "top-k"\nwire_options = { share = 0.03, values = "int8" }\nwire_down = "bf16"\nmax_norm = 1e-6\n'
+        'max_norm_ratio = 1.5\ndeadline = "1h"\nmerge = "mean"\nmerge_options = { clip_norm = 1e-6 }\n'
+        'regulariser = "none"\nspace = "frozen-a"\nretries = 0\n'
+    )
+    found = []
+    for settings in ("", lossy):
+        file, out = experiment_file(f"seeds = [0]\nmethods = {names}\n"), tmp_path / f"out{bool(settings)}"
+        file.write_text(file.read_text().replace("[federate]\n", f"[federate]\n{settings}"))
+        compare(file, out, jobs=1)
+        adapters = [(run / PARTS[1]).read_bytes() for name in names for run in runs(out, name)]
+        found.append((adapters, [cell(out, name)["bytes_up"] for name in names]))
+    assert found[0] == found[1]
+
+
+def test_a_client_alone_has_its_own_rank(experiment_file: Write, tmp_path: Path) -> None:
+    file = experiment_file('seeds = [0]\nmethods = ["local"]\n')
+    text = file.read_text().replace("[federate]\n", '[federate]\nspace = "product"\nregulariser = "none"\n')
+    file.write_text(text.replace('task = "shape"', 'task = "shape"\nlora_r = 1'))
+    compare(file, tmp_path / "out", jobs=1)
+    names = [dict(read_json(run / "adapter" / "adapter_config.json"))["r"] for run in runs(tmp_path / "out", "local")]
+    assert names == [2, 1]
+    sizes = [sum(t.nbytes for t in load_file(run / PARTS[1]).values()) for run in runs(tmp_path / "out", "local")]
+    assert sizes[0] == 2 * sizes[1]
+    assert cell(tmp_path / "out", "local")["bytes_up"] == sum(sizes)
+
+
 FEW = 'seeds = [0, 1]\nmethods = ["zero-shot", "centralized", "fedavg", "fedproxy"]\n'
 
 
@@ -296,6 +325,11 @@ def written(found: dict[str, Any], folder: Path) -> Path:
             '[[compare.variant]]\nname = "cut"\nmethod = "pcr"\nfederate = { space = "product" }\n',
             ("", ""),
             "cut, remove = 0.25: .*pcr",
+        ),
+        (
+            '[[compare.variant]]\nname = "cut"\nmethod = "local"\nfederate = { wire = "int8", rounds = 3 }\n',
+            ("", ""),
+            r"cut, remove = 0.25: without a federation \[federate\] wire has no meaning",
         ),
         ("seeds = []\n", ("", ""), "seeds"),
         ("ratios = [0.5, 1.0]\n", ("", ""), "ratios"),

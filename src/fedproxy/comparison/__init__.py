@@ -42,6 +42,8 @@ __all__ = ["cells_of", "compare", "summary"]
 AGAINST = (FEDPROXY, CENTRALIZED)
 """What every method is compared with."""
 _JOBS = "jobs.json"
+_BUDGET = {"rounds", "participation", "quorum", "keep_rounds"}
+"""What of [federate] a training without a federation goes by."""
 
 
 def cells_of(experiment: Experiment) -> list[Key]:
@@ -233,6 +235,11 @@ def _check_method(method: Method, experiment: Experiment, blocks: int) -> None:
     if method.data == "none":
         return
     check_settings(experiment.federate)
+    idle = sorted(method.settings.get("federate", {}).keys() - _BUDGET)
+    if method.data != "clients" and idle:
+        raise UsageError(
+            f"without a federation [federate] {', '.join(idle)} has no meaning. Leave it out of the variant."
+        )
     left = blocks - removed
     owned = list(range(left)) if train.blocks == "all" else block_numbers(train.blocks, left)
     if experiment.heal.realign_steps:

@@ -12,7 +12,7 @@ from fedproxy.artifacts import new_directory, write_json
 from fedproxy.comparison.accounts import costs, costs_of_proxy, costs_of_trainings
 from fedproxy.comparison.history import history
 from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored, tuned_adapter
-from fedproxy.config import Experiment, Federate
+from fedproxy.config import Client, Experiment, Federate
 from fedproxy.federation.store import RoundStore
 from fedproxy.methods import Method, configured
 from fedproxy.models.checkpoints import load_tokenizer, resolve
@@ -154,10 +154,10 @@ class Bench:
 
     def _alone(self, method: Method, experiment: Experiment) -> tuple[Scored, Scored | None, dict[str, Any]]:
         """A training of each client alone; a client is scored on its own task, or on all where it has none."""
-        alone = dataclasses.replace(experiment, federate=of_one(experiment))
         own = {client.name: client.task for client in experiment.client if client.task in self.tasks}
         runs, scored, tuned = [], [], []
         for name, rows in self._rows(experiment.seed).items():
+            alone = lone_experiment(experiment, name)
             run = self._work.training(alone, {name: rows}, f"alone: {name}")
             fused, proxy = self._scores(method, alone, run, [own[name]] if name in own else self.tasks)
             runs.append(run)
@@ -207,12 +207,31 @@ def pooled_experiment(experiment: Experiment, counts: Sequence[int]) -> Experime
     a_epoch = optimizer_steps(sum(counts), dataclasses.replace(train, epochs=1.0, max_steps=None))
     return dataclasses.replace(
         experiment,
-        client=tuple(dataclasses.replace(client, lora_r=None) for client in experiment.client),
+        client=_of_one_rank(experiment),
         train=dataclasses.replace(train, epochs=steps / a_epoch + 1.0, max_steps=steps),
-        federate=dataclasses.replace(of_one(experiment), rounds=1, deadline=""),
+        federate=_of_one(experiment, 1),
     )
 
 
-def of_one(experiment: Experiment) -> Federate:
-    """The rounds of a single client."""
-    return dataclasses.replace(experiment.federate, quorum=1.0, participation=1.0)
+def lone_experiment(experiment: Experiment, name: str) -> Experiment:
+    """The experiment of one client alone, with its own rank, that trains in as many rounds as there are.
+
+    Args:
+        experiment: The experiment of all clients.
+        name: The client.
+    """
+    return dataclasses.replace(
+        experiment,
+        client=_of_one_rank(experiment),
+        train=experiment.train_of(name),
+        federate=_of_one(experiment, experiment.federate.rounds),
+    )
+
+
+def _of_one_rank(experiment: Experiment) -> tuple[Client, ...]:
+    return tuple(dataclasses.replace(client, lora_r=None) for client in experiment.client)
+
+
+def _of_one(experiment: Experiment, rounds: int) -> Federate:
+    """The rounds of a single party: what trains is A and B, and nothing is encoded, merged, limited or awaited."""
+    return Federate(rounds, "mean", regulariser="none", quorum=1.0, keep_rounds=experiment.federate.keep_rounds)

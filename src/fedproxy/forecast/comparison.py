@@ -8,7 +8,7 @@ from typing import Any
 
 from fedproxy.comparison import cells_of, check_methods, tasks_to_compare
 from fedproxy.comparison.accounts import costs
-from fedproxy.comparison.cells import POOLED, of_one, pooled_experiment
+from fedproxy.comparison.cells import POOLED, lone_experiment, pooled_experiment
 from fedproxy.comparison.work import digest
 from fedproxy.config import Compare, Experiment
 from fedproxy.forecast.known import Known, ProxySize
@@ -130,7 +130,7 @@ class _Bench:
             return found, {**proxy.jobs, **self._score(proxy.key, "proxy", proxy.size, experiment)}
         rows = self._examples(seed)
         if method.data == "each":
-            return self._alone(method, replace(experiment, federate=of_one(experiment)), proxy, rows)
+            return self._alone(method, experiment, proxy, rows)
         label = "clients"
         if method.data == "pooled":
             experiment = pooled_experiment(experiment, [len(part) for part in rows.values()])
@@ -149,9 +149,10 @@ class _Bench:
         own = {client.name: client.task for client in experiment.client if client.task in self._read}
         jobs, trainings = dict(proxy.jobs), []
         for name, part in rows.items():
-            trained = self._train(experiment, proxy, {name: part}, f"alone: {name}")
+            alone = lone_experiment(experiment, name)
+            trained = self._train(alone, proxy, {name: part}, f"alone: {name}")
             tasks = [own[name]] if name in own else None
-            jobs |= {**trained.jobs, **self._scores(method, experiment, proxy, trained, tasks)}
+            jobs |= {**trained.jobs, **self._scores(method, alone, proxy, trained, tasks)}
             trainings.append(trained)
         found = self._costs(proxy, trainings)
         found["bytes_up"] = sum(rounds[-1].bytes_up for one in trainings for rounds in one.rounds.values())
