@@ -13,6 +13,7 @@ import fedproxy
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.errors import ArtifactError, ConfigError, FederationError, MissingExtraError, UsageError
 from fedproxy.federation import client as client_module
+from fedproxy.forecast import forecast_run, given_speed
 from fedproxy.pipeline import run
 
 WORDS = {"colours": ["red", "green", "blue"], "numbers": ["one", "two", "three"]}
@@ -211,6 +212,20 @@ def test_every_model_asked_for_is_scored_on_the_clients_tasks(tmp_path, tiny_che
     again = run(path, tmp_path / "run", resume=True)
     assert again["evaluation"] == results["evaluation"]
     assert (tmp_path / "run" / "centralized" / "adapter_model.safetensors").read_bytes() == stored
+
+
+def test_central_training_takes_the_steps_of_those_whom_the_rounds_ask(tmp_path, tiny_checkpoint, calibration):
+    extra = "participation = 0.5\nquorum = 1\n[evaluate]\ncentralized = true\nmodels = []\n"
+    path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=2)
+    told = []
+    results = run(path, tmp_path / "run", on_progress=lambda stage, done, text: told.append((stage, text)))
+    steps = sum(client["steps"] for record in results["rounds"] for client in record["clients"].values())
+    assert [len(record["clients"]) for record in results["rounds"]] == [1, 1]
+    assert len([text for stage, text in told if stage == "centralized" and text.startswith("step ")]) == steps
+    flops = forecast_run(path, given_speed(1.0))["flops"]["centralized"]
+    text = path.read_text().replace("participation = 0.5\nquorum = 1\n", "").replace("rounds = 2", "rounds = 1")
+    path.write_text(text)  # both clients once, as many steps
+    assert flops == forecast_run(path, given_speed(1.0))["flops"]["centralized"]
 
 
 def test_an_unknown_task_is_found_before_anything_is_written(experiment, tmp_path):

@@ -45,8 +45,8 @@ class Method:
     Attributes:
         name: Its name in `[compare] methods`.
         paper: Where it comes from; empty for what needs no paper.
-        data: Who trains: "none"; "each" client alone, with the steps that it has in a federation; one party with the
-            "pooled" rows and all clients' steps; or the "clients" in a federation.
+        data: Who trains: "none"; "each" client alone, with the steps that it has in a federation (one round of them at
+            least); one party with the "pooled" rows and all clients' steps; or the "clients" in a federation.
         result: The model that it is judged by: the untuned "llm" or "proxy", the LLM with the trained blocks plugged in
             ("fused"), or the LLM steered by the tuned proxy at decode time ("proxy_tuning").
         settings: What it sets in the experiment.

@@ -29,7 +29,7 @@ from fedproxy.model_card import add_scores
 from fedproxy.models.checkpoints import load_tokenizer, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
-from fedproxy.models.training import optimizer_steps, train
+from fedproxy.models.training import train
 from fedproxy.reporting import (
     compare_runs,
     gap_closed,
@@ -51,6 +51,7 @@ from fedproxy.tuning import (
     client_rows,
     encode_clients,
     load_proxy,
+    steps_of_all,
     tune_inline,
     write_aligned,
 )
@@ -276,7 +277,6 @@ def _centralized(
     llm = resolve(experiment.llm.path)
     tokenizer = load_tokenizer(llm, trust_remote_code=experiment.llm.trust_remote_code)
     examples = encode_clients(rows, tokenizer, experiment)
-    steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
     settings = replace(experiment.train, blocks="all")
     model = load_proxy(replace(experiment, train=settings), llm)
     train(
@@ -285,7 +285,7 @@ def _centralized(
         settings,
         pad=tokenizer.pad_token_id,
         seed=derive_seed(experiment.seed, "centralized"),
-        steps=steps,
+        steps=steps_of_all(experiment, {name: len(part) for name, part in examples.items()}),
         on_step=lambda step, total, loss: on_progress(
             "centralized", step / total, f"step {step}/{total} · loss {loss:.3f}"
         ),

@@ -1,7 +1,7 @@
 """Stage two: the rounds in which clients tune the proxy, for whatever engine carries them, and their adapter."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from fedproxy.models.lora import (
 )
 from fedproxy.models.parallel import team
 from fedproxy.models.trainable import load_trainable
+from fedproxy.models.training import optimizer_steps
 from fedproxy.public_text import read_documents
 from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
@@ -92,6 +93,32 @@ def client_names(experiment: Experiment) -> list[str]:
     if cut is None:
         return [client.name for client in experiment.client]
     return [f"client-{number:0{len(str(cut.clients))}d}" for number in range(1, cut.clients + 1)]
+
+
+def turns(experiment: Experiment, names: Collection[str]) -> dict[str, list[int]]:
+    """The rounds that each client is asked in, if all are there and answer; by name, sorted.
+
+    Args:
+        experiment: The experiment.
+        names: The clients' names.
+    """
+    coordinator = Coordinator(names, {}, experiment.federate, seed=experiment.seed)
+    found: dict[str, list[int]] = {name: [] for name in sorted(names)}
+    for number in range(1, experiment.federate.rounds + 1):
+        for name in coordinator.chosen(names, number):
+            found[name].append(number)
+    return found
+
+
+def steps_of_all(experiment: Experiment, counts: Mapping[str, int]) -> int:
+    """Optimizer steps that all clients take in all rounds: what training on the pooled rows takes.
+
+    Args:
+        experiment: The experiment.
+        counts: How many rows each client trains on, by name.
+    """
+    asked = turns(experiment, counts)
+    return sum(len(asked[name]) * optimizer_steps(count, experiment.train) for name, count in counts.items())
 
 
 def read_run(run: Path) -> Experiment:

@@ -1,5 +1,6 @@
 """Whole comparisons on a tiny LLM: every preset against its definition, work that is shared, and resumption."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,11 +19,14 @@ from safetensors.torch import load_file
 
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.comparison import cells_of, compare, summary
+from fedproxy.comparison.cells import rounds_alone
 from fedproxy.config import to_toml
 from fedproxy.errors import UsageError
+from fedproxy.forecast import forecast_comparison, given_speed
 from fedproxy.layer_map import split_name
 from fedproxy.methods import METHODS
 from fedproxy.pipeline import read_experiment
+from fedproxy.tuning import turns
 from tests.comparison.conftest import BLOCKS, timeless
 
 Write = Callable[..., Path]
@@ -227,6 +231,38 @@ def test_a_client_alone_has_its_own_rank(experiment_file: Write, tmp_path: Path)
     sizes = [sum(t.nbytes for t in load_file(run / PARTS[1]).values()) for run in runs(tmp_path / "out", "local")]
     assert sizes[0] == 2 * sizes[1]
     assert cell(tmp_path / "out", "local")["bytes_up"] == sum(sizes)
+
+
+def test_baselines_train_as_much_as_the_federation_where_a_round_asks_a_share(
+    experiment_file: Write, tmp_path: Path
+) -> None:
+    file = experiment_file('seeds = [0]\nmethods = ["local", "centralized-proxy", "fedavg"]\n', rounds=3)
+    out = tmp_path / "out"
+    file.write_text(file.read_text().replace("[federate]\n", "[federate]\nparticipation = 0.5\nquorum = 1\n"))
+    foretold = {one["method"]: one["flops"]["clients"] for one in forecast_comparison(file, given_speed(1.0))["cells"]}
+    compare(file, out, jobs=1)
+
+    def steps(name: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for run in runs(out, name):
+            for path in run.glob("rounds/0*/round.json"):
+                for client, record in read_json(path)["clients"].items():
+                    found[client] = found.get(client, 0) + record["steps"]
+        return found
+
+    assert sum(steps("fedavg").values()) == 6  # three rounds of one client of two batches
+    assert steps("local") == steps("fedavg")
+    assert steps("centralized-proxy") == {"pooled": 6}
+    for name, flops in foretold.items():
+        assert cell(out, name)["flops"]["clients"] == pytest.approx(flops, rel=1e-12)
+
+
+def test_a_client_that_no_round_asks_trains_one_round_alone(experiment_file: Write) -> None:
+    experiment = read_experiment(experiment_file("seeds = [0]\n", rounds=1))
+    federate = dataclasses.replace(experiment.federate, participation=0.5, quorum=1)
+    experiment = dataclasses.replace(experiment, federate=federate)
+    assert sorted(map(len, turns(experiment, ["a", "b"]).values())) == [0, 1]
+    assert rounds_alone(experiment, ["b", "a"]) == {"b": 1, "a": 1}
 
 
 FEW = 'seeds = [0, 1]\nmethods = ["zero-shot", "centralized", "fedavg", "fedproxy"]\n'

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedproxy.comparison import cells_of, check_methods, tasks_to_compare
 from fedproxy.comparison.accounts import costs
-from fedproxy.comparison.cells import POOLED, lone_experiment, pooled_experiment
+from fedproxy.comparison.cells import POOLED, lone_experiment, pooled_experiment, rounds_alone
 from fedproxy.comparison.work import digest
 from fedproxy.config import Compare, Experiment
 from fedproxy.forecast.known import Known, ProxySize
@@ -133,7 +133,7 @@ class _Bench:
             return self._alone(method, experiment, proxy, rows)
         label = "clients"
         if method.data == "pooled":
-            experiment = pooled_experiment(experiment, [len(part) for part in rows.values()])
+            experiment = pooled_experiment(experiment, {name: len(part) for name, part in rows.items()})
             name = next(iter(rows)) if len(rows) == 1 else POOLED
             rows, label = {name: [one for part in sorted(rows) for one in rows[part]]}, POOLED
         trained = self._train(experiment, proxy, rows, label)
@@ -148,9 +148,9 @@ class _Bench:
     ) -> tuple[dict[str, Any], Jobs]:
         own = {client.name: client.task for client in experiment.client if client.task in self._read}
         jobs, trainings = dict(proxy.jobs), []
-        for name, part in rows.items():
-            alone = lone_experiment(experiment, name)
-            trained = self._train(alone, proxy, {name: part}, f"alone: {name}")
+        for name, rounds in rounds_alone(experiment, rows).items():
+            alone = lone_experiment(experiment, name, rounds)
+            trained = self._train(alone, proxy, {name: rows[name]}, f"alone: {name}")
             tasks = [own[name]] if name in own else None
             jobs |= {**trained.jobs, **self._scores(method, alone, proxy, trained, tasks)}
             trainings.append(trained)

@@ -16,10 +16,10 @@ from fedproxy.models.costs import training
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.placement import ROOM
 from fedproxy.models.text_batches import Batch
-from fedproxy.models.training import optimizer_steps, trained_tokens
+from fedproxy.models.training import trained_tokens
 from fedproxy.pipeline import read_experiment, scored_tasks
 from fedproxy.seeds import derive_seed
-from fedproxy.tuning import client_names, client_rows, encode_clients
+from fedproxy.tuning import client_names, client_rows, encode_clients, steps_of_all
 
 _FLOAT = 4
 OnProgress = Callable[[float, str], None]
@@ -177,7 +177,7 @@ def _client(
 def _centralized(experiment: Experiment, known: Known, examples: Mapping[str, Sequence[Encoded]]) -> float:
     """Operations of tuning the LLM itself on all rows, with the steps of all clients."""
     whole, settings = known.proxy(Compress(remove=0.0)), replace(experiment.train, blocks="all")
-    steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
+    steps = steps_of_all(experiment, {name: len(part) for name, part in examples.items()})
     pooled = [example for name in sorted(examples) for example in examples[name]]
     tokens = trained_tokens(pooled, settings, derive_seed(experiment.seed, "centralized"), steps)
     trains = count(known.adapter(whole, settings))
