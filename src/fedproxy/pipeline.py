@@ -26,7 +26,7 @@ from fedproxy.federation.wire import ENCODINGS, TOP_K
 from fedproxy.fusion import fuse
 from fedproxy.methods import METHODS
 from fedproxy.model_card import add_scores
-from fedproxy.models.checkpoints import load_tokenizer, resolve
+from fedproxy.models.checkpoints import load_tokenizer, padding, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
 from fedproxy.models.training import train
@@ -283,7 +283,7 @@ def _centralized(
         model,
         [example for name in sorted(examples) for example in examples[name]],
         settings,
-        pad=tokenizer.pad_token_id,
+        pad=padding(tokenizer),
         seed=derive_seed(experiment.seed, "centralized"),
         steps=steps_of_all(experiment, {name: len(part) for name, part in examples.items()}),
         on_step=lambda step, total, loss: on_progress(

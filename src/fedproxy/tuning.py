@@ -24,7 +24,7 @@ from fedproxy.federation.rounds import Exchange, drive
 from fedproxy.federation.space import space
 from fedproxy.federation.store import RoundStore
 from fedproxy.layer_map import split_name
-from fedproxy.models.checkpoints import load_tokenizer, resolve
+from fedproxy.models.checkpoints import load_tokenizer, padding, resolve
 from fedproxy.models.encoding import Encoded, encode
 from fedproxy.models.lora import (
     CONFIG_FILE,
@@ -295,7 +295,7 @@ def tune_inline(
             examples[name],
             train_settings=train,
             federate_settings=settings,
-            pad=tokenizer.pad_token_id,
+            pad=padding(tokenizer),
             seed=experiment.seed,
             state=ClientState(directory.path / CLIENTS / name),
             on_step=on_step,

@@ -20,7 +20,7 @@ from fedproxy.compression.heal_training import Loss, distil
 from fedproxy.compression.teacher import ask_teacher, perplexity_of
 from fedproxy.config import HEALING_RATES, Heal
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
-from fedproxy.models.checkpoints import Tokenizer
+from fedproxy.models.checkpoints import Tokenizer, padding
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.families import vocabulary
 from fedproxy.models.loading import release
@@ -120,7 +120,7 @@ def heal(
         texts,
         settings,
         proxy=identity,
-        pad=tokenizer.pad_token_id or 0,
+        pad=padding(tokenizer),
         seed=seed,
         work=work,
         on_step=on_step,

@@ -12,7 +12,7 @@ from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
 from fedproxy.federation.space import space, trained
-from fedproxy.models.checkpoints import load_tokenizer
+from fedproxy.models.checkpoints import load_tokenizer, padding
 from fedproxy.models.encoding import Encoded, encode
 from fedproxy.models.lora import adapter_state, train_only
 from fedproxy.models.trainable import load_trainable
@@ -110,7 +110,7 @@ class Session:
                     self._examples[client],
                     train_settings=self._offer.train,
                     federate_settings=self._offer.federate,
-                    pad=self._tokenizer.pad_token_id,
+                    pad=padding(self._tokenizer),
                     seed=self._offer.seed,
                     state=ClientState(self._state / client),
                     on_step=on_step and (lambda step, steps, loss: on_step(number, step, steps, loss)),

@@ -259,6 +259,14 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     return tokenizer
 
 
+def padding(tokenizer: Tokenizer) -> int:
+    """The token that rows are padded with: token 0 where the tokenizer names neither one nor an end of text.
+
+    It may be any, since no attention goes to padding and none of it counts.
+    """
+    return tokenizer.pad_token_id or 0
+
+
 def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copy the files beside the weights: tokenizer, chat template, generation settings.
 
