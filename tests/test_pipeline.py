@@ -214,6 +214,32 @@ def test_every_model_asked_for_is_scored_on_the_clients_tasks(tmp_path, tiny_che
     assert (tmp_path / "run" / "centralized" / "adapter_model.safetensors").read_bytes() == stored
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_rows_are_cut_to_the_positions_that_the_model_has(family, tmp_path, tiny_checkpoint, calibration):
+    (tmp_path / "text.txt").write_text(calibration.read_text() + "\n\n" + "a long document " * 20)
+    extra = f'[fuse]\nscale = "auto"\npublic = "{tmp_path / "text.txt"}"\n[evaluate]\ncentralized = true\nmodels = []\n'
+    path = write_experiment(tmp_path, tiny_checkpoint(family), calibration, extra=extra, rounds=1)
+    row = json.dumps({"prompt": "say " * 50, "completion": " yes"})
+    (tmp_path / "colours.jsonl").write_text("\n".join([row] * 4))
+    path.write_text(path.read_text().replace("max_length = 32\n[federate]", "max_length = 300\n[federate]"))
+    results = run(path, tmp_path / "run")
+    assert results["rounds"][0]["clients"]["colours"]["tokens"] == 4 * 128
+    foretold = forecast_run(path, given_speed(1.0))["clients"]["colours"]
+    assert (foretold["rounds"][0]["tokens"], foretold["longest"], foretold["cut"]) == (4 * 128, 128, 4)
+
+
+def test_a_tokenizer_without_padding_and_end_of_text(tmp_path, tiny_checkpoint, calibration):
+    llm = tmp_path / "llm"
+    shutil.copytree(tiny_checkpoint(), llm)
+    settings = json.loads((llm / "tokenizer_config.json").read_text())
+    (llm / "tokenizer_config.json").write_text(
+        json.dumps({name: value for name, value in settings.items() if name not in ("eos_token", "pad_token")})
+    )
+    extra = "[evaluate]\ncentralized = true\nmodels = []\n"
+    results = run(write_experiment(tmp_path, llm, calibration, extra=extra, rounds=1), tmp_path / "run")
+    assert all(client["rows"] == 12 for client in results["rounds"][0]["clients"].values())
+
+
 def test_central_training_takes_the_steps_of_those_whom_the_rounds_ask(tmp_path, tiny_checkpoint, calibration):
     extra = "participation = 0.5\nquorum = 1\n[evaluate]\ncentralized = true\nmodels = []\n"
     path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=2)

@@ -171,6 +171,7 @@ class Train:
     """[train]: local training. Names that SFTConfig has too mean the same here.
 
     Attributes:
+        max_length: Tokens of a row at most, and no more than the model has positions for.
         blocks: Which blocks of the proxy train: "all", or their numbers, of which negative ones count from the end, as
             in [0, 1, -2, -1] for the first and the last two.
         report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of

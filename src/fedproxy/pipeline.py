@@ -26,7 +26,7 @@ from fedproxy.federation.wire import ENCODINGS, TOP_K
 from fedproxy.fusion import fuse
 from fedproxy.methods import METHODS
 from fedproxy.model_card import add_scores
-from fedproxy.models.checkpoints import load_tokenizer, padding, resolve
+from fedproxy.models.checkpoints import padding, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
 from fedproxy.models.training import train
@@ -49,7 +49,7 @@ from fedproxy.tuning import (
     adapter_manifest,
     begin,
     client_rows,
-    encode_clients,
+    encode_for,
     load_proxy,
     steps_of_all,
     tune_inline,
@@ -275,8 +275,7 @@ def _centralized(
 ) -> None:
     """Tune the LLM itself on the pooled rows, with as many optimizer steps as all clients took together."""
     llm = resolve(experiment.llm.path)
-    tokenizer = load_tokenizer(llm, trust_remote_code=experiment.llm.trust_remote_code)
-    examples = encode_clients(rows, tokenizer, experiment)
+    tokenizer, examples = encode_for(llm, rows, experiment)
     settings = replace(experiment.train, blocks="all")
     model = load_proxy(replace(experiment, train=settings), llm)
     train(

@@ -24,8 +24,9 @@ from fedproxy.federation.rounds import Exchange, drive
 from fedproxy.federation.space import space
 from fedproxy.federation.store import RoundStore
 from fedproxy.layer_map import split_name
-from fedproxy.models.checkpoints import load_tokenizer, padding, resolve
+from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer, padding, resolve
 from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.families import readable
 from fedproxy.models.lora import (
     CONFIG_FILE,
     AdaptedModel,
@@ -144,13 +145,29 @@ def open_run(run: Path) -> Iterator[tuple[Experiment, RunDirectory]]:
         yield experiment, directory
 
 
-def encode_clients(rows: dict[str, Rows], tokenizer: Any, experiment: Experiment) -> dict[str, list[Encoded]]:
-    """Encode every client's rows as [train] says."""
-    settings = experiment.train
-    return {
-        name: encode(part, tokenizer, max_length=settings.max_length, completion_only=settings.completion_only_loss)
-        for name, part in rows.items()
-    }
+def encode_clients(
+    rows: Mapping[str, Rows], tokenizer: Tokenizer, experiment: Experiment, longest: int
+) -> dict[str, list[Encoded]]:
+    """Encode every client's rows as [train] says.
+
+    Args:
+        rows: The rows by client.
+        tokenizer: The LLM's.
+        experiment: The experiment.
+        longest: Tokens of a row at most.
+    """
+    only = experiment.train.completion_only_loss
+    return {name: encode(part, tokenizer, max_length=longest, completion_only=only) for name, part in rows.items()}
+
+
+def encode_for(
+    model: Path, rows: Mapping[str, Rows], experiment: Experiment
+) -> tuple[Tokenizer, dict[str, list[Encoded]]]:
+    """The tokenizer of a checkpoint, and every client's rows, encoded as its model is to read them."""
+    trust = experiment.llm.trust_remote_code
+    tokenizer = load_tokenizer(model, trust_remote_code=trust)
+    longest = readable(load_config(model, trust_remote_code=trust), experiment.train.max_length)
+    return tokenizer, encode_clients(rows, tokenizer, experiment, longest)
 
 
 def adapter_manifest(source: Manifest, kind: str, layer_map: list[int], experiment: Experiment) -> Manifest:
@@ -255,8 +272,7 @@ def tune_inline(
 ) -> None:
     """Run the rounds with all clients one after the other in this process."""
     proxy, settings = directory.path / "proxy", experiment.federate
-    tokenizer = load_tokenizer(proxy, trust_remote_code=experiment.llm.trust_remote_code)
-    examples = encode_clients(rows, tokenizer, experiment)
+    tokenizer, examples = encode_for(proxy, rows, experiment)
     aligner = None
     if experiment.heal.realign_steps:
         begin(experiment, directory)

@@ -15,12 +15,12 @@ from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored, tuned
 from fedproxy.config import Client, Experiment, Federate
 from fedproxy.federation.store import RoundStore
 from fedproxy.methods import Method, configured
-from fedproxy.models.checkpoints import load_tokenizer, resolve
+from fedproxy.models.checkpoints import resolve
 from fedproxy.models.training import optimizer_steps
 from fedproxy.pipeline import scored_tasks
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import save_tensors
-from fedproxy.tuning import OnProgress, Rows, client_rows, encode_clients, steps_of_all, turns
+from fedproxy.tuning import OnProgress, Rows, client_rows, encode_for, steps_of_all, turns
 
 POOLED = "pooled"
 RECORD = "cell.json"
@@ -174,8 +174,7 @@ class Bench:
 
     def _pooled(self, experiment: Experiment, rows: Mapping[str, Rows]) -> tuple[Experiment, dict[str, Rows], str]:
         """One client with all rows, that takes in one round as many steps as all clients took in all."""
-        tokenizer = load_tokenizer(resolve(experiment.llm.path), trust_remote_code=experiment.llm.trust_remote_code)
-        encoded = encode_clients(dict(rows), tokenizer, experiment)
+        _, encoded = encode_for(resolve(experiment.llm.path), rows, experiment)
         pooled = pooled_experiment(experiment, {name: len(examples) for name, examples in encoded.items()})
         name = next(iter(rows)) if len(rows) == 1 else POOLED
         return pooled, {name: [row for part in sorted(rows) for row in rows[part]]}, POOLED

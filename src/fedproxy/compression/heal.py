@@ -22,7 +22,7 @@ from fedproxy.config import HEALING_RATES, Heal
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.models.checkpoints import Tokenizer, padding
 from fedproxy.models.encoding import Encoded
-from fedproxy.models.families import vocabulary
+from fedproxy.models.families import readable, vocabulary
 from fedproxy.models.loading import release
 from fedproxy.models.placement import open_stream
 from fedproxy.models.source import Source, open_source
@@ -80,8 +80,7 @@ def heal(
     began = time.perf_counter()
     check_healing(settings, trained)
     learned, held_out = split_documents(documents, settings, seed)
-    positions = getattr(source.decoder.config, "max_position_embeddings", None) or settings.max_length
-    longest = min(settings.max_length, positions)
+    longest = readable(source.decoder.config, settings.max_length)
     asked, unseen = (
         batches(tokenizer, part, max_length=longest, batch_size=settings.batch_size) for part in (learned, held_out)
     )

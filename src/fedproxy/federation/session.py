@@ -14,6 +14,7 @@ from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
 from fedproxy.federation.space import space, trained
 from fedproxy.models.checkpoints import load_tokenizer, padding
 from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.families import readable
 from fedproxy.models.lora import adapter_state, train_only
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import optimizer_steps
@@ -76,9 +77,8 @@ class Session:
             FederationError: the client's limits forbid what the server offers.
         """
         settings = self._offer.train
-        examples = encode(
-            rows, self._tokenizer, max_length=settings.max_length, completion_only=settings.completion_only_loss
-        )
+        longest = readable(self._model.get_base_model().config, settings.max_length)
+        examples = encode(rows, self._tokenizer, max_length=longest, completion_only=settings.completion_only_loss)
         steps = optimizer_steps(len(examples), settings)
         if reason := check_offer(self._offer, self._limits, steps=steps):
             raise FederationError(f"{client} declines: {reason}.")

@@ -61,7 +61,7 @@ def forecast_comparison(
     def examples(seed: int) -> Examples:
         report(0.2 + 0.8 * seeds.index(seed) / len(seeds), f"rendering and encoding the rows of seed {seed}")
         drawn = replace(experiment, seed=seed)
-        return encode_clients(client_rows(drawn), known.tokenizer, drawn)
+        return encode_clients(client_rows(drawn), known.tokenizer, drawn, known.readable(drawn.train.max_length))
 
     bench, cells, jobs = _Bench(experiment, known, read, examples), list[dict[str, Any]](), Jobs()
     for name, seed, remove in sorted(keys, key=lambda key: seeds.index(key[1])):

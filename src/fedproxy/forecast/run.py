@@ -77,7 +77,8 @@ def forecast_run(
     report(0.1, "rendering the clients' rows")
     rows = client_rows(experiment)
     report(0.5, "encoding the clients' rows")
-    examples = encode_clients(rows, known.tokenizer, experiment)
+    longest = known.readable(experiment.train.max_length)
+    examples = encode_clients(rows, known.tokenizer, experiment, longest)
     rounds = rounds_of(experiment, known, proxy, examples, aligned=aligned)
     clients = {name: _client(experiment, known, proxy, rows[name], examples[name], rounds[name], name) for name in rows}
     report(0.7, "rendering the tasks")
@@ -156,7 +157,9 @@ def server_memory(
     }
     if experiment.evaluate.centralized:
         whole = known.proxy(Compress(remove=0.0))
-        found["centralized"] = known.training_memory(whole, experiment.train, experiment.train.max_length)
+        found["centralized"] = known.training_memory(
+            whole, experiment.train, known.readable(experiment.train.max_length)
+        )
     return found
 
 
@@ -170,6 +173,7 @@ def _client(
     name: str,
 ) -> ClientForecast:
     train = experiment.train_of(name)
+    train = replace(train, max_length=known.readable(train.max_length))
     texts = texts_of(rows, known.tokenizer, train, examples)
     return ClientForecast(texts, rounds, known.training_memory(proxy, train, texts.longest))
 
