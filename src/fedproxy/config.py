@@ -129,7 +129,7 @@ class Client:
         name: Its name.
         data: Its rows.
         task: Or a task.
-        rows: At most so many of them, chosen by the seed.
+        rows: At most so many of them, chosen by the seed; clients of one task draw different ones while they last.
         lora_r: Rank of its adapter, if not that of [train]; in the space "product" clients' ranks may differ. The
             scaling lora_alpha / lora_r stays that of [train].
     """

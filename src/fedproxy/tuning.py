@@ -1,6 +1,7 @@
 """Stage two: the rounds in which clients tune the proxy, for whatever engine carries them, and their adapter."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -82,10 +83,28 @@ def client_rows(experiment: Experiment) -> dict[str, Rows]:
     """
     cut = experiment.partition
     if cut is None:
-        return {client.name: rows_of(client, experiment.evaluate, experiment.seed) for client in experiment.client}
+        return _own_rows(experiment)
     rows = rows_of(Client("partition", cut.data, cut.task, cut.rows), experiment.evaluate, experiment.seed)
     parts = partition(rows, cut.clients, cut.scheme, cut.alpha, experiment.seed)
     return dict(zip(client_names(experiment), parts, strict=True))
+
+
+def _own_rows(experiment: Experiment) -> dict[str, Rows]:
+    """The rows of clients with a file or task each; what several draw of one task are consecutive parts of one draw."""
+    evaluate, seed = experiment.evaluate, experiment.seed
+    wanted, begin, drawn, found = Counter[str](), Counter[str](), dict[str, Rows](), dict[str, Rows]()
+    for client in experiment.client:
+        wanted[client.task] += client.rows or 0
+    for client in experiment.client:
+        if not client.task or client.rows is None:
+            found[client.name] = rows_of(client, evaluate, seed)
+            continue
+        if client.task not in drawn:
+            drawn[client.task] = rows_of(replace(client, rows=wanted[client.task]), evaluate, seed)
+        rows, first = drawn[client.task], begin[client.task]
+        begin[client.task] += client.rows
+        found[client.name] = [rows[i % len(rows)] for i in range(first, first + min(client.rows, len(rows)))]
+    return found
 
 
 def client_names(experiment: Experiment) -> list[str]:
