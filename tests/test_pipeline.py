@@ -254,6 +254,14 @@ def test_central_training_takes_the_steps_of_those_whom_the_rounds_ask(tmp_path,
     assert flops == forecast_run(path, given_speed(1.0))["flops"]["centralized"]
 
 
+def test_central_training_that_diverges_blames_the_learning_rate(tmp_path, tiny_checkpoint, calibration):
+    extra = 'merge = "mean"\n[evaluate]\ncentralized = true\nmodels = []\n'
+    path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=1)
+    path.write_text(path.read_text().replace("learning_rate = 1e-2", "learning_rate = 1e30\nmax_steps = 1"))
+    with pytest.raises(UsageError, match=r"\[evaluate\] centralized: The loss became nan at step 2 of 2. Lower"):
+        run(path, tmp_path / "run")
+
+
 def test_an_unknown_task_is_found_before_anything_is_written(experiment, tmp_path):
     experiment.write_text(experiment.read_text() + '[evaluate]\ntasks = ["sst22"]\n')
     with pytest.raises(UsageError, match="sst2"):

@@ -29,7 +29,7 @@ from fedproxy.model_card import add_scores
 from fedproxy.models.checkpoints import padding, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
-from fedproxy.models.training import train
+from fedproxy.models.training import DivergedError, train
 from fedproxy.reporting import (
     compare_runs,
     gap_closed,
@@ -278,17 +278,20 @@ def _centralized(
     tokenizer, examples = encode_for(llm, rows, experiment)
     settings = replace(experiment.train, blocks="all")
     model = load_proxy(replace(experiment, train=settings), llm)
-    train(
-        model,
-        [example for name in sorted(examples) for example in examples[name]],
-        settings,
-        pad=padding(tokenizer),
-        seed=derive_seed(experiment.seed, "centralized"),
-        steps=steps_of_all(experiment, {name: len(part) for name, part in examples.items()}),
-        on_step=lambda step, total, loss: on_progress(
-            "centralized", step / total, f"step {step}/{total} · loss {loss:.3f}"
-        ),
-    )
+    try:
+        train(
+            model,
+            [example for name in sorted(examples) for example in examples[name]],
+            settings,
+            pad=padding(tokenizer),
+            seed=derive_seed(experiment.seed, "centralized"),
+            steps=steps_of_all(experiment, {name: len(part) for name, part in examples.items()}),
+            on_step=lambda step, total, loss: on_progress(
+                "centralized", step / total, f"step {step}/{total} · loss {loss:.3f}"
+            ),
+        )
+    except DivergedError as error:
+        raise UsageError(f"[evaluate] centralized: {error}") from error
     source = Manifest.read(directory.path / "proxy")
     with new_directory(directory.path / "centralized") as folder:
         manifest = adapter_manifest(source, "llm-adapter", list(range(source.llm_blocks)), experiment)

@@ -19,7 +19,7 @@ from fedproxy.compression.heal_student import HALF_DONE, Student
 from fedproxy.compression.heal_training import Loss, distil
 from fedproxy.compression.teacher import ask_teacher, perplexity_of
 from fedproxy.config import HEALING_RATES, Heal
-from fedproxy.errors import ArtifactError, FedproxyError, UsageError
+from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.checkpoints import Tokenizer, padding
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.families import readable, vocabulary
@@ -73,9 +73,9 @@ def heal(
 
     Raises:
         ArtifactError: the LLM, the proxy or the text cannot be used, or `work` is damaged.
-        UsageError: a setting is impossible, or `work` holds a healing with other settings or something else.
+        UsageError: a setting is impossible, the training diverged, or `work` holds a healing with other settings or
+            something else.
         ResourceError: the disk is too small.
-        FedproxyError: the training diverged.
     """
     began = time.perf_counter()
     check_healing(settings, trained)
@@ -130,7 +130,7 @@ def heal(
     del student
     after = perplexity()
     if not math.isfinite(after):
-        raise FedproxyError(f"healing: the perplexity of the healed proxy is {after}. Give a lower learning_rate.")
+        raise UsageError(f"healing: the perplexity of the healed proxy is {after}. Give a lower learning_rate.")
     progress(1.0, "proxy healed")
     return {
         "settings": {**dataclasses.asdict(settings), "learning_rate": settings.highest_rate},

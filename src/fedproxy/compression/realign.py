@@ -17,7 +17,7 @@ import torch
 from fedproxy.compression.heal_loss import divergence, hidden_distance, top_tokens
 from fedproxy.compression.heal_student import leaving
 from fedproxy.config import Heal
-from fedproxy.errors import FedproxyError, UsageError
+from fedproxy.errors import UsageError
 from fedproxy.layer_map import rekey, split_name
 from fedproxy.models.checkpoints import Tokenizer
 from fedproxy.models.families import blocks, blocks_path, readable
@@ -91,7 +91,7 @@ class Realigner:
             adapter: The federated adapter that the round begins with, all its tensors.
 
         Raises:
-            FedproxyError: the training diverged.
+            UsageError: the training diverged.
         """
         if number <= self._done:
             return
@@ -134,7 +134,7 @@ class Realigner:
             loss = self._loss(llm, proxy, ends, ids.to(device), mask.to(device))
             loss.backward()  # type: ignore[no-untyped-call]
             if not bool(torch.isfinite(loss)):
-                raise FedproxyError(
+                raise UsageError(
                     f"aligning the proxy before round {number}: the loss became {loss.item()}. Lower [heal] "
                     "learning_rate."
                 )

@@ -73,7 +73,7 @@ def answer(
         on_step: Called after each optimizer step with (step, steps, loss).
 
     Raises:
-        FedproxyError: the loss became NaN or infinite.
+        DivergedError: the loss became NaN or infinite.
         ArtifactError: the order does not fit the model, or the client's state is damaged.
     """
     memory, scaffold = state.before(order.round), federate_settings.regulariser == SCAFFOLD

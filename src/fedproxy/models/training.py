@@ -27,6 +27,10 @@ from fedproxy.seeds import derive_seed
 Penalty = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
 
+class DivergedError(FedproxyError):
+    """A loss that became NaN or infinite: of a client it costs its reply, of whoever trains alone it ends the run."""
+
+
 @dataclass(frozen=True)
 class Training:
     """What a local training did.
@@ -109,7 +113,7 @@ def train(
         on_step: Called after each step with (step, steps, loss).
 
     Raises:
-        FedproxyError: the loss is NaN or infinite.
+        DivergedError: the loss is NaN or infinite.
     """
     accelerator = Accelerator()
     device = accelerator.device
@@ -141,7 +145,7 @@ def train(
         for chosen in itertools.islice(step_batches(examples, settings, seed), total):
             loss = backward(chosen, sum(example.counting for batch in chosen for example in batch))
             if not math.isfinite(loss):
-                raise FedproxyError(
+                raise DivergedError(
                     f"The loss became {loss} at step {len(losses) + 1} of {total}. Lower learning_rate, or try "
                     'precision = "fp32".'
                 )
