@@ -14,6 +14,7 @@ import fedproxy
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.errors import ArtifactError, ConfigError, FederationError, MissingExtraError, UsageError
 from fedproxy.federation import client as client_module
+from fedproxy.forecast import forecast_run, given_speed
 from fedproxy.pipeline import run
 
 WORDS = {"colours": ["red", "green", "blue"], "numbers": ["one", "two", "three"]}
@@ -241,6 +242,54 @@ def test_every_model_asked_for_is_scored_on_the_clients_tasks(tmp_path, tiny_che
     again = run(path, tmp_path / "run", resume=True)
     assert again["evaluation"] == results["evaluation"]
     assert (tmp_path / "run" / "centralized" / "adapter_model.safetensors").read_bytes() == stored
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_rows_are_cut_to_the_positions_that_the_model_has(family, tmp_path, tiny_checkpoint, calibration):
+    (tmp_path / "text.txt").write_text(calibration.read_text() + "\n\n" + "a long document " * 20)
+    extra = f'[fuse]\nscale = "auto"\npublic = "{tmp_path / "text.txt"}"\n[evaluate]\ncentralized = true\nmodels = []\n'
+    path = write_experiment(tmp_path, tiny_checkpoint(family), calibration, extra=extra, rounds=1)
+    row = json.dumps({"prompt": "say " * 50, "completion": " yes"})
+    (tmp_path / "colours.jsonl").write_text("\n".join([row] * 4))
+    path.write_text(path.read_text().replace("max_length = 32\n[federate]", "max_length = 300\n[federate]"))
+    results = run(path, tmp_path / "run")
+    assert results["rounds"][0]["clients"]["colours"]["tokens"] == 4 * 128
+    foretold = forecast_run(path, given_speed(1.0))["clients"]["colours"]
+    assert (foretold["rounds"][0]["tokens"], foretold["longest"], foretold["cut"]) == (4 * 128, 128, 4)
+
+
+def test_a_tokenizer_without_padding_and_end_of_text(tmp_path, tiny_checkpoint, calibration):
+    llm = tmp_path / "llm"
+    shutil.copytree(tiny_checkpoint(), llm)
+    settings = json.loads((llm / "tokenizer_config.json").read_text())
+    (llm / "tokenizer_config.json").write_text(
+        json.dumps({name: value for name, value in settings.items() if name not in ("eos_token", "pad_token")})
+    )
+    extra = "[evaluate]\ncentralized = true\nmodels = []\n"
+    results = run(write_experiment(tmp_path, llm, calibration, extra=extra, rounds=1), tmp_path / "run")
+    assert all(client["rows"] == 12 for client in results["rounds"][0]["clients"].values())
+
+
+def test_central_training_takes_the_steps_of_those_whom_the_rounds_ask(tmp_path, tiny_checkpoint, calibration):
+    extra = "participation = 0.5\nquorum = 1\n[evaluate]\ncentralized = true\nmodels = []\n"
+    path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=2)
+    told = []
+    results = run(path, tmp_path / "run", on_progress=lambda stage, done, text: told.append((stage, text)))
+    steps = sum(client["steps"] for record in results["rounds"] for client in record["clients"].values())
+    assert [len(record["clients"]) for record in results["rounds"]] == [1, 1]
+    assert len([text for stage, text in told if stage == "centralized" and text.startswith("step ")]) == steps
+    flops = forecast_run(path, given_speed(1.0))["flops"]["centralized"]
+    text = path.read_text().replace("participation = 0.5\nquorum = 1\n", "").replace("rounds = 2", "rounds = 1")
+    path.write_text(text)  # both clients once, as many steps
+    assert flops == forecast_run(path, given_speed(1.0))["flops"]["centralized"]
+
+
+def test_central_training_that_diverges_blames_the_learning_rate(tmp_path, tiny_checkpoint, calibration):
+    extra = 'merge = "mean"\n[evaluate]\ncentralized = true\nmodels = []\n'
+    path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=1)
+    path.write_text(path.read_text().replace("learning_rate = 1e-2", "learning_rate = 1e30\nmax_steps = 1"))
+    with pytest.raises(UsageError, match=r"\[evaluate\] centralized: The loss became nan at step 2 of 2. Lower"):
+        run(path, tmp_path / "run")
 
 
 def test_an_unknown_task_is_found_before_anything_is_written(experiment, tmp_path):

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from fedproxy.config import LLM, Compress, Evaluate, Experiment, Partition
+from fedproxy.config import LLM, Client, Compress, Evaluate, Experiment, Partition
 from fedproxy.evaluation import training_rows
 from fedproxy.pipeline import scored_tasks
 from fedproxy.tuning import client_rows
@@ -24,6 +24,27 @@ def test_a_task_is_cut_into_clients(tmp_path: Path) -> None:
     whole = training_rows("sst2", data=data, limit=10, seed=4)
     assert sorted(row["prompt"] for part in found.values() for row in part) == sorted(row["prompt"] for row in whole)
     assert scored_tasks(experiment) == ["sst2"]
+
+
+def test_clients_that_share_a_task_draw_different_rows_while_they_last(tmp_path: Path) -> None:
+    data = task_data(tmp_path)
+
+    def drawn(*limits: int | None) -> list[list[str]]:
+        clients = tuple(Client(f"c{i}", task="sst2", rows=rows) for i, rows in enumerate(limits))
+        found = client_rows(Experiment(LLM("x"), Compress(), client=clients, seed=4, evaluate=Evaluate(data=str(data))))
+        return [[row["prompt"] for row in found[client.name]] for client in clients]
+
+    alone = [row["prompt"] for row in training_rows("sst2", data=data, limit=8, seed=4)]
+    assert drawn(8) == [alone]
+    first, second, whole = drawn(8, 7, None)
+    assert first == alone
+    assert (len(second), len(set(first + second)), len(whole)) == (7, 15, 20)
+    first, second, third = drawn(8, 7, 25)
+    assert first == alone
+    assert sorted(third) == sorted(whole)
+    first, second, third = drawn(8, 8, 8)
+    assert len(set(first + second + third)) == 20
+    assert third == [row for row in third if row not in second][:4] + first[:4]
 
 
 def test_a_file_is_cut_after_so_many_rows_are_drawn(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class Client:
         data: Its rows in TRL's formats: {"prompt", "completion"}, strings or lists of messages (the completion one
             message, the answer), {"messages"}, of which the last is the answer, or {"text"}.
         task: Or a task.
-        rows: At most so many of them, chosen by the seed.
+        rows: At most so many of them, chosen by the seed; clients of one task draw different ones while they last.
         lora_r: Rank of its adapter, if not that of [train]; in the space "product" clients' ranks may differ. The
             scaling lora_alpha / lora_r stays that of [train].
     """
@@ -173,6 +173,7 @@ class Train:
     """[train]: local training. Names that SFTConfig has too mean the same here.
 
     Attributes:
+        max_length: Tokens of a row at most, and no more than the model has positions for.
         lr_scheduler_type: How the learning rate goes on after the warm-up. It begins anew in each round.
         warmup_steps: Steps, of each round, in which the learning rate rises from 0, the first step's; also in
             "constant". A round of one step with a warm-up changes nothing.
@@ -314,7 +315,7 @@ class Variant:
         compress: Keys of [compress] that it sets, but for `remove`, which `ratios` varies.
         heal: Keys of [heal].
         train: Keys of [train].
-        federate: Keys of [federate].
+        federate: Keys of [federate]; of a method without a federation only those that say how much is trained.
         fuse: Keys of [fuse].
     """
 

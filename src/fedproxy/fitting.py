@@ -6,11 +6,11 @@ from fedproxy.compression.select import between, removed_count
 from fedproxy.config import Experiment
 from fedproxy.errors import UsageError
 from fedproxy.layer_map import trained_blocks
-from fedproxy.models.checkpoints import Model, load_tokenizer
+from fedproxy.models.checkpoints import Model
 from fedproxy.models.families import blocks
 from fedproxy.models.lora import target_names
 from fedproxy.models.shape import open_shape
-from fedproxy.tuning import Rows, encode_clients
+from fedproxy.tuning import Rows, encode_for
 
 
 def check_compression(experiment: Experiment, decoder: Model) -> int:
@@ -62,7 +62,6 @@ def check_experiment(experiment: Experiment, rows: dict[str, Rows]) -> None:
         ArtifactError: the LLM is none, or of a sort that can be neither compressed nor fused; or as of `encode`.
         UsageError: as of `check_fit` and of `encode`.
     """
-    trust = experiment.llm.trust_remote_code
-    shape = open_shape(experiment.llm.path, trust_remote_code=trust)
+    shape = open_shape(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code)
     check_fit(experiment, shape.decoder)
-    encode_clients(rows, load_tokenizer(shape.path, trust_remote_code=trust), experiment)
+    encode_for(shape.path, rows, experiment)

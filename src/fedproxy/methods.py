@@ -2,7 +2,8 @@
 
 A variant of [compare] is one more row: a method's, with some settings of its own.
 
-What a row does not choose is the experiment's: prompts, steps, batches, LoRA, space and encoding are the same for all.
+What a row does not choose is the experiment's: prompts, steps, batches and LoRA are the same for all; space, encodings
+and limits of norm for all that federate. Pooled rows, or a client alone, are trained on without any of these.
 One departure is common to all rows: what trains is LoRA, also where a paper trains the weights themselves.
 """
 
@@ -44,8 +45,8 @@ class Method:
     Attributes:
         name: Its name in `[compare] methods`.
         paper: Where it comes from; empty for what needs no paper.
-        data: Who trains: "none"; "each" client alone, with the steps that it has in a federation; one party with the
-            "pooled" rows and all clients' steps; or the "clients" in a federation.
+        data: Who trains: "none"; "each" client alone, with the steps that it has in a federation (one round of them at
+            least); one party with the "pooled" rows and all clients' steps; or the "clients" in a federation.
         result: The model that it is judged by: the untuned "llm" or "proxy", the LLM with the trained blocks plugged in
             ("fused"), or the LLM steered by the tuned proxy at decode time ("proxy_tuning").
         settings: What it sets in the experiment.

@@ -28,10 +28,10 @@ from fedproxy.fitting import check_experiment
 from fedproxy.fusion import fuse
 from fedproxy.methods import METHODS
 from fedproxy.model_card import add_scores
-from fedproxy.models.checkpoints import load_tokenizer, resolve
+from fedproxy.models.checkpoints import padding, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
-from fedproxy.models.training import optimizer_steps, train
+from fedproxy.models.training import DivergedError, train
 from fedproxy.reporting import (
     compare_runs,
     gap_closed,
@@ -52,8 +52,9 @@ from fedproxy.tuning import (
     adapter_manifest,
     begin,
     client_rows,
-    encode_clients,
+    encode_for,
     load_proxy,
+    steps_of_all,
     tune_inline,
     write_aligned,
 )
@@ -293,22 +294,23 @@ def _centralized(
 ) -> None:
     """Tune the LLM itself on the pooled rows, with as many optimizer steps as all clients took together."""
     llm = resolve(experiment.llm.path)
-    tokenizer = load_tokenizer(llm, trust_remote_code=experiment.llm.trust_remote_code)
-    examples = encode_clients(rows, tokenizer, experiment)
-    steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
+    tokenizer, examples = encode_for(llm, rows, experiment)
     settings = replace(experiment.train, blocks="all")
     model = load_proxy(replace(experiment, train=settings), llm)
-    train(
-        model,
-        [example for name in sorted(examples) for example in examples[name]],
-        settings,
-        pad=tokenizer.pad_token_id,
-        seed=derive_seed(experiment.seed, "centralized"),
-        steps=steps,
-        on_step=lambda step, total, loss: on_progress(
-            "centralized", step / total, f"step {step}/{total} · loss {loss:.3f}"
-        ),
-    )
+    try:
+        train(
+            model,
+            [example for name in sorted(examples) for example in examples[name]],
+            settings,
+            pad=padding(tokenizer),
+            seed=derive_seed(experiment.seed, "centralized"),
+            steps=steps_of_all(experiment, {name: len(part) for name, part in examples.items()}),
+            on_step=lambda step, total, loss: on_progress(
+                "centralized", step / total, f"step {step}/{total} · loss {loss:.3f}"
+            ),
+        )
+    except DivergedError as error:
+        raise UsageError(f"[evaluate] centralized: {error}") from error
     source = Manifest.read(directory.path / "proxy")
     with new_directory(directory.path / "centralized") as folder:
         manifest = adapter_manifest(source, "llm-adapter", list(range(source.llm_blocks)), experiment)

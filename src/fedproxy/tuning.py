@@ -1,7 +1,8 @@
 """Stage two: the rounds in which clients tune the proxy, for whatever engine carries them, and their adapter."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +25,9 @@ from fedproxy.federation.rounds import Exchange, drive
 from fedproxy.federation.space import space
 from fedproxy.federation.store import RoundStore
 from fedproxy.layer_map import split_name
-from fedproxy.models.checkpoints import load_tokenizer, resolve
+from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer, padding, resolve
 from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.families import readable
 from fedproxy.models.lora import (
     CONFIG_FILE,
     AdaptedModel,
@@ -38,6 +40,7 @@ from fedproxy.models.lora import (
 )
 from fedproxy.models.parallel import team
 from fedproxy.models.trainable import load_trainable
+from fedproxy.models.training import optimizer_steps
 from fedproxy.public_text import read_documents
 from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
@@ -82,10 +85,28 @@ def client_rows(experiment: Experiment) -> dict[str, Rows]:
     """
     cut = experiment.partition
     if cut is None:
-        return {client.name: rows_of(client, experiment.evaluate, experiment.seed) for client in experiment.client}
+        return _own_rows(experiment)
     rows = rows_of(Client("partition", cut.data, cut.task, cut.rows), experiment.evaluate, experiment.seed)
     parts = partition(rows, cut.clients, cut.scheme, cut.alpha, experiment.seed)
     return dict(zip(client_names(experiment), parts, strict=True))
+
+
+def _own_rows(experiment: Experiment) -> dict[str, Rows]:
+    """The rows of clients with a file or task each; what several draw of one task are consecutive parts of one draw."""
+    evaluate, seed = experiment.evaluate, experiment.seed
+    wanted, begin, drawn, found = Counter[str](), Counter[str](), dict[str, Rows](), dict[str, Rows]()
+    for client in experiment.client:
+        wanted[client.task] += client.rows or 0
+    for client in experiment.client:
+        if not client.task or client.rows is None:
+            found[client.name] = rows_of(client, evaluate, seed)
+            continue
+        if client.task not in drawn:
+            drawn[client.task] = rows_of(replace(client, rows=wanted[client.task]), evaluate, seed)
+        rows, first = drawn[client.task], begin[client.task]
+        begin[client.task] += client.rows
+        found[client.name] = [rows[i % len(rows)] for i in range(first, first + min(client.rows, len(rows)))]
+    return found
 
 
 def client_names(experiment: Experiment) -> list[str]:
@@ -94,6 +115,32 @@ def client_names(experiment: Experiment) -> list[str]:
     if cut is None:
         return [client.name for client in experiment.client]
     return [f"client-{number:0{len(str(cut.clients))}d}" for number in range(1, cut.clients + 1)]
+
+
+def turns(experiment: Experiment, names: Collection[str]) -> dict[str, list[int]]:
+    """The rounds that each client is asked in, if all are there and answer; by name, sorted.
+
+    Args:
+        experiment: The experiment.
+        names: The clients' names.
+    """
+    coordinator = Coordinator(names, {}, experiment.federate, seed=experiment.seed)
+    found: dict[str, list[int]] = {name: [] for name in sorted(names)}
+    for number in range(1, experiment.federate.rounds + 1):
+        for name in coordinator.chosen(names, number):
+            found[name].append(number)
+    return found
+
+
+def steps_of_all(experiment: Experiment, counts: Mapping[str, int]) -> int:
+    """Optimizer steps that all clients take in all rounds: what training on the pooled rows takes.
+
+    Args:
+        experiment: The experiment.
+        counts: How many rows each client trains on, by name.
+    """
+    asked = turns(experiment, counts)
+    return sum(len(asked[name]) * optimizer_steps(count, experiment.train) for name, count in counts.items())
 
 
 def read_run(run: Path) -> Experiment:
@@ -105,13 +152,29 @@ def read_run(run: Path) -> Experiment:
     return load_experiment(run / "experiment.toml", remote=has_members(run))
 
 
-def encode_clients(rows: dict[str, Rows], tokenizer: Any, experiment: Experiment) -> dict[str, list[Encoded]]:
-    """Encode every client's rows as [train] says."""
-    settings = experiment.train
-    return {
-        name: encode(part, tokenizer, max_length=settings.max_length, completion_only=settings.completion_only_loss)
-        for name, part in rows.items()
-    }
+def encode_clients(
+    rows: Mapping[str, Rows], tokenizer: Tokenizer, experiment: Experiment, longest: int
+) -> dict[str, list[Encoded]]:
+    """Encode every client's rows as [train] says.
+
+    Args:
+        rows: The rows by client.
+        tokenizer: The LLM's.
+        experiment: The experiment.
+        longest: Tokens of a row at most.
+    """
+    only = experiment.train.completion_only_loss
+    return {name: encode(part, tokenizer, max_length=longest, completion_only=only) for name, part in rows.items()}
+
+
+def encode_for(
+    model: Path, rows: Mapping[str, Rows], experiment: Experiment
+) -> tuple[Tokenizer, dict[str, list[Encoded]]]:
+    """The tokenizer of a checkpoint, and every client's rows, encoded as its model is to read them."""
+    trust = experiment.llm.trust_remote_code
+    tokenizer = load_tokenizer(model, trust_remote_code=trust)
+    longest = readable(load_config(model, trust_remote_code=trust), experiment.train.max_length)
+    return tokenizer, encode_clients(rows, tokenizer, experiment, longest)
 
 
 def adapter_manifest(source: Manifest, kind: str, layer_map: list[int], experiment: Experiment) -> Manifest:
@@ -216,8 +279,7 @@ def tune_inline(
 ) -> None:
     """Run the rounds with all clients one after the other in this process."""
     proxy, settings = directory.path / "proxy", experiment.federate
-    tokenizer = load_tokenizer(proxy, trust_remote_code=experiment.llm.trust_remote_code)
-    examples = encode_clients(rows, tokenizer, experiment)
+    tokenizer, examples = encode_for(proxy, rows, experiment)
     _tell_cut(directory, rows, examples)
     aligner = None
     if experiment.heal.realign_steps:
@@ -257,7 +319,7 @@ def tune_inline(
             examples[name],
             train_settings=train,
             federate_settings=settings,
-            pad=tokenizer.pad_token_id,
+            pad=padding(tokenizer),
             seed=experiment.seed,
             state=ClientState(directory.path / CLIENTS / name),
             on_step=on_step,

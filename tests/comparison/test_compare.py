@@ -1,5 +1,6 @@
 """Whole comparisons on a tiny LLM: every preset against its definition, work that is shared, and resumption."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,11 +19,14 @@ from safetensors.torch import load_file
 
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.comparison import cells_of, compare, summary
+from fedproxy.comparison.cells import rounds_alone
 from fedproxy.config import to_toml
 from fedproxy.errors import UsageError
+from fedproxy.forecast import forecast_comparison, given_speed
 from fedproxy.layer_map import split_name
 from fedproxy.methods import METHODS
 from fedproxy.pipeline import read_experiment
+from fedproxy.tuning import turns
 from tests.comparison.conftest import BLOCKS, timeless
 
 Write = Callable[..., Path]
@@ -200,6 +204,67 @@ def test_pooled_training_takes_all_clients_steps_also_where_they_are_limited(
     assert read_json(run / "rounds" / "0001" / "round.json")["clients"]["pooled"]["steps"] == 6
 
 
+def test_pooled_and_lone_training_have_no_wire_no_merge_and_no_limits(experiment_file: Write, tmp_path: Path) -> None:
+    names = ["local", "centralized", "centralized-proxy", "offsite-tuning"]
+    lossy = (
+        'wire = "top-k"\nwire_options = { share = 0.03, values = "int8" }\nwire_down = "bf16"\nmax_norm = 1e-6\n'
+        'max_norm_ratio = 1.5\ndeadline = "1h"\nmerge = "mean"\nmerge_options = { clip_norm = 1e-6 }\n'
+        'regulariser = "none"\nspace = "frozen-a"\nretries = 0\n'
+    )
+    found = []
+    for settings in ("", lossy):
+        file, out = experiment_file(f"seeds = [0]\nmethods = {names}\n"), tmp_path / f"out{bool(settings)}"
+        file.write_text(file.read_text().replace("[federate]\n", f"[federate]\n{settings}"))
+        compare(file, out, jobs=1)
+        adapters = [(run / PARTS[1]).read_bytes() for name in names for run in runs(out, name)]
+        found.append((adapters, [cell(out, name)["bytes_up"] for name in names]))
+    assert found[0] == found[1]
+
+
+def test_a_client_alone_has_its_own_rank(experiment_file: Write, tmp_path: Path) -> None:
+    file = experiment_file('seeds = [0]\nmethods = ["local"]\n')
+    text = file.read_text().replace("[federate]\n", '[federate]\nspace = "product"\nregulariser = "none"\n')
+    file.write_text(text.replace('task = "shape"', 'task = "shape"\nlora_r = 1'))
+    compare(file, tmp_path / "out", jobs=1)
+    names = [dict(read_json(run / "adapter" / "adapter_config.json"))["r"] for run in runs(tmp_path / "out", "local")]
+    assert names == [2, 1]
+    sizes = [sum(t.nbytes for t in load_file(run / PARTS[1]).values()) for run in runs(tmp_path / "out", "local")]
+    assert sizes[0] == 2 * sizes[1]
+    assert cell(tmp_path / "out", "local")["bytes_up"] == sum(sizes)
+
+
+def test_baselines_train_as_much_as_the_federation_where_a_round_asks_a_share(
+    experiment_file: Write, tmp_path: Path
+) -> None:
+    file = experiment_file('seeds = [0]\nmethods = ["local", "centralized-proxy", "fedavg"]\n', rounds=3)
+    out = tmp_path / "out"
+    file.write_text(file.read_text().replace("[federate]\n", "[federate]\nparticipation = 0.5\nquorum = 1\n"))
+    foretold = {one["method"]: one["flops"]["clients"] for one in forecast_comparison(file, given_speed(1.0))["cells"]}
+    compare(file, out, jobs=1)
+
+    def steps(name: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for run in runs(out, name):
+            for path in run.glob("rounds/0*/round.json"):
+                for client, record in read_json(path)["clients"].items():
+                    found[client] = found.get(client, 0) + record["steps"]
+        return found
+
+    assert sum(steps("fedavg").values()) == 6  # three rounds of one client of two batches
+    assert steps("local") == steps("fedavg")
+    assert steps("centralized-proxy") == {"pooled": 6}
+    for name, flops in foretold.items():
+        assert cell(out, name)["flops"]["clients"] == pytest.approx(flops, rel=1e-12)
+
+
+def test_a_client_that_no_round_asks_trains_one_round_alone(experiment_file: Write) -> None:
+    experiment = read_experiment(experiment_file("seeds = [0]\n", rounds=1))
+    federate = dataclasses.replace(experiment.federate, participation=0.5, quorum=1)
+    experiment = dataclasses.replace(experiment, federate=federate)
+    assert sorted(map(len, turns(experiment, ["a", "b"]).values())) == [0, 1]
+    assert rounds_alone(experiment, ["b", "a"]) == {"b": 1, "a": 1}
+
+
 FEW = 'seeds = [0, 1]\nmethods = ["zero-shot", "centralized", "fedavg", "fedproxy"]\n'
 
 
@@ -296,6 +361,11 @@ def written(found: dict[str, Any], folder: Path) -> Path:
             '[[compare.variant]]\nname = "cut"\nmethod = "pcr"\nfederate = { space = "product" }\n',
             ("", ""),
             "cut, remove = 0.25: .*pcr",
+        ),
+        (
+            '[[compare.variant]]\nname = "cut"\nmethod = "local"\nfederate = { wire = "int8", rounds = 3 }\n',
+            ("", ""),
+            r"cut, remove = 0.25: without a federation \[federate\] wire has no meaning",
         ),
         ("seeds = []\n", ("", ""), "seeds"),
         ("ratios = [0.5, 1.0]\n", ("", ""), "ratios"),

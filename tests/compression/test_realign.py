@@ -137,6 +137,13 @@ def test_resumed_after_any_step_it_ends_in_the_same_bits(make, tmp_path, left):
     ).read_bytes()
 
 
+def test_an_alignment_that_diverges_blames_the_learning_rate(make, tmp_path):
+    path = make()
+    path.write_text(path.read_text().replace("[heal]\n", "[heal]\nlearning_rate = 1e30\n"))
+    with pytest.raises(UsageError, match=r"before round 2: the loss became nan. Lower \[heal\] learning_rate"):
+        fedproxy.federate(path, tmp_path / "run")
+
+
 def test_what_cannot_be_aligned_is_refused(make, tmp_path):
     with pytest.raises(UsageError, match="they train all"):
         fedproxy.federate(make(blocks='"all"'), tmp_path / "run")

@@ -61,6 +61,16 @@ def test_messages_go_through_the_chat_template():
     assert found == example(ids("[user]a;[assistant]b;"), len("[user]a;[assistant]"))
 
 
+def test_a_row_that_the_chat_template_refuses_is_named():
+    chat = make_tokenizer()
+    chat.chat_template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}"
+    chat.chat_template += "{% endif %}{{ m.content }}{% endfor %}"
+    taken = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    refused = {"messages": [{"role": "system", "content": "be kind"}, *taken["messages"]]}
+    with pytest.raises(ArtifactError, match=r"Row 3: the model's chat template does not take it: no system role\."):
+        encode([taken, taken, refused], chat, max_length=64)
+
+
 def test_nothing_to_learn_is_an_error():
     with pytest.raises(ArtifactError, match="No row has a token to learn"):
         encode([], TOKENIZER, max_length=8)

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fedproxy.config import Train
-from fedproxy.errors import FedproxyError
 from fedproxy.models.encoding import Encoded, encode
 from fedproxy.models.layouts import IGNORED, collate
 from fedproxy.models.lora import adapter_parameters, adapter_state, attach, set_adapter_state
-from fedproxy.models.training import batches, optimizer_steps, step_batches, train, trained_tokens
+from fedproxy.models.training import DivergedError, batches, optimizer_steps, step_batches, train, trained_tokens
 from tests.conftest import make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -212,7 +211,7 @@ def test_a_diverging_loss_is_an_error_that_says_what_to_do():
     state = adapter_state(model)
     with torch.no_grad():
         model.get_base_model().model.norm.weight.fill_(math.nan)
-    with pytest.raises(FedproxyError, match="Lower learning_rate"):
+    with pytest.raises(DivergedError, match="Lower learning_rate"):
         train(model, examples, SETTINGS, pad=256, seed=0)
     assert all(torch.equal(v, state[n]) for n, v in adapter_state(model).items())
 
@@ -222,7 +221,7 @@ def test_a_training_that_failed_leaves_nothing_to_the_next():
     model, fresh = adapted(), adapted()
     with torch.no_grad():
         model.get_base_model().model.norm.weight.fill_(math.nan)
-    with pytest.raises(FedproxyError):
+    with pytest.raises(DivergedError):
         train(model, examples, SETTINGS, pad=256, seed=0)
     with torch.no_grad():
         model.get_base_model().model.norm.weight.fill_(1.0)

@@ -47,9 +47,21 @@ def test_parsed_results_keep_every_number():
 
 
 def test_a_task_without_accuracy_counts_by_its_first_metric():
-    results = parse({"evaluation": {"llm": {"tasks": {"a": {"f1": 0.5, "n": 4}, "b": {"acc_norm": 0.1, "acc": 0.3}}}}})
-    assert results.evaluation["llm"].tasks == {"a": 0.5, "b": 0.3}
-    assert results.average("llm") == pytest.approx(0.4)
+    results = parse(
+        {
+            "evaluation": {
+                "llm": {
+                    "tasks": {
+                        "a": {"f1": 0.5, "n": 4},
+                        "b": {"acc_norm": 0.1, "acc": 0.3},
+                        "c": {"f1": 0.7, "acc_norm": 0.2},
+                    }
+                }
+            }
+        }
+    )
+    assert results.evaluation["llm"].tasks == {"a": 0.5, "b": 0.3, "c": 0.7}
+    assert results.average("llm") == pytest.approx(0.5)
 
 
 def test_a_quarantined_client_has_no_weight():

@@ -28,20 +28,22 @@ from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.settings import check_settings
 from fedproxy.fitting import check_compression, check_fit
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
-from fedproxy.models.checkpoints import Model, load_tokenizer
+from fedproxy.models.checkpoints import Model
 from fedproxy.models.costs import FORMULA
 from fedproxy.models.source import open_source
 from fedproxy.pipeline import check_tasks, gap_closed, read_experiment, scored_tasks
 from fedproxy.run_directory import owned
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors
-from fedproxy.tuning import encode_clients
+from fedproxy.tuning import encode_for
 
 __all__ = ["cells_of", "compare", "summary"]
 
 AGAINST = (FEDPROXY, CENTRALIZED)
 """What every method is compared with."""
 _JOBS = "jobs.json"
+_BUDGET = {"rounds", "participation", "quorum", "keep_rounds"}
+"""What of [federate] a training without a federation goes by."""
 
 
 def cells_of(experiment: Experiment) -> list[Key]:
@@ -93,8 +95,7 @@ def compare(
         raise UsageError(f"jobs = {jobs}: at least one cell is run at a time.")
     rows = rows_by_seed(experiment)
     if any(method.data != "none" for method in methods.values()):
-        tokenizer = load_tokenizer(source.path, trust_remote_code=experiment.llm.trust_remote_code)
-        encode_clients(rows(keys[0][1]), tokenizer, experiment)
+        encode_for(source.path, rows(keys[0][1]), experiment)
     if overwrite:
         check_spared(path, whole.inputs)
     with owned(path, experiment, resume=resume, overwrite=overwrite) as directory:
@@ -234,6 +235,11 @@ def _check_method(method: Method, experiment: Experiment, decoder: Model) -> Non
         check_compression(experiment, decoder)
         return
     check_settings(experiment.federate)
+    idle = sorted(method.settings.get("federate", {}).keys() - _BUDGET)
+    if method.data != "clients" and idle:
+        raise UsageError(
+            f"without a federation [federate] {', '.join(idle)} has no meaning. Leave it out of the variant."
+        )
     check_fit(experiment, decoder)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from fedproxy.artifacts import new_directory, write_json
 from fedproxy.comparison.accounts import costs, costs_of_proxy, costs_of_trainings
 from fedproxy.comparison.history import history
 from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored, tuned_adapter
-from fedproxy.config import Experiment, Federate
+from fedproxy.config import Client, Experiment, Federate
 from fedproxy.federation.store import RoundStore
 from fedproxy.methods import Method, configured
-from fedproxy.models.checkpoints import load_tokenizer, resolve
+from fedproxy.models.checkpoints import resolve
 from fedproxy.models.training import optimizer_steps
 from fedproxy.pipeline import scored_tasks
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import save_tensors
-from fedproxy.tuning import OnProgress, Rows, client_rows, encode_clients
+from fedproxy.tuning import OnProgress, Rows, client_rows, encode_for, steps_of_all, turns
 
 POOLED = "pooled"
 RECORD = "cell.json"
@@ -154,11 +154,12 @@ class Bench:
 
     def _alone(self, method: Method, experiment: Experiment) -> tuple[Scored, Scored | None, dict[str, Any]]:
         """A training of each client alone; a client is scored on its own task, or on all where it has none."""
-        alone = dataclasses.replace(experiment, federate=of_one(experiment))
         own = {client.name: client.task for client in experiment.client if client.task in self.tasks}
         runs, scored, tuned = [], [], []
-        for name, rows in self._rows(experiment.seed).items():
-            run = self._work.training(alone, {name: rows}, f"alone: {name}")
+        clients = self._rows(experiment.seed)
+        for name, rounds in rounds_alone(experiment, clients).items():
+            alone = lone_experiment(experiment, name, rounds)
+            run = self._work.training(alone, {name: clients[name]}, f"alone: {name}")
             fused, proxy = self._scores(method, alone, run, [own[name]] if name in own else self.tasks)
             runs.append(run)
             scored.append(fused)
@@ -173,9 +174,8 @@ class Bench:
 
     def _pooled(self, experiment: Experiment, rows: Mapping[str, Rows]) -> tuple[Experiment, dict[str, Rows], str]:
         """One client with all rows, that takes in one round as many steps as all clients took in all."""
-        tokenizer = load_tokenizer(resolve(experiment.llm.path), trust_remote_code=experiment.llm.trust_remote_code)
-        encoded = encode_clients(dict(rows), tokenizer, experiment)
-        pooled = pooled_experiment(experiment, [len(examples) for examples in encoded.values()])
+        _, encoded = encode_for(resolve(experiment.llm.path), rows, experiment)
+        pooled = pooled_experiment(experiment, {name: len(examples) for name, examples in encoded.items()})
         name = next(iter(rows)) if len(rows) == 1 else POOLED
         return pooled, {name: [row for part in sorted(rows) for row in rows[part]]}, POOLED
 
@@ -195,24 +195,54 @@ class Bench:
         return scored, self._work.score(experiment, f"{name}-proxy-tuned", tasks, proxy, tuned_adapter(path))
 
 
-def pooled_experiment(experiment: Experiment, counts: Sequence[int]) -> Experiment:
+def pooled_experiment(experiment: Experiment, counts: Mapping[str, int]) -> Experiment:
     """The experiment of one client with all rows, that takes in one round as many steps as all clients took in all.
 
     Args:
         experiment: The experiment of all clients.
-        counts: How many rows each of them trains on.
+        counts: How many rows each of them trains on, by name.
     """
-    train = experiment.train
-    steps = experiment.federate.rounds * sum(optimizer_steps(count, train) for count in counts)
-    a_epoch = optimizer_steps(sum(counts), dataclasses.replace(train, epochs=1.0, max_steps=None))
+    train, steps = experiment.train, steps_of_all(experiment, counts)
+    a_epoch = optimizer_steps(sum(counts.values()), dataclasses.replace(train, epochs=1.0, max_steps=None))
     return dataclasses.replace(
         experiment,
-        client=tuple(dataclasses.replace(client, lora_r=None) for client in experiment.client),
+        client=_of_one_rank(experiment),
         train=dataclasses.replace(train, epochs=steps / a_epoch + 1.0, max_steps=steps),
-        federate=dataclasses.replace(of_one(experiment), rounds=1, deadline=""),
+        federate=_of_one(experiment, 1),
     )
 
 
-def of_one(experiment: Experiment) -> Federate:
-    """The rounds of a single client."""
-    return dataclasses.replace(experiment.federate, quorum=1.0, participation=1.0)
+def rounds_alone(experiment: Experiment, names: Collection[str]) -> dict[str, int]:
+    """How many rounds each client trains in alone: as many as the federation asks it in, and one at least.
+
+    Args:
+        experiment: The experiment of all clients.
+        names: The clients, in whose order the answer is.
+    """
+    asked = turns(experiment, names)
+    return {name: max(1, len(asked[name])) for name in names}
+
+
+def lone_experiment(experiment: Experiment, name: str, rounds: int) -> Experiment:
+    """The experiment of one client alone, with its own rank.
+
+    Args:
+        experiment: The experiment of all clients.
+        name: The client.
+        rounds: How many it trains in.
+    """
+    return dataclasses.replace(
+        experiment,
+        client=_of_one_rank(experiment),
+        train=experiment.train_of(name),
+        federate=_of_one(experiment, rounds),
+    )
+
+
+def _of_one_rank(experiment: Experiment) -> tuple[Client, ...]:
+    return tuple(dataclasses.replace(client, lora_r=None) for client in experiment.client)
+
+
+def _of_one(experiment: Experiment, rounds: int) -> Federate:
+    """The rounds of a single party: what trains is A and B, and nothing is encoded, merged, limited or awaited."""
+    return Federate(rounds, "mean", regulariser="none", quorum=1.0, keep_rounds=experiment.federate.keep_rounds)

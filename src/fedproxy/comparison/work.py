@@ -26,8 +26,8 @@ import torch
 from fedproxy.artifacts import new_directory, os_error, read_json, write_json
 from fedproxy.config import Experiment
 from fedproxy.evaluation import evaluate
-from fedproxy.evaluation.harness import main_metric
 from fedproxy.memory import peak_memory, restart_peak
+from fedproxy.metrics import main_metric
 from fedproxy.pipeline import fuse_run, make_proxy
 from fedproxy.run_directory import RunDirectory, owned
 from fedproxy.tensor_files import load_tensors, save_tensors
@@ -175,7 +175,7 @@ class Work:
             if not path.is_dir():
                 self._evaluate(experiment, path, tasks, model, adapter, proxy)
         record = read_json(path / SCORES)
-        tasks_found = {task: main_metric(metrics) for task, metrics in record["tasks"].items()}
+        tasks_found = {task: float(metrics[main_metric(metrics)]) for task, metrics in record["tasks"].items()}
         return Scored(tasks_found, load_tensors(path / DOCUMENTS), record["seconds"])
 
     @contextlib.contextmanager

@@ -17,7 +17,7 @@ from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.block_stream import BlockStream, Passage
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer
-from fedproxy.models.families import vocabulary
+from fedproxy.models.families import readable, vocabulary
 from fedproxy.models.placement import check_placement, open_stream
 from fedproxy.models.source import open_source
 from fedproxy.models.text_batches import batches
@@ -84,8 +84,8 @@ def enter(
     """
     if text is None:
         return []
-    positions = getattr(stream.model.config, "max_position_embeddings", None) or max_length
-    found = batches(tokenizer, text.documents, max_length=min(max_length, positions), batch_size=batch_size)
+    longest = readable(stream.model.config, max_length)
+    found = batches(tokenizer, text.documents, max_length=longest, batch_size=batch_size)
     known, highest = vocabulary(stream.model), max(int(batch.input_ids.max()) for batch in found)
     if highest >= known:
         raise ArtifactError(f"the tokenizer makes token {highest}, the model knows {known} tokens.")

@@ -19,10 +19,10 @@ from fedproxy.compression.heal_student import HALF_DONE, Student
 from fedproxy.compression.heal_training import Loss, distil
 from fedproxy.compression.teacher import ask_teacher, perplexity_of
 from fedproxy.config import HEALING_RATES, Heal
-from fedproxy.errors import ArtifactError, FedproxyError, UsageError
-from fedproxy.models.checkpoints import Tokenizer
+from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.models.checkpoints import Tokenizer, padding
 from fedproxy.models.encoding import Encoded
-from fedproxy.models.families import vocabulary
+from fedproxy.models.families import readable, vocabulary
 from fedproxy.models.loading import release
 from fedproxy.models.placement import open_stream
 from fedproxy.models.source import Source, open_source
@@ -73,15 +73,14 @@ def heal(
 
     Raises:
         ArtifactError: the LLM, the proxy or the text cannot be used, or `work` is damaged.
-        UsageError: a setting is impossible, or `work` holds a healing with other settings or something else.
+        UsageError: a setting is impossible, the training diverged, or `work` holds a healing with other settings or
+            something else.
         ResourceError: the disk is too small.
-        FedproxyError: the training diverged.
     """
     began = time.perf_counter()
     check_healing(settings, trained)
     learned, held_out = split_documents(documents, settings, seed)
-    positions = getattr(source.decoder.config, "max_position_embeddings", None) or settings.max_length
-    longest = min(settings.max_length, positions)
+    longest = readable(source.decoder.config, settings.max_length)
     asked, unseen = (
         batches(tokenizer, part, max_length=longest, batch_size=settings.batch_size) for part in (learned, held_out)
     )
@@ -120,7 +119,7 @@ def heal(
         texts,
         settings,
         proxy=identity,
-        pad=tokenizer.pad_token_id or 0,
+        pad=padding(tokenizer),
         seed=seed,
         work=work,
         on_step=on_step,
@@ -131,7 +130,7 @@ def heal(
     del student
     after = perplexity()
     if not math.isfinite(after):
-        raise FedproxyError(f"healing: the perplexity of the healed proxy is {after}. Give a lower learning_rate.")
+        raise UsageError(f"healing: the perplexity of the healed proxy is {after}. Give a lower learning_rate.")
     progress(1.0, "proxy healed")
     return {
         "settings": {**dataclasses.asdict(settings), "learning_rate": settings.highest_rate},

@@ -13,7 +13,7 @@ from fedproxy.compression.heal_loss import divergence, hidden_distance
 from fedproxy.compression.heal_student import Student
 from fedproxy.compression.teacher import Teacher, check_same
 from fedproxy.config import Heal
-from fedproxy.errors import ArtifactError, FedproxyError
+from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.layouts import collate
 from fedproxy.models.training import batches
@@ -77,8 +77,7 @@ def distil(
         The loss of every step.
 
     Raises:
-        FedproxyError: the loss or its gradient is NaN or infinite.
-        UsageError: `work` holds the state of another training.
+        UsageError: the loss or its gradient is NaN or infinite, or `work` holds the state of another training.
         ArtifactError: the state is damaged.
     """
     parameters = student.parameters
@@ -112,7 +111,7 @@ def distil(
         loss = Loss(spoken.item(), felt.item())
         if not math.isfinite(loss.divergence + loss.hidden + length.item()):
             (work / FILE).unlink(missing_ok=True)
-            raise FedproxyError(
+            raise UsageError(
                 f"healing: the loss became {loss.divergence + loss.hidden}, its gradient {length.item()}, at step "
                 f"{step + 1} of {settings.steps}. Give a learning_rate below {highest}; what the LLM said is kept."
             )

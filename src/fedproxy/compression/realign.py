@@ -17,10 +17,10 @@ import torch
 from fedproxy.compression.heal_loss import divergence, hidden_distance, top_tokens
 from fedproxy.compression.heal_student import leaving
 from fedproxy.config import Heal
-from fedproxy.errors import FedproxyError, UsageError
+from fedproxy.errors import UsageError
 from fedproxy.layer_map import rekey, split_name
 from fedproxy.models.checkpoints import Tokenizer
-from fedproxy.models.families import blocks, blocks_path
+from fedproxy.models.families import blocks, blocks_path, readable
 from fedproxy.models.gradients import bf16_is_fast
 from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state
 from fedproxy.models.text_batches import batches
@@ -91,7 +91,7 @@ class Realigner:
             adapter: The federated adapter that the round begins with, all its tensors.
 
         Raises:
-            FedproxyError: the training diverged.
+            UsageError: the training diverged.
         """
         if number <= self._done:
             return
@@ -127,14 +127,14 @@ class Realigner:
         optimizer = torch.optim.AdamW(trained, lr=settings.highest_rate, weight_decay=0.0, fused=True)
         ends = [*(block - 1 for block in self._layer_map[1:]), len(blocks(_base(llm))) - 1]
         tokens = 0
-        positions = getattr(_base(self._llm).config, "max_position_embeddings", None)
-        drawn = drawn_batches(self._documents, self._tokenizer, settings, positions, self._seed, number)
+        longest = readable(_base(self._llm).config, settings.max_length)
+        drawn = drawn_batches(self._documents, self._tokenizer, settings, longest, self._seed, number)
         for ids, mask in drawn:
             tokens += int(mask.sum())
             loss = self._loss(llm, proxy, ends, ids.to(device), mask.to(device))
             loss.backward()  # type: ignore[no-untyped-call]
             if not bool(torch.isfinite(loss)):
-                raise FedproxyError(
+                raise UsageError(
                     f"aligning the proxy before round {number}: the loss became {loss.item()}. Lower [heal] "
                     "learning_rate."
                 )
@@ -161,7 +161,7 @@ class Realigner:
 
 
 def drawn_batches(
-    documents: Sequence[str], tokenizer: Tokenizer, settings: Heal, positions: int | None, seed: int, number: int
+    documents: Sequence[str], tokenizer: Tokenizer, settings: Heal, longest: int, seed: int, number: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Token numbers and mask, each [documents, tokens], of every step of the alignment before a round.
 
@@ -169,12 +169,11 @@ def drawn_batches(
         documents: Public text.
         tokenizer: The LLM's.
         settings: The [heal] table.
-        positions: Tokens that the LLM reads at most; none if it sets no limit.
+        longest: Tokens of a document at most.
         seed: The experiment's seed.
         number: The round.
     """
     generator = random.Random(derive_seed(seed, "realign", number))
-    longest = min(settings.max_length, positions or settings.max_length)
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     while len(found) < settings.realign_steps:
         wanted = min(len(documents), (settings.realign_steps - len(found)) * settings.batch_size)

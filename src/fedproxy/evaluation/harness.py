@@ -14,6 +14,7 @@ import torch
 from fedproxy.errors import UsageError
 from fedproxy.evaluation.library import SEED, contained, harness_module
 from fedproxy.evaluation.loading import load_for_evaluation
+from fedproxy.metrics import main_metric
 from fedproxy.models.checkpoints import load_model, load_tokenizer
 from fedproxy.models.lora import load_with_adapter
 from fedproxy.models.proxy_tuned_model import load_proxy_tuned
@@ -90,7 +91,8 @@ def evaluate(
                 on_documents(name, documents)
     if on_progress is not None:
         on_progress(1.0, "scored")
-    return {"tasks": scores, "average": sum(map(main_metric, scores.values())) / len(scores)}
+    main = [metrics[main_metric(metrics)] for metrics in scores.values()]
+    return {"tasks": scores, "average": sum(main) / len(main)}
 
 
 def harness_model(
@@ -132,15 +134,6 @@ def harness_model(
 
 def _scorer(model: Any, tokenizer: Any, batch_size: int) -> Any:
     return harness_module("fedproxy.evaluation.scorer").Scorer(model, copy.deepcopy(tokenizer), batch_size)
-
-
-def main_metric(metrics: dict[str, Any]) -> float:
-    """A task's main metric: "acc" if it has that, else the first one."""
-    return float(metrics[_main_name(metrics)])
-
-
-def _main_name(metrics: dict[str, Any]) -> str:
-    return "acc" if "acc" in metrics else next(iter(metrics))
 
 
 def _model(
@@ -205,7 +198,7 @@ def _score(
 
 def _by_document(samples: Sequence[dict[str, Any]], metrics: dict[str, float]) -> list[float]:
     """The main metric of every document; none if the metric is no mean over the documents."""
-    name = _main_name(metrics)
+    name = main_metric(metrics)
     metric, _, filtered = name.partition(",")
     values: list[Any] = [sample.get(metric) for sample in samples if sample["filter"] == (filtered or "none")]
     if not values or not all(isinstance(value, int | float) for value in values):

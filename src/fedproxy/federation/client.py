@@ -87,7 +87,7 @@ def answer(
         on_step: Called after each optimizer step with (step, steps, loss).
 
     Raises:
-        FedproxyError: the loss became NaN or infinite.
+        DivergedError: the loss became NaN or infinite.
         ArtifactError: the order does not fit the model, or the client's state is damaged.
     """
     memory, scaffold = _recall(state, order.since, name, federate_settings), federate_settings.regulariser == SCAFFOLD

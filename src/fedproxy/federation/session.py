@@ -14,8 +14,9 @@ from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
 from fedproxy.federation.space import space, trained
-from fedproxy.models.checkpoints import load_tokenizer
+from fedproxy.models.checkpoints import load_tokenizer, padding
 from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.families import readable
 from fedproxy.models.lora import adapter_state, train_only
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import optimizer_steps
@@ -78,9 +79,9 @@ class Session:
             FederationError: the client's limits forbid what the server offers.
         """
         settings = self._offer.train
-        examples = encode(
-            rows, self._tokenizer, max_length=settings.max_length, completion_only=settings.completion_only_loss
-        )
+        base: Any = self._model.get_base_model()
+        longest = readable(base.config, settings.max_length)
+        examples = encode(rows, self._tokenizer, max_length=longest, completion_only=settings.completion_only_loss)
         steps = optimizer_steps(len(examples), settings)
         if reason := check_offer(self._offer, self._limits, steps=steps):
             raise FederationError(f"{client} declines: {reason}.")
@@ -114,7 +115,7 @@ class Session:
                     self._examples[client],
                     train_settings=self._offer.train,
                     federate_settings=self._offer.federate,
-                    pad=self._tokenizer.pad_token_id,
+                    pad=padding(self._tokenizer),
                     seed=self._offer.seed,
                     state=ClientState(self._state / client),
                     on_step=on_step and (lambda step, steps, loss: on_step(number, step, steps, loss)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedproxy.comparison import cells_of, check_methods, tasks_to_compare
 from fedproxy.comparison.accounts import costs
-from fedproxy.comparison.cells import POOLED, of_one, pooled_experiment
+from fedproxy.comparison.cells import POOLED, lone_experiment, pooled_experiment, rounds_alone
 from fedproxy.comparison.work import digest
 from fedproxy.config import Compare, Experiment
 from fedproxy.forecast.known import Known, ProxySize
@@ -61,7 +61,7 @@ def forecast_comparison(
     def examples(seed: int) -> Examples:
         report(0.2 + 0.8 * seeds.index(seed) / len(seeds), f"rendering and encoding the rows of seed {seed}")
         drawn = replace(experiment, seed=seed)
-        return encode_clients(client_rows(drawn), known.tokenizer, drawn)
+        return encode_clients(client_rows(drawn), known.tokenizer, drawn, known.readable(drawn.train.max_length))
 
     bench, cells, jobs = _Bench(experiment, known, read, examples), list[dict[str, Any]](), Jobs()
     for name, seed, remove in sorted(keys, key=lambda key: seeds.index(key[1])):
@@ -130,10 +130,10 @@ class _Bench:
             return found, {**proxy.jobs, **self._score(proxy.key, "proxy", proxy.size, experiment)}
         rows = self._examples(seed)
         if method.data == "each":
-            return self._alone(method, replace(experiment, federate=of_one(experiment)), proxy, rows)
+            return self._alone(method, experiment, proxy, rows)
         label = "clients"
         if method.data == "pooled":
-            experiment = pooled_experiment(experiment, [len(part) for part in rows.values()])
+            experiment = pooled_experiment(experiment, {name: len(part) for name, part in rows.items()})
             name = next(iter(rows)) if len(rows) == 1 else POOLED
             rows, label = {name: [one for part in sorted(rows) for one in rows[part]]}, POOLED
         trained = self._train(experiment, proxy, rows, label)
@@ -148,10 +148,11 @@ class _Bench:
     ) -> tuple[dict[str, Any], Jobs]:
         own = {client.name: client.task for client in experiment.client if client.task in self._read}
         jobs, trainings = dict(proxy.jobs), []
-        for name, part in rows.items():
-            trained = self._train(experiment, proxy, {name: part}, f"alone: {name}")
+        for name, rounds in rounds_alone(experiment, rows).items():
+            alone = lone_experiment(experiment, name, rounds)
+            trained = self._train(alone, proxy, {name: rows[name]}, f"alone: {name}")
             tasks = [own[name]] if name in own else None
-            jobs |= {**trained.jobs, **self._scores(method, experiment, proxy, trained, tasks)}
+            jobs |= {**trained.jobs, **self._scores(method, alone, proxy, trained, tasks)}
             trainings.append(trained)
         found = self._costs(proxy, trainings)
         found["bytes_up"] = sum(rounds[-1].bytes_up for one in trainings for rounds in one.rounds.values())

@@ -20,6 +20,7 @@ from fedproxy.config import Compress, Experiment, Train
 from fedproxy.layer_map import trained_blocks
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer
 from fedproxy.models.costs import Matrices, matrices_of, reading, training
+from fedproxy.models.families import readable
 from fedproxy.models.lora import adapter_shapes
 from fedproxy.models.placement import ROOM
 from fedproxy.models.shape import Shape, entries, open_shape, size
@@ -165,11 +166,11 @@ class Known:
         Raises:
             ArtifactError, UsageError: the text cannot be used.
         """
-        settings, positions = experiment.compress, self._positions
+        settings = experiment.compress
         text = read_text(settings.calibration or None, settings.score, settings.samples, experiment.seed)
         if text is None:
             return []
-        longest = min(settings.max_length, positions or settings.max_length)
+        longest = self.readable(settings.max_length)
         return batches(self.tokenizer, text.documents, max_length=longest, batch_size=settings.batch_size)
 
     def scoring(self, experiment: Experiment, proxy: ProxySize, text: Sequence[Batch]) -> float:
@@ -211,7 +212,7 @@ class Known:
         places = proxy.free if heal.spare_ends else list(range(len(proxy.keep)))
         check_healing(heal, places)
         documents, _ = split_documents(self._public(experiment), heal, experiment.seed)
-        longest = min(heal.max_length, self._positions or heal.max_length)
+        longest = self.readable(heal.max_length)
         tokens = _tokens(batches(self.tokenizer, documents, max_length=longest, batch_size=heal.batch_size))
         if heal.mode == "lora":
             shapes = self.adapter(proxy, Train(lora_r=heal.lora_r), places)
@@ -234,15 +235,16 @@ class Known:
         others = emulator_blocks(len(proxy.keep), proxy.trained(experiment.train))
         learning = _count(self.adapter(proxy, experiment.train, others))
         documents, tokens = self._public(experiment), 0
+        longest = self.readable(experiment.heal.max_length)
         for number in range(2, experiment.federate.rounds + 1):
-            drawn = drawn_batches(documents, self.tokenizer, experiment.heal, self._positions, experiment.seed, number)
+            drawn = drawn_batches(documents, self.tokenizer, experiment.heal, longest, experiment.seed, number)
             tokens += sum(int(mask.sum()) for _, mask in drawn)
         learned = training(tokens, proxy.matrices, trained=others, parameters=learning)
         return reading(tokens, self.matrices) + learned, _FLOAT * learning
 
-    @property
-    def _positions(self) -> int | None:
-        return getattr(self.shape.decoder.config, "max_position_embeddings", None)
+    def readable(self, length: int) -> int:
+        """So many tokens, or as many as the LLM has positions for."""
+        return readable(self.shape.decoder.config, length)
 
     def _public(self, experiment: Experiment) -> list[str]:
         return _read(experiment.heal.text or experiment.compress.calibration)

@@ -14,6 +14,7 @@ from fedproxy.models.costs import training
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.training import optimizer_steps, trained_tokens
 from fedproxy.seeds import derive_seed
+from fedproxy.tuning import turns
 
 _FLOAT = 4
 
@@ -62,25 +63,20 @@ def rounds_of(
     Raises:
         UsageError: [train] does not fit the proxy.
     """
-    settings, names = experiment.federate, sorted(examples)
-    coordinator = Coordinator(names, {}, settings, seed=experiment.seed)
-    shapes = {name: _trained(experiment, name, known, proxy) for name in names}
-    found: dict[str, list[ClientRound]] = {name: [] for name in names}
-    for number in range(1, settings.rounds + 1):
-        for name in coordinator.chosen(names, number):
-            train = experiment.train_of(name)
+    voters = Coordinator(examples, {}, experiment.federate).target
+    found: dict[str, list[ClientRound]] = {}
+    for name, asked in turns(experiment, examples).items():
+        train, shapes, found[name] = experiment.train_of(name), _trained(experiment, name, known, proxy), []
+        for number in asked:
             tokens = trained_tokens(examples[name], train, derive_seed(experiment.seed, "train", number, name))
             found[name].append(
                 ClientRound(
                     round=number,
                     steps=optimizer_steps(len(examples[name]), train),
                     tokens=tokens,
-                    flops=training(
-                        tokens, proxy.matrices, trained=proxy.trained(train), parameters=count(shapes[name])
-                    ),
-                    bytes_up=_up(experiment, shapes[name]),
-                    bytes_down=_down(experiment, shapes[name], number, coordinator.target)
-                    + (aligned if number > 1 else 0),
+                    flops=training(tokens, proxy.matrices, trained=proxy.trained(train), parameters=count(shapes)),
+                    bytes_up=_up(experiment, shapes),
+                    bytes_down=_down(experiment, shapes, number, voters) + (aligned if number > 1 else 0),
                 )
             )
     return found

@@ -17,10 +17,10 @@ from fedproxy.models.costs import training
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.placement import ROOM
 from fedproxy.models.text_batches import Batch
-from fedproxy.models.training import optimizer_steps, trained_tokens
+from fedproxy.models.training import trained_tokens
 from fedproxy.pipeline import read_experiment, scored_tasks
 from fedproxy.seeds import derive_seed
-from fedproxy.tuning import client_names, client_rows, encode_clients
+from fedproxy.tuning import client_names, client_rows, encode_clients, steps_of_all
 
 _FLOAT = 4
 OnProgress = Callable[[float, str], None]
@@ -79,7 +79,8 @@ def forecast_run(
     report(0.1, "rendering the clients' rows")
     rows = client_rows(experiment)
     report(0.5, "encoding the clients' rows")
-    examples = encode_clients(rows, known.tokenizer, experiment)
+    longest = known.readable(experiment.train.max_length)
+    examples = encode_clients(rows, known.tokenizer, experiment, longest)
     rounds = rounds_of(experiment, known, proxy, examples, aligned=aligned)
     clients = {name: _client(experiment, known, proxy, rows[name], examples[name], rounds[name], name) for name in rows}
     report(0.7, "rendering the tasks")
@@ -158,7 +159,9 @@ def server_memory(
     }
     if experiment.evaluate.centralized:
         whole = known.proxy(Compress(remove=0.0))
-        found["centralized"] = known.training_memory(whole, experiment.train, experiment.train.max_length)
+        found["centralized"] = known.training_memory(
+            whole, experiment.train, known.readable(experiment.train.max_length)
+        )
     return found
 
 
@@ -172,6 +175,7 @@ def _client(
     name: str,
 ) -> ClientForecast:
     train = experiment.train_of(name)
+    train = replace(train, max_length=known.readable(train.max_length))
     texts = texts_of(rows, known.tokenizer, train, examples)
     return ClientForecast(texts, rounds, known.training_memory(proxy, train, texts.longest))
 
@@ -179,7 +183,7 @@ def _client(
 def _centralized(experiment: Experiment, known: Known, examples: Mapping[str, Sequence[Encoded]]) -> float:
     """Operations of tuning the LLM itself on all rows, with the steps of all clients."""
     whole, settings = known.proxy(Compress(remove=0.0)), replace(experiment.train, blocks="all")
-    steps = experiment.federate.rounds * sum(optimizer_steps(len(e), experiment.train) for e in examples.values())
+    steps = steps_of_all(experiment, {name: len(part) for name, part in examples.items()})
     pooled = [example for name in sorted(examples) for example in examples[name]]
     tokens = trained_tokens(pooled, settings, derive_seed(experiment.seed, "centralized"), steps)
     trains = count(known.adapter(whole, settings))

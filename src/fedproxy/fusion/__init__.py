@@ -17,7 +17,7 @@ from fedproxy.fusion.scale import GRID, best_scale, scale_curve
 from fedproxy.model_card import write_card
 from fedproxy.models.adapter_checks import check_fits, is_lora, parameter_name
 from fedproxy.models.checkpoints import load_tokenizer
-from fedproxy.models.families import blocks_path
+from fedproxy.models.families import blocks_path, readable
 from fedproxy.models.lora import WEIGHTS_FILE, check_base, read_adapter, write_adapter
 from fedproxy.models.merging import merge_adapter, stored_weights
 from fedproxy.models.placement import open_stream
@@ -199,7 +199,7 @@ def _curve(
     on_progress: Callable[[float, str], None],
 ) -> list[tuple[float, float]]:
     tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
-    text = batches(tokenizer, documents, max_length=max_length, batch_size=_BATCH)
+    text = batches(tokenizer, documents, max_length=readable(source.decoder.config, max_length), batch_size=_BATCH)
     stream = open_stream(source)
     return scale_curve(
         stream,

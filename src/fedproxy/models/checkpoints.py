@@ -23,7 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fedproxy.checkpoint_files import Checkpoint, numbered_lists, open_checkpoint
+from fedproxy.artifacts import CONFIG_BYTES, read_json
+from fedproxy.checkpoint_files import CONFIG, Checkpoint, numbered_lists, open_checkpoint
 from fedproxy.errors import ArtifactError, ResourceError
 from fedproxy.models.loading import Loader, quiet
 
@@ -142,6 +143,21 @@ def read_description(directory: Path, raw: Mapping[str, Any], *, trust_remote_co
     if type(count) is not int or not 0 <= count <= _MOST_BLOCKS:
         raise ArtifactError(f"{directory}: the configuration says {count} blocks; a model has {_MOST_BLOCKS} at most.")
     return config
+
+
+def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Read the configuration of a checkpoint, whose weights need not be there.
+
+    Raises:
+        ArtifactError: there is none, or see `read_description`.
+    """
+    directory = resolve(path, weights=False)
+    if not (directory / CONFIG).is_file():
+        raise ArtifactError(f"{directory} is no Hugging Face checkpoint: {CONFIG} is missing.")
+    raw = read_json(directory / CONFIG, CONFIG_BYTES)
+    if not isinstance(raw, dict):
+        raise ArtifactError(f"{directory / CONFIG} must hold a JSON object.")
+    return read_description(directory, raw, trust_remote_code=trust_remote_code)
 
 
 def load_skeleton(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -264,6 +280,14 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def padding(tokenizer: Tokenizer) -> int:
+    """The token that rows are padded with: token 0 where the tokenizer names neither one nor an end of text.
+
+    It may be any, since no attention goes to padding and none of it counts.
+    """
+    return tokenizer.pad_token_id or 0
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from fedproxy.errors import ArtifactError, UsageError
@@ -84,12 +85,17 @@ def encode(
 
     Raises:
         UsageError: rows hold messages and the tokenizer has no usable chat template.
-        ArtifactError: no row has a token to learn.
+        ArtifactError: the chat template refuses a row, or no row has a token to learn.
     """
     end = tokenizer.eos_token_id
     encoded = []
     for begin in range(0, len(rows), _AT_ONCE):
-        pairs = [_pair(row, tokenizer, completion_only) for row in rows[begin : begin + _AT_ONCE]]
+        pairs = []
+        for number, row in enumerate(rows[begin : begin + _AT_ONCE], begin + 1):
+            try:
+                pairs.append(_pair(row, tokenizer, completion_only))
+            except TemplateError as error:
+                raise ArtifactError(f"Row {number}: the model's chat template does not take it: {error}.") from error
         found = {
             special: _tokens([pair for pair in pairs if pair[2] is special], tokenizer, special)
             for special in (True, False)

@@ -94,6 +94,12 @@ def vocabulary(model: PreTrainedModel) -> int:
     return embeddings.num_embeddings
 
 
+def readable(config: PreTrainedConfig, length: int) -> int:
+    """So many tokens, or as many as a model of this configuration has positions for."""
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min(length, positions or length)
+
+
 def per_block_lists(config: PreTrainedConfig, count: int) -> list[str]:
     """Return the names of the lists in `config` that have one entry for each of the `count` blocks."""
     common = vars(PreTrainedConfig())

@@ -8,10 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fedproxy.artifacts import CONFIG_BYTES, read_json
-from fedproxy.checkpoint_files import CONFIG
-from fedproxy.errors import ArtifactError
-from fedproxy.models.checkpoints import Model, build_skeleton, read_description, resolve
+from fedproxy.models.checkpoints import Model, build_skeleton, load_config, resolve
 from fedproxy.models.families import blocks, blocks_path
 
 
@@ -79,12 +76,7 @@ def open_shape(llm: str | Path, *, trust_remote_code: bool = False) -> Shape:
         ArtifactError: there is no configuration, or it is of a sort that can be neither compressed nor fused.
     """
     path = resolve(llm, weights=False)
-    if not (path / CONFIG).is_file():
-        raise ArtifactError(f"{path} is no Hugging Face checkpoint: {CONFIG} is missing.")
-    raw = read_json(path / CONFIG, CONFIG_BYTES)
-    if not isinstance(raw, dict):
-        raise ArtifactError(f"{path / CONFIG} must hold a JSON object.")
-    config = read_description(path, raw, trust_remote_code=trust_remote_code)
+    config = load_config(path, trust_remote_code=trust_remote_code)
     whole = build_skeleton(path, config, torch.float32, trust_remote_code=trust_remote_code)
     whole.tie_weights()
     blocks_path(whole)

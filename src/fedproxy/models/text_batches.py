@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.models.checkpoints import Tokenizer
+from fedproxy.models.checkpoints import Tokenizer, padding
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ def batches(tokenizer: Tokenizer, documents: Sequence[str], *, max_length: int, 
     rows = sorted((row for row in rows if row), key=len)
     if not rows:
         raise ArtifactError("the tokenizer makes no token of the public text. Give text in the model's language.")
-    padding = tokenizer.pad_token_id or 0
+    pad = padding(tokenizer)
     result = []
     for start in range(0, len(rows), batch_size):
         group = rows[start : start + batch_size]
         width = len(group[-1])
-        ids = torch.tensor([row + [padding] * (width - len(row)) for row in group])
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in group])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in group])
         result.append(Batch(ids, mask))
     return result

@@ -29,6 +29,10 @@ _WARMED = {"constant": "constant_with_warmup"}
 Penalty = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
 
+class DivergedError(FedproxyError):
+    """A loss that became NaN or infinite: of a client it costs its reply, of whoever trains alone it ends the run."""
+
+
 @dataclass(frozen=True)
 class Training:
     """What a local training did.
@@ -111,7 +115,7 @@ def train(
         on_step: Called after each step with (step, steps, loss).
 
     Raises:
-        FedproxyError: the loss is NaN or infinite.
+        DivergedError: the loss is NaN or infinite.
     """
     accelerator = Accelerator()
     device = accelerator.device
@@ -144,7 +148,7 @@ def train(
         for chosen in itertools.islice(step_batches(examples, settings, seed), total):
             loss = backward(chosen, sum(example.counting for batch in chosen for example in batch))
             if not math.isfinite(loss):
-                raise FedproxyError(
+                raise DivergedError(
                     f"The loss became {loss} at step {len(losses) + 1} of {total}. Lower learning_rate, or try "
                     'precision = "fp32".'
                 )

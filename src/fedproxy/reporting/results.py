@@ -11,6 +11,7 @@ from typing import Any
 
 from fedproxy.artifacts import read_json
 from fedproxy.errors import ArtifactError
+from fedproxy.metrics import main_metric
 from fedproxy.reporting.checked import Part, is_number, short
 
 MODELS = {
@@ -185,8 +186,7 @@ def _evaluation(part: Part) -> Evaluation:
         metrics = [key for key, value in entry.value.items() if key != "n" and is_number(value)]
         if not metrics:
             raise ArtifactError(f"{entry.place} holds no metric.")
-        main = next((key for key in ("acc", "acc_norm") if key in metrics), metrics[0])
-        scores[task] = float(entry.value[main])
+        scores[task] = float(entry.value[main_metric(metrics)])
         number = entry.integer("n")
         if number is not None:
             rows[task] = number
