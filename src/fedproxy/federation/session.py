@@ -77,7 +77,8 @@ class Session:
             FederationError: the client's limits forbid what the server offers.
         """
         settings = self._offer.train
-        longest = readable(self._model.get_base_model().config, settings.max_length)
+        base: Any = self._model.get_base_model()
+        longest = readable(base.config, settings.max_length)
         examples = encode(rows, self._tokenizer, max_length=longest, completion_only=settings.completion_only_loss)
         steps = optimizer_steps(len(examples), settings)
         if reason := check_offer(self._offer, self._limits, steps=steps):
