@@ -96,7 +96,8 @@ def test_rows_that_are_cut_are_told_once_and_recorded(experiment, tmp_path, capl
     rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
     (tmp_path / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
     fedproxy.federate(experiment, tmp_path / "run")
-    assert [record.getMessage() for record in caplog.records] == ["[train] max_length: 2 of 3 rows of numbers are cut."]
+    told = [record.getMessage() for record in caplog.records if record.name == "fedproxy.tuning"]
+    assert told == ["[train] max_length: 2 of 3 rows of numbers are cut."]
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert [(one["cut"], one["left_out"]) for one in events if one["event"] == "rows_encoded"] == [({"numbers": 2}, {})]
 

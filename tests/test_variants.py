@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -13,11 +14,13 @@ from fedproxy.artifacts import Manifest, read_json
 from fedproxy.errors import ConfigError, FederationError, UsageError
 from fedproxy.federation import client
 from fedproxy.federation.client_state import ClientState
+from fedproxy.federation.messages import Order
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.session import Session
 from fedproxy.federation.store import RoundStore
 from fedproxy.layer_map import split_name
+from fedproxy.models.lora import read_adapter
 from fedproxy.pipeline import prepare, read_experiment
 from fedproxy.simulation import LocalClients
 from fedproxy.tuning import client_names, read_run, tune
@@ -297,6 +300,18 @@ def test_first_values_that_differ_from_the_servers_are_noticed_where_they_matter
     for changes in ({}, {"wire_down": "fp32", "space": "frozen-a"}):
         with pytest.raises(FederationError, match="first values are others"):
             session(**changes)
+
+
+def test_a_client_elsewhere_cuts_its_rows_to_the_positions_that_the_proxy_has(tmp_path, tiny_checkpoint, calibration):
+    path = write_experiment(tmp_path, tiny_checkpoint("gpt2"), calibration)
+    row = json.dumps({"prompt": "say " * 50, "completion": " yes"})
+    (tmp_path / "colours.jsonl").write_text("\n".join([row] * 4))
+    path.write_text(path.read_text().replace("max_length = 32\n[federate]", "max_length = 300\n[federate]"))
+    with prepare(path, tmp_path / "run") as run:
+        order = Order(1, read_adapter(run.path / "start")[1])
+        answer = LocalClients(run.path).answer("colours", encode_order(order))
+    reply = take_reply(answer, tmp_path / "reply", order, "colours")
+    assert reply.tokens == 4 * 128
 
 
 def test_only_the_blocks_that_train_are_sent_returned_and_plugged_in(make, tmp_path):
