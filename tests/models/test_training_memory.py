@@ -112,17 +112,14 @@ print(resident("VmHWM") - before)
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "length", "checkpointing"), [(8, 128, False), (4, 512, False), (8, 256, True)])
 def test_a_real_training_takes_what_was_estimated(rows: int, length: int, checkpointing: bool) -> None:
+    """The most of three processes: what the C library keeps differs by a tenth from one to the next."""
     llm = Path(fedproxy.__file__).parent / "demo" / "llm"
-    found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", MEASURE, llm, str(rows), str(length), str(int(checkpointing))],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, llm, str(rows), str(length), str(int(checkpointing))]
+    found = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
     from fedproxy.models.checkpoints import load_model
 
     model = load_model(llm)
     numbers = decoder_numbers(model, range(12), "all-linear", sum(weight.numel() for weight in model.parameters()))
     settings = Train(batch_size=rows, max_length=length, gradient_checkpointing=checkpointing)
     estimate = training_memory(numbers, settings, "cpu").total
-    assert 0.7 < estimate / int(found.stdout.split()[-1]) < 1.3
+    assert 0.7 < estimate / max(int(said.split()[-1]) for said in found) < 1.3
