@@ -187,7 +187,7 @@ def test_what_the_comparison_says(everything: Path) -> None:
 def test_one_client_alone_is_the_pool(experiment_file: Write, tmp_path: Path) -> None:
     """With one client and one round FedAvg is central training, and a client alone is both, to the bit."""
     names = ["fedavg", "centralized-proxy", "local"]
-    compare(experiment_file(f"seeds = [0]\nmethods = {names}\n", clients=1, rounds=1), tmp_path / "out")
+    compare(experiment_file(f"seeds = [0]\nmethods = {names}\n", clients=1, rounds=1), tmp_path / "out", jobs=1)
     files = [[(run / part).read_bytes() for run in runs(tmp_path / "out", name) for part in PARTS] for name in names]
     assert files[0] == files[1] == files[2]
 
@@ -300,7 +300,7 @@ def test_methods_can_be_added_later_and_finished_cells_need_no_work(experiment_f
     file.write_text(file.read_text().replace("rounds = 2", "rounds = 3"))
     with pytest.raises(UsageError, match="another experiment"):
         compare(file, tmp_path / "out", resume=True)
-    compare(file, tmp_path / "out", overwrite=True)
+    compare(file, tmp_path / "out", overwrite=True, jobs=1)
 
 
 VARIED = """seeds = [0]

@@ -129,6 +129,7 @@ def test_as_many_as_memory_allows(experiment_file: Write, monkeypatch: pytest.Mo
     assert processes(experiment) == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_left_has_the_threads_of_the_others(
     experiment_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
