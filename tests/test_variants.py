@@ -103,12 +103,8 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("call", [3, 4, 5])
-def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(make, tmp_path, monkeypatch, variant, call):
-    """With two clients the third and fourth training are those of round 2; before the fifth it is complete."""
-    experiment = make(VARIANTS[variant])
-    fedproxy.federate(experiment, tmp_path / "whole")
+def killed_at(call, experiment, out):
+    """A run that is killed when a client trains for the `call`-th time."""
     real, calls = client.train, 0
 
     def train(*args, **kwargs):
@@ -118,10 +114,18 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(make, tmp_path, 
             raise Killed
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(client, "train", train)
-    with contextlib.suppress(Killed):
-        fedproxy.federate(experiment, tmp_path / "killed")
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(client, "train", train)
+        fedproxy.federate(experiment, out)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("call", [3, 4, 5])
+def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(make, tmp_path, variant, call):
+    """With two clients the third and fourth training are those of round 2; before the fifth it is complete."""
+    experiment = make(VARIANTS[variant])
+    fedproxy.federate(experiment, tmp_path / "whole")
+    killed_at(call, experiment, tmp_path / "killed")
     fedproxy.federate(experiment, tmp_path / "killed", resume=True)
     assert same_rounds(tmp_path / "whole", tmp_path / "killed")
 
@@ -232,21 +236,9 @@ def check_mean(run, number, following):
 
 
 @pytest.mark.parametrize("variant", ["int4", "scaffold"])
-def test_what_a_client_no_longer_has_is_told_and_begins_at_zero(make, tmp_path, monkeypatch, caplog, variant):
+def test_what_a_client_no_longer_has_is_told_and_begins_at_zero(make, tmp_path, caplog, variant):
     experiment = make(VARIANTS[variant])
-    real, calls = client.train, 0
-
-    def train(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise Killed
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(client, "train", train)
-    with contextlib.suppress(Killed):
-        fedproxy.federate(experiment, tmp_path / "run")
-    monkeypatch.undo()
+    killed_at(3, experiment, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "clients" / "colours")
     fedproxy.federate(experiment, tmp_path / "run", resume=True)
     told = [record.getMessage() for record in caplog.records if "no longer has" in record.getMessage()]

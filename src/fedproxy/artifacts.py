@@ -250,6 +250,15 @@ def read_json(path: Path, most: int = 64 << 20) -> Any:
         raise ArtifactError(f"{path} is not valid JSON: {error}.") from error
 
 
+def event_of(line: str | bytes) -> dict[str, Any]:
+    """The event in a line of events.jsonl; nothing of a line that a kill or a full disk cut short."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
 def versions() -> dict[str, str]:
     """Versions of fedproxy and of the libraries that shape its results."""
     found = {}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fedproxy.artifacts import check_spared, new_file, os_error, read_json, versions, write_json
+from fedproxy.artifacts import check_spared, event_of, new_file, os_error, read_json, versions, write_json
 from fedproxy.config import Experiment, to_toml
 from fedproxy.errors import FedproxyError, UsageError, error_of
 
@@ -191,10 +191,9 @@ class RunDirectory:
         total: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError):
             for line in (self.path / _EVENTS).read_text().splitlines():
-                with contextlib.suppress(ValueError):
-                    event = json.loads(line)
-                    if event.get("event") == "stage_ended":
-                        total[event["stage"]] = total.get(event["stage"], 0.0) + event["seconds"]
+                event = event_of(line)
+                if event.get("event") == "stage_ended":
+                    total[event["stage"]] = total.get(event["stage"], 0.0) + event["seconds"]
         return total
 
     @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """The table of clients and rounds that is shown while a federation runs, from the run's own log of events."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table
 
+from fedproxy.artifacts import event_of
 from fedproxy.cli.output import console
 
 _LOOK_SECONDS = 0.5
@@ -44,7 +44,7 @@ class Rounds:
             content = file.read()
             whole = content[: content.rfind(b"\n") + 1]
             self._position += len(whole)
-            return [line for raw in whole.splitlines() for line in self._take(_decoded(raw))]
+            return [line for raw in whole.splitlines() for line in self._take(event_of(raw))]
         return []
 
     def _take(self, event: dict[str, Any]) -> list[str]:
@@ -77,15 +77,6 @@ class Rounds:
         if len(self.clients) > _SHOWN:
             table.add_row("…", f"{len(self.clients) - _SHOWN} more")
         return table
-
-
-def _decoded(line: bytes) -> dict[str, Any]:
-    """An event; nothing of a line that a kill or a full disk cut short."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}
 
 
 @contextlib.contextmanager

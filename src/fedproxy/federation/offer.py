@@ -5,10 +5,10 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedproxy.config import CLIENT_NAME, Experiment, Federate, Train, read_table
+from fedproxy.config import Experiment, Federate, Train, read_table
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.parcel import PLAIN
-from fedproxy.federation.protocol import PROTOCOL, check_protocol, strict_json, version
+from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, strict_json, version
 from fedproxy.federation.regularise import REGULARISERS
 from fedproxy.federation.space import SPACES
 from fedproxy.federation.wire import ENCODINGS, encoding
@@ -108,10 +108,6 @@ def _text(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _TEXT_CHARACTERS and value.isprintable()
 
 
-def _file_name(value: object) -> bool:
-    return isinstance(value, str) and CLIENT_NAME.fullmatch(value) is not None
-
-
 def _sha256(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
@@ -122,7 +118,7 @@ def _whole(value: object, least: int) -> bool:
 
 _RULES: dict[str, Any] = {
     "run": _text,
-    "id": _file_name,  # a client keeps its state in a folder of this name
+    "id": is_name,  # a client keeps its state in a folder of this name
     "protocol": lambda value: _whole(value, 0),
     "version": _text,
     "seed": lambda value: _whole(value, 0),

@@ -71,7 +71,8 @@ def _number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) < _COUNT_LIMIT and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _name(value: object) -> bool:
+def is_name(value: object) -> bool:
+    """Whether a value from outside is a name, with which a folder can be made."""
     return isinstance(value, str) and CLIENT_NAME.fullmatch(value) is not None
 
 
@@ -92,7 +93,7 @@ _HEADS: dict[str, dict[str, Rule]] = {
         "since": _count(0),
     },
     "reply": {
-        "client": _name,
+        "client": is_name,
         "round": _count(1),
         "rows": _count(1),
         "tokens": _count(0),
@@ -104,7 +105,7 @@ _HEADS: dict[str, dict[str, Rule]] = {
         "wire": _wire,
     },
     "refusal": {
-        "client": _name,
+        "client": is_name,
         "round": _count(1),
         "kind": lambda value: value in ("declined", "failed"),
         "reason": _reason,

@@ -8,10 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedproxy.config import CLIENT_NAME
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.offer import Offer
-from fedproxy.federation.protocol import strict_json
+from fedproxy.federation.protocol import is_name, strict_json
 from fedproxy.federation.wire import ENCODINGS
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ class Welcome:
         kinds: Mapping[str, type] = {"name": str, "token": str, "pause": float, "offer": str}
         if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != kinds:
             raise ArtifactError("The server's welcome cannot be read: is it a fedproxy server of this version?")
-        if not CLIENT_NAME.fullmatch(values["name"]):
+        if not is_name(values["name"]):
             raise ArtifactError(f"The server's welcome calls this client {values['name']!r:.80}, which is no name.")
         if not 0.01 <= values["pause"] <= 60:
             raise ArtifactError(f"The server's welcome asks for a pause of {values['pause']} s; 0.01 to 60 are sane.")

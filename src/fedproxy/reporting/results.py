@@ -3,13 +3,12 @@
 Parts that a run did not produce are None or empty; a part of the wrong type is an `ArtifactError` that says where.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy.artifacts import read_json
+from fedproxy.artifacts import event_of, read_json
 from fedproxy.errors import ArtifactError
 from fedproxy.metrics import main_metric
 from fedproxy.reporting.checked import Part, is_number, short
@@ -304,12 +303,5 @@ def load_events(run_dir: Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / "events.jsonl"
     if not path.is_file():
         return []
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            events.append(event)
-    return events
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [event for line in lines if (event := event_of(line))]
