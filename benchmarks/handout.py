@@ -53,8 +53,8 @@ def make_proxy(folder: Path, size: int) -> None:
 
 def hand_out(work: Path) -> None:
     """The server of the hand-out: tells where it listens, and serves until its input ends."""
-    from fedproxy.federation.handout.parts import describe
-    from fedproxy.federation.handout.server import HandoutServer
+    from fedproxy.deployment.handout.parts import describe
+    from fedproxy.deployment.handout.server import HandoutServer
 
     began = time.perf_counter()
     listing = describe(work / "proxy")
@@ -102,7 +102,7 @@ def copy(work: Path, port: int, target: Path) -> float:
 
 def fetch(work: Path, told: dict[str, Any], number: int) -> float:
     """Fetch the proxy in this process; returns its seconds."""
-    from fedproxy.federation.handout.fetch import fetch_proxy
+    from fedproxy.deployment.handout.fetch import fetch_proxy
 
     began = time.perf_counter()
     fetch_proxy(
@@ -148,7 +148,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def measured(work: Path, size: int, repeats: int) -> dict[str, Any]:
-    from fedproxy.federation.keys import init_keys
+    from fedproxy.deployment.keys import init_keys
 
     init_keys(work / "keys")
     make_proxy(work / "proxy", size)

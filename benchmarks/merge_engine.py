@@ -100,7 +100,7 @@ def load_kernels() -> None:
     """Compile the kernels, or load them from their cache."""
     import torch
 
-    from fedproxy.federation.merge import kernels, merge_round
+    from fedproxy.aggregation.merge import kernels, merge_round
 
     least, kernels.SMALLEST = kernels.SMALLEST, 0
     for dtype in (torch.float32, torch.bfloat16):
@@ -181,9 +181,9 @@ def compared(updates: list[dict[str, Any]]) -> dict[str, Any]:
     """The merge against the straightforward one in float64."""
     import torch
 
-    from fedproxy.federation.analyse import analyse
-    from fedproxy.federation.merge import kernels, merge
-    from fedproxy.federation.merge.top_k import kept_count, trimmed
+    from fedproxy.aggregation.analyse import analyse
+    from fedproxy.aggregation.merge import kernels, merge
+    from fedproxy.aggregation.merge.top_k import kept_count, trimmed
 
     merged, kept = straightforward(updates, wide=True)
     found, analysis = merge(updates, "h-ties")
@@ -203,7 +203,7 @@ def speed(job: dict[str, Any]) -> dict[str, Any]:
     """Alternating times of a read, the merge and the straightforward one."""
     import torch
 
-    from fedproxy.federation.merge import merge, merge_round
+    from fedproxy.aggregation.merge import merge, merge_round
 
     torch.set_num_threads(job["threads"])
     load_kernels()
@@ -240,7 +240,7 @@ def memory(job: dict[str, Any]) -> dict[str, Any]:
     """Peak memory of a merge in memory, with the conflict and without."""
     import torch
 
-    from fedproxy.federation.merge import merge, merge_round
+    from fedproxy.aggregation.merge import merge, merge_round
 
     torch.set_num_threads(job["threads"])
     before_kernels = resident("VmRSS")
@@ -277,7 +277,7 @@ def from_files(job: dict[str, Any]) -> dict[str, Any]:
     """One merge from files to a file."""
     import torch
 
-    from fedproxy.federation.merge import merge_files
+    from fedproxy.federation.merge_files import merge_files
 
     torch.set_num_threads(job["threads"])
     load_kernels()

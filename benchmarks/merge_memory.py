@@ -35,7 +35,8 @@ def measured(paths: list[Path], out: Path, rule: str, options: dict[str, Any]) -
     """Merge in this process and say what it took."""
     import torch
 
-    from fedproxy.federation.merge import kernels, merge, merge_files
+    from fedproxy.aggregation.merge import kernels, merge
+    from fedproxy.federation.merge_files import merge_files
 
     least, kernels.SMALLEST = kernels.SMALLEST, 0
     merge([{"w": torch.randn(100)}] * 2, rule, **options)

@@ -91,12 +91,12 @@ def test_a_run_leaves_what_the_contract_promises(experiment, tmp_path, tiny_chec
 
 
 def test_rows_that_are_cut_are_told_once_and_recorded(experiment, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "fedproxy.tuning")
+    caplog.set_level(logging.INFO, "fedproxy.federation.tuning")
     pairs = ("say:", " x"), ("say:" * 10, " x"), ("say:", " x" * 40)
     rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
     (tmp_path / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
     fedproxy.federate(experiment, tmp_path / "run")
-    told = [record.getMessage() for record in caplog.records if record.name == "fedproxy.tuning"]
+    told = [record.getMessage() for record in caplog.records if record.name == "fedproxy.federation.tuning"]
     assert told == ["[train] max_length: 2 of 3 rows of numbers are cut."]
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert [(one["cut"], one["left_out"]) for one in events if one["event"] == "rows_encoded"] == [({"numbers": 2}, {})]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import fedproxy
 from fedproxy.artifacts import Manifest, read_json
+from fedproxy.deployment.simulation import LocalClients
 from fedproxy.errors import ConfigError, FederationError, UsageError
 from fedproxy.federation import client
 from fedproxy.federation.client_state import ClientState
@@ -19,11 +20,10 @@ from fedproxy.federation.offer import make_offer
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.session import Session
 from fedproxy.federation.store import RoundStore
+from fedproxy.federation.tuning import client_names, read_run, tune
 from fedproxy.layer_map import split_name
 from fedproxy.models.lora import read_adapter
 from fedproxy.pipeline import prepare, read_experiment
-from fedproxy.simulation import LocalClients
-from fedproxy.tuning import client_names, read_run, tune
 from tests.test_pipeline import adapter_bytes, write_experiment
 
 VARIANTS = {

@@ -10,24 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedproxy.aggregation.merge import RULES, merge
+from fedproxy.aggregation.regularise import REGULARISERS
+from fedproxy.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedproxy.aggregation.space import SPACES
 from fedproxy.artifacts import Manifest, new_directory, read_json, write_json
 from fedproxy.checkpoint_files import model_identity, weight_files
 from fedproxy.compression import SCORES, Proxy, compress
 from fedproxy.config import Experiment, load_experiment
 from fedproxy.errors import UsageError
 from fedproxy.evaluation import evaluate, load_for_evaluation
-from fedproxy.federation.members import has_members
-from fedproxy.federation.merge import RULES, merge, merge_files
-from fedproxy.federation.regularise import REGULARISERS
-from fedproxy.federation.server_optimizer import SERVER_OPTIMIZERS
+from fedproxy.federation.fitting import check_experiment
+from fedproxy.federation.merge_files import merge_files
 from fedproxy.federation.settings import check_settings
-from fedproxy.federation.space import SPACES
 from fedproxy.federation.store import RoundStore
+from fedproxy.federation.tracking import check_trackers
+from fedproxy.federation.tuning import (
+    ALIGNED,
+    OnProgress,
+    Rows,
+    adapter_manifest,
+    begin,
+    client_rows,
+    encode_for,
+    load_proxy,
+    steps_of_all,
+    tune_inline,
+    write_aligned,
+)
 from fedproxy.federation.wire import ENCODINGS, TOP_K
-from fedproxy.fitting import check_experiment
 from fedproxy.fusion import fuse
+from fedproxy.fusion.model_card import add_scores
 from fedproxy.methods import METHODS
-from fedproxy.model_card import add_scores
 from fedproxy.models.checkpoints import padding, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
@@ -41,26 +55,12 @@ from fedproxy.reporting import (
     results_table,
     totals_table,
 )
-from fedproxy.run_directory import RunDirectory, environment, owned
+from fedproxy.run_directory import RunDirectory, environment, has_members, owned
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import read_header
-from fedproxy.tracking import check_trackers
-from fedproxy.tuning import (
-    ALIGNED,
-    OnProgress,
-    Rows,
-    adapter_manifest,
-    begin,
-    client_rows,
-    encode_for,
-    load_proxy,
-    steps_of_all,
-    tune_inline,
-    write_aligned,
-)
 
 if TYPE_CHECKING:
-    from fedproxy.serving import Listen
+    from fedproxy.deployment.serving import Listen
 
 __all__ = [
     "Proxy",
@@ -207,7 +207,7 @@ def federate(
     progress, poll = on_progress or _silent, on_poll or (lambda: None)
     how: Any = {"resume": resume, "overwrite": overwrite, "on_progress": progress, "on_sheet": on_sheet}
     if listen is not None:
-        from fedproxy.serving import serve
+        from fedproxy.deployment.serving import serve
 
         listen.check(experiment)
         with prepare(experiment, out, **how) as directory:
@@ -215,7 +215,7 @@ def federate(
                 with directory.stage("federate"):
                     serve(experiment, directory, listen, on_ready or (lambda address: None), poll)
     elif engine == "simulation":
-        from fedproxy.simulation import require_ray, simulate
+        from fedproxy.deployment.simulation import require_ray, simulate
 
         require_ray()
         with prepare(experiment, out, rows=client_rows(experiment), **how) as directory:

@@ -20,6 +20,14 @@ from fedproxy.artifacts import check_spared, event_of, new_file, os_error, read_
 from fedproxy.config import Experiment, to_toml
 from fedproxy.errors import FedproxyError, UsageError, error_of
 
+MEMBERS = "members.json"
+"""RUN/members.json: the clients that are other machines, and their keys."""
+
+
+def has_members(run: Path) -> bool:
+    """Whether the clients of this run are other machines, whose keys tell who they are."""
+    return (run / MEMBERS).is_file()
+
 
 def environment() -> dict[str, Any]:
     """Versions and hardware, as they stand in environment.json."""

@@ -22,11 +22,11 @@ from fedproxy.comparison import cells_of, compare, summary
 from fedproxy.comparison.cells import rounds_alone
 from fedproxy.config import to_toml
 from fedproxy.errors import UsageError
+from fedproxy.federation.tuning import turns
 from fedproxy.forecast import forecast_comparison, given_speed
 from fedproxy.layer_map import split_name
 from fedproxy.methods import METHODS
 from fedproxy.pipeline import read_experiment
-from fedproxy.tuning import turns
 from tests.comparison.conftest import BLOCKS, timeless
 
 Write = Callable[..., Path]

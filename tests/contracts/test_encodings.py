@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedproxy.aggregation.merge.top_k import kept_count
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.federation.merge.top_k import kept_count
 from fedproxy.federation.wire import ENCODINGS, encoding
 
 SHAPES = {"b": (9,), "a": (6, 50), "c": (2, 3, 4), "empty": (0, 3), "scalar": (), "long": (1000,)}

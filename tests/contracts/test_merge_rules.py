@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from fedproxy.aggregation.merge import RULES, build_options, merge
+from fedproxy.aggregation.merge.top_k import kept_count
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.federation.merge import RULES, build_options, merge
-from fedproxy.federation.merge.top_k import kept_count
 
 SHAPES = {"b": (9,), "a": (6, 5), "c": (2, 3, 4), "empty": (0, 3), "scalar": ()}
 

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from fedproxy.aggregation.merge import RULES, merge
+from fedproxy.aggregation.space import SPACES, space, trained, without_conflict
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.federation.merge import RULES, merge
-from fedproxy.federation.space import SPACES, space, trained, without_conflict
-from tests.federation.space.adapters import adapter, distance, plus, products, same_bits, zeros
+from tests.aggregation.space.adapters import adapter, distance, plus, products, same_bits, zeros
 
 every = pytest.mark.parametrize("row", SPACES.values(), ids=SPACES)
 NAMES = ["bank", "dock", "farm", "shop"]

@@ -16,12 +16,9 @@ from pathlib import Path
 
 import pytest
 
-import fedproxy.joining
-import fedproxy.pipeline
-import fedproxy.serving  # noqa: F401
 from fedproxy.cli import main
 from fedproxy.cli.output import console
-from fedproxy.federation.keys import add_client, client_key_file, init_keys
+from fedproxy.deployment.keys import add_client, client_key_file, init_keys
 
 WORDS = {"animals": ["cat", "dog"], "colours": ["red", "blue"], "numbers": ["one", "two"]}
 PATIENCE = 240.0

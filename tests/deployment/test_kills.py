@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def superlink(owner: Process) -> int:
     """The SuperLink's process, apart from its keeper."""
-    (pid,) = set(owner.family("/flower-superlink ")) - set(owner.family("engines.flower.process"))
+    (pid,) = set(owner.family("/flower-superlink ")) - set(owner.family("deployment.flower.process"))
     return pid
 
 

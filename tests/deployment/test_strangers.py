@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedproxy.federation.engines.flower.superlink import free_port
-from fedproxy.federation.keys import add_client, client_key_file, init_keys, new_key, revoke_client
+from fedproxy.deployment.flower.superlink import free_port
+from fedproxy.deployment.keys import add_client, client_key_file, init_keys, new_key, revoke_client
 from tests.deployment.conftest import Federation, eventually
 
 pytestmark = pytest.mark.slow

@@ -5,9 +5,9 @@ import importlib.util
 import re
 from pathlib import Path
 
+from fedproxy.aggregation.merge import RULES
+from fedproxy.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedproxy.federation.client import STRENGTH
-from fedproxy.federation.merge import RULES
-from fedproxy.federation.server_optimizer import SERVER_OPTIMIZERS
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.pipeline import experiment_choices
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from fedproxy.aggregation.regularise import PENALTIES
 from fedproxy.config import Federate
 from fedproxy.federation.client import STRENGTH, regularisation
 from fedproxy.federation.messages import Order
-from fedproxy.federation.regularise import PENALTIES
 
 CPU = torch.device("cpu")
 PHI = {"w": torch.tensor([1.0, 2.0])}

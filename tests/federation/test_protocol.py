@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedproxy.aggregation.analyse import conflict
 from fedproxy.errors import ArtifactError
 from fedproxy.federation import protocol
-from fedproxy.federation.analyse import conflict
 from fedproxy.federation.messages import Order, Refusal, Reply
 from fedproxy.federation.protocol import (
     PROTOCOL,

@@ -4,7 +4,7 @@ import pytest
 
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError
 from fedproxy.federation import rounds
-from fedproxy.federation.engines.inline import InlineExchange
+from fedproxy.federation.inline import InlineExchange
 from fedproxy.federation.messages import Refusal
 from fedproxy.federation.rounds import drive
 from tests.federation.replies import coordinator, reply

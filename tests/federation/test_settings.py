@@ -1,10 +1,10 @@
 import pytest
 
+from fedproxy.aggregation.regularise import REGULARISERS
+from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Federate
 from fedproxy.errors import UsageError
-from fedproxy.federation.regularise import REGULARISERS
 from fedproxy.federation.settings import check_settings
-from fedproxy.federation.space import SPACES
 from fedproxy.federation.wire import ENCODINGS, TOP_K
 
 

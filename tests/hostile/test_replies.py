@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import torch
 
+from fedproxy.aggregation.merge import merge
 from fedproxy.config import Federate
 from fedproxy.federation.coordinator import Coordinator
-from fedproxy.federation.merge import merge
 from fedproxy.federation.messages import Closed, Refusal, Reply
 from fedproxy.federation.parcel import wrap_update
 from fedproxy.federation.protocol import PROTOCOL, encode_reply, take_reply

@@ -39,13 +39,13 @@ def join(
 ) -> None:
     """Take part in a federation with your data, which stay here, until its last round."""
     from fedproxy.config import Client, Evaluate, seconds
+    from fedproxy.deployment.address import Address
+    from fedproxy.deployment.joining import Joining
+    from fedproxy.deployment.joining import join as take_part
+    from fedproxy.deployment.welcome import Welcome
     from fedproxy.errors import UsageError
-    from fedproxy.federation.address import Address
     from fedproxy.federation.offer import Limits
-    from fedproxy.federation.welcome import Welcome
     from fedproxy.federation.wire import ENCODINGS, encoding
-    from fedproxy.joining import Joining
-    from fedproxy.joining import join as take_part
 
     if insecure == (key is not None):
         raise UsageError("Give --key FILE, or --insecure for a federation without keys.")

@@ -29,8 +29,8 @@ def init(
     json: Json = False,
 ) -> None:
     """Make a certificate authority and a server certificate."""
-    from fedproxy.federation.certificates import VALID_DAYS
-    from fedproxy.federation.keys import init_keys
+    from fedproxy.deployment.certificates import VALID_DAYS
+    from fedproxy.deployment.keys import init_keys
 
     hosts = init_keys(folder, host or [])
     if json:
@@ -54,7 +54,7 @@ def add(
     json: Json = False,
 ) -> None:
     """Register a client; without --public-key, make its key too."""
-    from fedproxy.federation.keys import CA, add_client, client_key_file
+    from fedproxy.deployment.keys import CA, add_client, client_key_file
 
     client = add_client(folder, name, public_key)
     hand_over = folder / CA if public_key else client_key_file(folder, name)
@@ -75,7 +75,7 @@ def new(
     json: Json = False,
 ) -> None:
     """Make a client's key at the client's, so that no private key travels."""
-    from fedproxy.federation.keys import new_key
+    from fedproxy.deployment.keys import new_key
 
     public = new_key(file)
     if json:
@@ -91,7 +91,7 @@ def new(
 @app.command(epilog="Example: fedproxy keys revoke keys bank")
 def revoke(folder: Folder, name: Name, json: Json = False) -> None:
     """Shut a client out for good; its name may be given to another key."""
-    from fedproxy.federation.keys import revoke_client
+    from fedproxy.deployment.keys import revoke_client
 
     client = revoke_client(folder, name)
     if json:
@@ -103,7 +103,7 @@ def revoke(folder: Folder, name: Name, json: Json = False) -> None:
 @app.command("list", epilog="Example: fedproxy keys list keys")
 def list_clients(folder: Folder, json: Json = False) -> None:
     """Show the registered clients."""
-    from fedproxy.federation.keys import read_registry
+    from fedproxy.deployment.keys import read_registry
 
     clients = read_registry(folder).clients.values()
     if json:

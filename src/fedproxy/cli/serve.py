@@ -31,10 +31,10 @@ def serve(
     json: Json = False,
 ) -> None:
     """Compress the LLM, hand its proxy to clients that join over the network, and merge what they send."""
+    from fedproxy.deployment.address import Address
+    from fedproxy.deployment.serving import Listen
     from fedproxy.errors import UsageError
-    from fedproxy.federation.address import Address
     from fedproxy.pipeline import federate
-    from fedproxy.serving import Listen
 
     if insecure == (keys is not None):
         raise UsageError("Give --keys DIR (make one with `fedproxy keys init DIR`), or --insecure without keys.")

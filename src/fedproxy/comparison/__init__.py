@@ -25,8 +25,9 @@ from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
 from fedproxy.comparison.work import DOCUMENTS, digest
 from fedproxy.config import VARIED, Compare, Experiment, from_folder
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.federation.fitting import check_compression, check_fit
 from fedproxy.federation.settings import check_settings
-from fedproxy.fitting import check_compression, check_fit
+from fedproxy.federation.tuning import encode_for
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.costs import FORMULA
@@ -35,7 +36,6 @@ from fedproxy.pipeline import check_tasks, gap_closed, read_experiment, scored_t
 from fedproxy.run_directory import owned
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors
-from fedproxy.tuning import encode_for
 
 __all__ = ["cells_of", "compare", "summary"]
 

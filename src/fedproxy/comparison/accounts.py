@@ -16,13 +16,13 @@ from fedproxy.compression.realign import aligned_tokens, last_aligned
 from fedproxy.config import LLM
 from fedproxy.federation.messages import size_in_bytes
 from fedproxy.federation.store import RoundStore
+from fedproxy.federation.tuning import ALIGNMENT
 from fedproxy.layer_map import split_name
 from fedproxy.models.checkpoints import resolve
 from fedproxy.models.costs import Matrices, matrices, reading, training
 from fedproxy.models.lora import WEIGHTS_FILE
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import read_header
-from fedproxy.tuning import ALIGNMENT
 
 _matrices = functools.cache(matrices)
 

@@ -14,13 +14,13 @@ from fedproxy.comparison.history import history
 from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored, tuned_adapter
 from fedproxy.config import Client, Experiment, Federate
 from fedproxy.federation.store import RoundStore
+from fedproxy.federation.tuning import OnProgress, Rows, client_rows, encode_for, steps_of_all, turns
 from fedproxy.methods import Method, configured
 from fedproxy.models.checkpoints import resolve
 from fedproxy.models.training import optimizer_steps
 from fedproxy.pipeline import scored_tasks
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import save_tensors
-from fedproxy.tuning import OnProgress, Rows, client_rows, encode_for, steps_of_all, turns
 
 POOLED = "pooled"
 RECORD = "cell.json"

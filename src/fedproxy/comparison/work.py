@@ -26,12 +26,12 @@ import torch
 from fedproxy.artifacts import new_directory, os_error, read_json, write_json
 from fedproxy.config import Experiment
 from fedproxy.evaluation import evaluate
+from fedproxy.federation.tuning import ALIGNED, OnProgress, Rows, tune_inline, write_aligned
 from fedproxy.memory import peak_memory, restart_peak
 from fedproxy.metrics import main_metric
 from fedproxy.pipeline import fuse_run, make_proxy
 from fedproxy.run_directory import RunDirectory, owned
 from fedproxy.tensor_files import load_tensors, save_tensors
-from fedproxy.tuning import ALIGNED, OnProgress, Rows, tune_inline, write_aligned
 
 SCORES, DOCUMENTS, FUSING = "scores.json", "documents.safetensors", "fuse.json"
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from fedproxy.aggregation.regularise import SCAFFOLD, penalty
+from fedproxy.aggregation.regularise.scaffold import client_variate, drift
 from fedproxy.config import Federate, Train
 from fedproxy.federation.client_state import ClientState, Memory
 from fedproxy.federation.messages import Order, Reply, size_in_bytes
 from fedproxy.federation.parcel import PLAIN, wrap_update
-from fedproxy.federation.regularise import SCAFFOLD, penalty
-from fedproxy.federation.regularise.scaffold import client_variate, drift
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state
 from fedproxy.models.training import Penalty, train

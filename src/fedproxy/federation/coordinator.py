@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
+from fedproxy.aggregation.analyse import conflict_of, retention
+from fedproxy.aggregation.merge import merge, merge_round
+from fedproxy.aggregation.regularise import PCR, SCAFFOLD
+from fedproxy.aggregation.regularise.scaffold import server_variate
+from fedproxy.aggregation.server_optimizer import server_optimizer
+from fedproxy.aggregation.space import space, trained
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError
-from fedproxy.federation.analyse import conflict_of, retention
-from fedproxy.federation.merge import merge, merge_round
 from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, order_size
 from fedproxy.federation.parcel import PLAIN, wrap_adapter
-from fedproxy.federation.regularise import PCR, SCAFFOLD
-from fedproxy.federation.regularise.scaffold import server_variate
 from fedproxy.federation.reply_checks import checked_norm, odd_rates, outliers, strikes
-from fedproxy.federation.server_optimizer import server_optimizer
-from fedproxy.federation.space import space, trained
 from fedproxy.federation.wire import TOP_K
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors, check_finite

@@ -5,12 +5,12 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fedproxy.aggregation.regularise import REGULARISERS
+from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Experiment, Federate, Train, read_table
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, strict_json, version
-from fedproxy.federation.regularise import REGULARISERS
-from fedproxy.federation.space import SPACES
 from fedproxy.federation.wire import ENCODINGS, encoding
 
 OFFER_CHARACTERS = 16384

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fedproxy.aggregation.space import space, trained
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained
 from fedproxy.federation.client import answer
 from fedproxy.federation.client_state import ClientState
@@ -13,7 +14,6 @@ from fedproxy.federation.messages import Order, Refusal
 from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
-from fedproxy.federation.space import space, trained
 from fedproxy.models.checkpoints import load_tokenizer, padding
 from fedproxy.models.encoding import Encoded, encode
 from fedproxy.models.families import readable

@@ -1,12 +1,12 @@
 """What of a [federate] table goes together."""
 
+from fedproxy.aggregation.merge import configured
+from fedproxy.aggregation.regularise import PCR, SCAFFOLD
+from fedproxy.aggregation.server_optimizer import server_optimizer
+from fedproxy.aggregation.space import space, without_conflict
 from fedproxy.config import Federate
 from fedproxy.errors import UsageError
-from fedproxy.federation.merge import configured
 from fedproxy.federation.parcel import PLAIN
-from fedproxy.federation.regularise import PCR, SCAFFOLD
-from fedproxy.federation.server_optimizer import server_optimizer
-from fedproxy.federation.space import space, without_conflict
 from fedproxy.federation.wire import encoding
 
 

@@ -11,6 +11,7 @@ from fedproxy.comparison.accounts import costs
 from fedproxy.comparison.cells import POOLED, lone_experiment, pooled_experiment, rounds_alone
 from fedproxy.comparison.work import digest
 from fedproxy.config import Compare, Experiment
+from fedproxy.federation.tuning import client_rows, encode_clients
 from fedproxy.forecast.known import Known, ProxySize
 from fedproxy.forecast.rounds import ClientRound, rounds_of
 from fedproxy.forecast.run import OnProgress, tasks_of
@@ -18,7 +19,6 @@ from fedproxy.forecast.speed import Speed
 from fedproxy.methods import Method, configured, methods_of
 from fedproxy.models.encoding import Encoded
 from fedproxy.pipeline import read_experiment
-from fedproxy.tuning import client_rows, encode_clients
 
 Examples = Mapping[str, Sequence[Encoded]]
 Jobs = dict[str, float]

@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedproxy.aggregation.regularise import PCR, SCAFFOLD
+from fedproxy.aggregation.space import space
 from fedproxy.config import Experiment
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.parcel import PLAIN
-from fedproxy.federation.regularise import PCR, SCAFFOLD
-from fedproxy.federation.space import space
+from fedproxy.federation.tuning import turns
 from fedproxy.federation.wire import encoding, packed_bytes
 from fedproxy.forecast.known import Known, ProxySize, Shapes
 from fedproxy.models.costs import training
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.training import optimizer_steps, trained_tokens
 from fedproxy.seeds import derive_seed
-from fedproxy.tuning import turns
 
 _FLOAT = 4
 

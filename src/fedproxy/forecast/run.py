@@ -8,7 +8,8 @@ from typing import Any
 from fedproxy.config import Compress, Experiment
 from fedproxy.evaluation.reading import Reading, reading_of
 from fedproxy.federation.coordinator import Coordinator
-from fedproxy.fitting import check_fit
+from fedproxy.federation.fitting import check_fit
+from fedproxy.federation.tuning import client_names, client_rows, encode_clients, steps_of_all
 from fedproxy.forecast.known import Known, ProxySize
 from fedproxy.forecast.rounds import ClientRound, count, rounds_of
 from fedproxy.forecast.speed import Speed
@@ -20,7 +21,6 @@ from fedproxy.models.text_batches import Batch
 from fedproxy.models.training import trained_tokens
 from fedproxy.pipeline import read_experiment, scored_tasks
 from fedproxy.seeds import derive_seed
-from fedproxy.tuning import client_names, client_rows, encode_clients, steps_of_all
 
 _FLOAT = 4
 OnProgress = Callable[[float, str], None]

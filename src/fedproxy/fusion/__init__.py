@@ -12,9 +12,9 @@ import torch
 from fedproxy.artifacts import MANIFEST, Manifest, check_output, new_directory
 from fedproxy.checkpoint_files import Stored, model_identity
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.fusion.model_card import write_card
 from fedproxy.fusion.plug_in import TaskVector, on_whole, rekey_adapter, rekey_config
 from fedproxy.fusion.scale import GRID, best_scale, scale_curve
-from fedproxy.model_card import write_card
 from fedproxy.models.adapter_checks import check_fits, is_lora, parameter_name
 from fedproxy.models.checkpoints import load_tokenizer
 from fedproxy.models.families import blocks_path, readable

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.splitmix64 import splitmix64
 from fedproxy.federation.wire import blockwise as module
 from fedproxy.federation.wire.blockwise import blockwise
+from fedproxy.splitmix64 import splitmix64
 
 LARGEST = torch.finfo(torch.float32).max
 

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedproxy.aggregation.merge.top_k import kept_count, thresholds, trimmed
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.merge.top_k import kept_count, thresholds, trimmed
 from fedproxy.federation.wire import encoding
 from fedproxy.federation.wire.packing import pack
 

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedproxy.federation.choice import choose
-from fedproxy.federation.options import build
 from fedproxy.federation.wire.blockwise import INT4, INT8
 from fedproxy.federation.wire.contract import Encoding
 from fedproxy.federation.wire.feedback import feedback
 from fedproxy.federation.wire.floats import BF16, FP32
 from fedproxy.federation.wire.packing import pack_levels, packed_bytes, unpack_levels
 from fedproxy.federation.wire.top_k import TOP_K
+from fedproxy.registry import build, choose
 
 __all__ = ["ENCODINGS", "TOP_K", "Encoding", "encoding", "feedback", "pack_levels", "packed_bytes", "unpack_levels"]
 

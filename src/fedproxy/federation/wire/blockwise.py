@@ -18,10 +18,10 @@ from typing import Literal
 import torch
 
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.splitmix64 import splitmix64
 from fedproxy.federation.wire.contract import Code, Parts, Sizes
 from fedproxy.federation.wire.dense import dense
 from fedproxy.federation.wire.packing import pack, packed_bytes, unpack
+from fedproxy.splitmix64 import splitmix64
 from fedproxy.tensors import CHUNK_ELEMENTS, Tensors
 
 Block = Literal[32, 64, 128, 256]

@@ -11,9 +11,8 @@ from typing import Literal
 
 import torch
 
+from fedproxy.aggregation.merge.top_k import Threshold, kept_count, magnitude_bits, thresholds
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.merge.top_k import Threshold, kept_count, magnitude_bits, thresholds
-from fedproxy.federation.options import require_range
 from fedproxy.federation.wire.blockwise import Block, blockwise
 from fedproxy.federation.wire.contract import (
     Code,
@@ -30,6 +29,7 @@ from fedproxy.federation.wire.contract import (
 from fedproxy.federation.wire.floats import floats
 from fedproxy.federation.wire.packing import pack, packed_bytes, unpack
 from fedproxy.federation.wire.positions import decode_positions, encode_positions, most_position_bytes, position_bytes
+from fedproxy.registry import require_range
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors
 

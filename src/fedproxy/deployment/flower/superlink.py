@@ -1,0 +1,207 @@
+"""Flower's SuperLink as a process of ours, on loopback, and what it is told over its Control API."""
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedproxy.deployment.flower import QUIET, require_flower
+from fedproxy.deployment.flower.process import start, stop, tail
+from fedproxy.errors import FederationError
+
+START_SECONDS = 90.0
+CHECK_SECONDS = 5.0
+_CONNECTION = "own"
+_APP = """[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "fedproxy-app"
+version = "1.0.0"
+description = "What Flower loads: fedproxy's ServerApp and ClientApp"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedproxy"
+
+[tool.flwr.app.components]
+serverapp = "fedproxy.deployment.flower.app:server"
+clientapp = "fedproxy.deployment.flower.app:client"
+
+[tool.flwr.app.config]
+"""
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class SuperLink:
+    """A SuperLink with its ServerApp, from `start` to `close`.
+
+    Args:
+        folder: Where it keeps its log and what Flower wants on disk.
+        certificates: The server's certificate, its key and the CA's certificate; none for plaintext.
+        simulation: Run clients in this SuperLink's own processes (Ray).
+        environment: Variables for its processes, the ServerApp among them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        certificates: tuple[Path, Path, Path] | None,
+        simulation: bool = False,
+        environment: Mapping[str, str],
+    ) -> None:
+        require_flower()
+        self.port = free_port()
+        self.log = folder / "superlink.log"
+        self.ca = certificates[2] if certificates else None
+        self._folder, self._certificates, self._simulation = folder, certificates, simulation
+        self._environment = {
+            **QUIET,
+            "FLWR_HOME": str(folder),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._checked, self._finished = 0.0, 0
+
+    def start(self) -> "SuperLink":
+        """Start the process and wait until it listens.
+
+        Raises:
+            FederationError: it does not.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        where = ["--host", "127.0.0.1", "--port", str(self.port)]
+        legacy = ["--control-api-address", "127.0.0.1:0", "--fleet-api-address", "127.0.0.1:0"]
+        if self._certificates is None:
+            secure = ["--insecure"]
+        else:
+            certificate, key, ca = map(str, self._certificates)
+            secure = ["--ssl-certfile", certificate, "--ssl-keyfile", key, "--ssl-ca-certfile", ca]
+            secure += ["--enable-supernode-auth"]
+        options = ["--simulation"] if self._simulation else []
+        self._process = start(
+            ["flower-superlink", *where, *legacy, *secure, *options], self.log, self._environment, self._folder
+        )
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self.alive:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1.0).close()
+                return self
+            except OSError:
+                time.sleep(0.1)
+        self.close()
+        raise FederationError(f"Flower's SuperLink did not start. The end of {self.log}:\n{tail(self.log)}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def register(self, public_keys: Collection[bytes]) -> None:
+        """Register the public keys (PEM) of SuperNodes that may connect."""
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+
+        client = self._control()
+        try:
+            for key in public_keys:
+                client.RegisterNode(RegisterNodeRequest(public_key=key))
+        finally:
+            client.close()
+
+    def _control(self) -> Any:
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+        return ControlHttpClient.from_server_address(
+            f"127.0.0.1:{self.port}",
+            self.ca is None,
+            None if self.ca is None else self.ca.read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-cli")],
+        )
+
+    def run(self, settings: str = "") -> None:
+        """Submit the run, as `flwr run` does.
+
+        Args:
+            settings: Settings of a simulation, as `flwr run --federation-config` takes them.
+
+        Raises:
+            FederationError: Flower does not take it.
+        """
+        app = self._folder / "app"
+        app.mkdir(exist_ok=True)
+        (app / "pyproject.toml").write_text(_APP)
+        lines = [f"[superlink.{_CONNECTION}]", f'address = "127.0.0.1:{self.port}"']
+        lines += ["insecure = true"] if self.ca is None else [f"root-certificates = {json.dumps(str(self.ca))}"]
+        lines += [f"[superlink.{_CONNECTION}.options]", "num-supernodes = 1"] if self._simulation else []
+        (self._folder / "config.toml").write_text(
+            "\n".join(["[superlink]", f'default = "{_CONNECTION}"', *lines]) + "\n"
+        )
+        command = ["flwr", "run", str(app), _CONNECTION, "--format", "json"]
+        command += ["--federation-config", settings] if settings else []
+        process = start(command, self._folder / "run.log", self._environment, self._folder)
+        try:
+            code = process.wait(START_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            stop(process)
+        if code != 0:
+            log = self._folder / "run.log"
+            raise FederationError(f"Flower did not take the run. The end of {log}:\n{tail(log)}")
+
+    def check(self) -> None:
+        """Check that the SuperLink lives and that its run has not ended; the run is asked for every few seconds only.
+
+        Raises:
+            FederationError: either ended.
+        """
+        if not self.alive:
+            raise FederationError(
+                f"Flower's SuperLink ended. Go on with --resume. The end of its log:\n{tail(self.log)}"
+            )
+        if time.monotonic() - self._checked < CHECK_SECONDS:
+            return
+        self._checked = time.monotonic()
+        import httpx
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        client = self._control()
+        try:
+            runs = client.ListRuns(ListRunsRequest()).run_dict.values()
+        except httpx.HTTPError:  # it is ending, or busy: the next look will tell
+            return
+        finally:
+            client.close()
+        if ended := [run.status for run in runs if run.status.status == "finished"]:
+            self._finished += 1  # what it noted on its way out may not be there yet when it is seen the first time
+            if self._finished > 1:
+                raise FederationError(
+                    f"Flower's ServerApp ended ({ended[0].sub_status}). Go on with --resume. The end of its log:\n"
+                    f"{tail(self.log)}"
+                )
+
+    def close(self) -> None:
+        """End the SuperLink and all that it started."""
+        if self._process is not None:
+            stop(self._process)
+            self._process = None

@@ -1,0 +1,314 @@
+"""A data owner's side of the engine `deployment`: a warm worker behind a SuperNode while the federation lasts."""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from fedproxy.config import Client, Evaluate
+from fedproxy.deployment.address import Address
+from fedproxy.deployment.certificates import check_certificate, load_private, make_key, private_openssh, read_small
+from fedproxy.deployment.flower import QUIET, WORKER_VARIABLE, clientapps, require_flower, supernode
+from fedproxy.deployment.flower.clientapps import write_launchers
+from fedproxy.deployment.flower.process import start, stop, tail
+from fedproxy.deployment.flower.superlink import free_port
+from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
+from fedproxy.deployment.handout.link import BrokenLinkError, Link
+from fedproxy.deployment.keys import read_client_key
+from fedproxy.deployment.welcome import MOST_BYTES, PATH, Welcome, introduce
+from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError
+from fedproxy.federation.offer import Limits, Offer
+from fedproxy.federation.session import Session
+from fedproxy.federation.tuning import rows_of
+from fedproxy.federation.wire import ENCODINGS
+
+log = logging.getLogger(__name__)
+
+STATUS_SECONDS = 3.0
+"""How often a client asks whether the federation goes on."""
+ANSWER_SECONDS = 5.0
+"""How long Flower may take to send an answer on, before a client ends that has given one."""
+
+
+@dataclass(frozen=True)
+class Joining:
+    """What a data owner brings.
+
+    Attributes:
+        address: The server's.
+        key: Its key file; none for plaintext.
+        ca: The CA's certificate, unless it lies in the key file.
+        name: Its name, where no key tells it.
+        client: Its data: a file or a task, as in a [[client]] table.
+        evaluate: Where a task's rows and definition lie, as in [evaluate].
+        limits: What it allows.
+        cache: Where proxies are kept.
+        force: Plaintext beyond loopback is meant.
+        trust_remote_code: Let the proxy's own Python code run.
+        patience: Seconds that a server which is away is waited for.
+        wires: Encodings of updates that it agrees to; plain updates it always sends.
+    """
+
+    address: Address
+    key: Path | None
+    ca: Path | None = None
+    name: str = ""
+    client: Client = field(default_factory=Client)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    limits: Limits = field(default_factory=Limits)
+    cache: Path | None = None
+    force: bool = False
+    trust_remote_code: bool = False
+    patience: float = 600.0
+    wires: tuple[str, ...] = tuple(ENCODINGS)
+
+
+def join(
+    joining: Joining,
+    *,
+    on_welcome: Callable[[Welcome], None],
+    on_bytes: Callable[[int, int], None],
+    on_ready: Callable[[int, int], None],
+    on_step: Callable[[int, int, int, float], None],
+    on_answer: Callable[[int], None],
+    on_refusal: Callable[[str], None],
+) -> None:
+    """Take part in a federation until the server ends it.
+
+    Args:
+        joining: What the data owner brings.
+        on_welcome: Told the server's welcome.
+        on_bytes: Told bytes of the proxy that are there, and in all.
+        on_ready: Told rows and steps a round, once the client waits for orders.
+        on_step: Told round, step, steps and loss.
+        on_answer: Told the bytes of an update that went out.
+        on_refusal: Told why an order was refused, where the next one may go better.
+
+    Raises:
+        FederationError: the server cannot be reached, refuses this client, or asks more than it allows.
+        ArtifactError: key, data, proxy or what this client remembers cannot be used.
+        UsageError: plaintext beyond loopback, or the cache cannot be written.
+        ResourceError: the disk is full, or memory does not suffice.
+    """
+    require_flower()
+    owner = Owner(joining)
+    welcome = owner.ask()
+    on_welcome(welcome)
+    offer, name = welcome.offer, welcome.name
+    data = Client(name, joining.client.data, joining.client.task, offer.max_rows)
+    rows = rows_of(data, joining.evaluate, offer.seed)
+    cache = joining.cache or default_cache()
+    proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes)
+    state = cache / "clients" / offer.id
+    session = Session(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
+    steps = session.add(name, rows)
+    with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
+        node, answered = Node(Path(folder), owner, welcome.pause), -ANSWER_SECONDS
+        try:
+            on_ready(len(rows), steps)
+            node.start()
+            while owner.still_offers(offer):
+                node.revive()
+                if request := node.next_request(STATUS_SECONDS):
+                    fault = None
+                    with contextlib.suppress(EOFError, ConnectionError), request as connection:
+                        connection.recv_bytes(256)
+                        answer, fault = session.answer(name, connection.recv_bytes(session.order_limit), on_step)
+                        connection.send_bytes(answer)
+                        answered = time.monotonic()
+                        if fault is None:
+                            on_answer(len(answer))
+                    if isinstance(fault, UsageError | ArtifactError | ResourceError):
+                        raise fault  # the next order would meet the same
+                    if fault is not None:
+                        on_refusal(str(fault))
+        except FedproxyError:
+            time.sleep(max(0.0, answered + ANSWER_SECONDS - time.monotonic()))
+            raise
+        finally:
+            node.close()
+
+
+class Owner:
+    """The server as a client sees it.
+
+    Args:
+        joining: What the data owner brings.
+
+    Raises:
+        ArtifactError: the key cannot be used.
+        UsageError: plaintext beyond loopback, or no CA.
+    """
+
+    def __init__(self, joining: Joining) -> None:
+        self.address, self._name, self._patience = joining.address, joining.name, joining.patience
+        self._wires, self._process = joining.wires, secrets.token_hex(8)
+        self.url = f"{'http' if joining.key is None else 'https'}://{joining.address}"
+        self.ca: bytes | None = None
+        if joining.key is None:
+            if not (joining.address.is_loopback or joining.force):
+                raise UsageError(
+                    f"{joining.address}: without a key nothing is encrypted. Give --key FILE, or add --force if the "
+                    "network is your own."
+                )
+            self.private = private_openssh(make_key())
+        else:
+            held = read_client_key(joining.key)
+            self.ca, self.private = held.ca, held.private_openssh
+            if joining.ca is not None:
+                self.ca = check_certificate(read_small(joining.ca), joining.ca)
+            if self.ca is None:
+                raise UsageError(f"{joining.key} holds no CA certificate: give --ca FILE, which the owner sends.")
+        self._link = Link(self.url, None, self.ca)
+        self._away: float | None = None
+
+    def ask(self) -> Welcome:
+        """Introduce this client.
+
+        Raises:
+            FederationError: the server cannot be reached, or refuses.
+        """
+        try:
+            status, said = self._introduce()
+        except BrokenLinkError as error:
+            hint = " It speaks TLS if it was started with --keys: then give --key FILE." if self.ca is None else ""
+            raise FederationError(
+                f"{self.address} cannot be reached: {str(error).rstrip('.')}. Is the server running?{hint}"
+            ) from error
+        if status != HTTPStatus.OK:
+            raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
+        return Welcome.decode(said)
+
+    def _introduce(self) -> tuple[int, bytes]:
+        key: Any = load_private(self.private)
+        status, said = self._link.post(
+            PATH, introduce(key, self._name, self._wires, self._process).encode(), MOST_BYTES
+        )
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            raise BrokenLinkError(f"it is busy ({status})")
+        return status, said
+
+    def still_offers(self, offer: Offer) -> bool:
+        """Whether the federation goes on; a server that cannot be reached is waited for.
+
+        Raises:
+            FederationError: it refuses this client now, ended without success, offers something else, or was away for
+                longer than the client's patience.
+        """
+        try:
+            status, said = self._introduce()
+        except BrokenLinkError as error:
+            now = time.monotonic()
+            if self._away is None:
+                log.warning("%s is away. It is waited for, up to %.0f s.", self.address, self._patience)
+                self._away = now
+            if now - self._away > self._patience:
+                raise FederationError(
+                    f"{self.address} has been away for {self._patience:.0f} s ({error}). Join again when it is back."
+                ) from error
+            return True
+        if self._away is not None:
+            log.info("%s is back.", self.address)
+            self._away = None
+        if status == HTTPStatus.GONE:
+            if _reason(said) == "complete":
+                return False
+            raise FederationError("The federation ended without success: its owner can say why.")
+        if status != HTTPStatus.OK:
+            raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
+        if Welcome.decode(said).offer != offer:
+            raise FederationError(f"{self.address} offers another federation now. Join again.")
+        return True
+
+
+def _reason(said: bytes) -> str:
+    try:
+        return str(json.loads(said)["reason"])[:500]
+    except (ValueError, KeyError, TypeError):
+        return "it is no fedproxy server"
+
+
+class Node:
+    """The SuperNode of a data owner, and the socket at which its ClientApps leave their orders.
+
+    Args:
+        folder: Where it keeps sockets and logs.
+        owner: The server.
+        pause: Seconds between two questions for messages.
+    """
+
+    def __init__(self, folder: Path, owner: Owner, pause: float) -> None:
+        self._folder, self._owner, self._pause = folder, owner, pause
+        self._listener = Listener(str(folder / "worker"), "AF_UNIX")
+        self._forker: subprocess.Popen[bytes] | None = None
+        self._node: subprocess.Popen[bytes] | None = None
+        self.log = folder / "supernode.log"
+
+    def start(self) -> None:
+        """Start the processes."""
+        scripts = self._folder / "bin"
+        scripts.mkdir()
+        write_launchers(scripts, self._folder / "clientapps")
+        key = self._folder / "key"
+        key.touch(0o600)
+        key.write_bytes(self._owner.private)
+        self._environment = {
+            **QUIET,
+            "FLWR_HOME": str(self._folder),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(self._pause, 1.0)),
+            WORKER_VARIABLE: str(self._folder / "worker"),
+        }
+        if self._owner.ca is not None:
+            (self._folder / "ca.crt").write_bytes(self._owner.ca)
+            # One certificate to read for every connection that is opened, where there would be the machine's hundreds.
+            self._environment["SSL_CERT_FILE"] = str(self._folder / "ca.crt")
+        forker = [sys.executable, "-m", clientapps.__name__, str(self._folder / "clientapps")]
+        self._forker = start(forker, self.log, self._environment, self._folder)
+        self._environment["PATH"] = os.pathsep.join([str(scripts), os.path.dirname(sys.executable), os.environ["PATH"]])
+        self._start_node()
+
+    def _start_node(self) -> None:
+        secure = ["--insecure"]
+        if self._owner.ca is not None:
+            secure = ["--root-certificates", str(self._folder / "ca.crt")]
+            secure += ["--auth-supernode-private-key", str(self._folder / "key")]
+        where = ["--superlink", str(self._owner.address), "--host", "127.0.0.1", "--port", str(free_port())]
+        self._node = start(
+            [sys.executable, "-m", supernode.__name__, str(self._pause), str(self._folder / "key"), *secure, *where],
+            self.log,
+            self._environment,
+            self._folder,
+        )
+
+    def revive(self) -> None:
+        """Start the SuperNode again if it ended, as it does when the server was started anew."""
+        assert self._forker is not None
+        assert self._node is not None
+        if self._forker.poll() is not None:
+            raise FederationError(f"the process that starts ClientApps ended. The end of its log:\n{tail(self.log)}")
+        if self._node.poll() is not None:
+            self._start_node()
+
+    def next_request(self, seconds: float) -> "Connection | None":
+        """Wait for a ClientApp that brings an order."""
+        ready, _, _ = select.select([self._listener._listener._socket], [], [], seconds)  # type: ignore[attr-defined]
+        return self._listener.accept() if ready else None
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in (self._node, self._forker):
+            if process is not None:
+                stop(process)
+        self._listener.close()

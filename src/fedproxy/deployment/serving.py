@@ -1,0 +1,199 @@
+"""The owner's side of the engine `deployment`: SuperLink, gateway and run, held together while the rounds last."""
+
+import logging
+import secrets
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedproxy.artifacts import read_json, write_json
+from fedproxy.config import Experiment
+from fedproxy.deployment.address import Address
+from fedproxy.deployment.flower import OUTCOME_VARIABLE, RUN_VARIABLE, require_flower
+from fedproxy.deployment.flower.superlink import SuperLink
+from fedproxy.deployment.gateway import Gateway, Upstream
+from fedproxy.deployment.handout.https import check_tls
+from fedproxy.deployment.handout.parts import PART_BYTES, describe
+from fedproxy.deployment.keys import CA, SERVER, SERVER_KEY, read_registry
+from fedproxy.deployment.members import Members
+from fedproxy.errors import ArtifactError, FedproxyError, UsageError
+from fedproxy.federation.offer import make_offer
+from fedproxy.federation.tuning import START, client_names
+from fedproxy.models.lora import read_adapter
+from fedproxy.run_directory import RunDirectory, raise_outcome
+from fedproxy.tensors import digest
+
+log = logging.getLogger(__name__)
+
+IDENTITY = "identity.json"
+"""RUN/identity.json: the number by which clients know the run, drawn once."""
+POLL_SECONDS = 0.1
+FASTEST_PAUSE, PAUSE_A_CLIENT = 0.2, 0.01
+"""Clients ask for messages every so many seconds; with many of them, each asks less often."""
+FAREWELL_SECONDS = 15.0
+"""How long the clients that were there in as many seconds before may take to ask how it ended."""
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where and how the server listens.
+
+    Attributes:
+        address: Where.
+        keys: The owner's folder of keys; none for plaintext.
+        force: Plaintext beyond loopback is meant.
+        part_bytes: Size of the parts that the proxy is handed out in.
+    """
+
+    address: Address
+    keys: Path | None
+    force: bool = False
+    part_bytes: int = PART_BYTES
+
+    def check(self, experiment: Experiment) -> None:
+        """Check that clients could be served, before anything is done for them.
+
+        Raises:
+            UsageError: plaintext beyond loopback, a partition, clients without names or keys, or the address is taken.
+            MissingExtraError: Flower is not installed.
+            ArtifactError: the keys cannot be used.
+        """
+        require_flower()
+        if experiment.partition is not None:
+            raise UsageError(
+                "[partition] cuts one file or task into clients, which is for the engines inline and simulation. Name "
+                "the clients in [[client]] tables, or leave them out to let in every registered key."
+            )
+        if self.keys is None and not (self.address.is_loopback or self.force):
+            raise UsageError(
+                f"{self.address}: without keys nothing is encrypted and anyone may take part. Give --keys DIR, or add "
+                "--force if the network is your own."
+            )
+        if self.keys is None and not experiment.client:
+            raise UsageError("Without keys the experiment must name its clients in [[client]] tables.")
+        if self.keys is not None:
+            _check_members(self.keys, client_names(experiment))
+            check_tls(*_certificates(self.keys))
+        self.address.check_free()
+
+
+def serve(
+    experiment: Experiment,
+    directory: RunDirectory,
+    listen: Listen,
+    on_ready: Callable[[str], None],
+    on_poll: Callable[[], None],
+) -> None:
+    """Serve the rounds that are left to clients elsewhere.
+
+    Args:
+        experiment: The experiment.
+        directory: The run, prepared.
+        listen: Where clients reach it, checked.
+        on_ready: Told the address once clients can join.
+        on_poll: Called several times a second while it runs.
+
+    Raises:
+        FederationError: too few clients, or a round without a quorum; or Flower ended.
+        UsageError: the address or the keys cannot be used.
+        ArtifactError: keys or proxy cannot be used.
+    """
+    run, keys = directory.path.resolve(), listen.keys and listen.keys.resolve()
+    members = Members(keys, run, client_names(experiment))
+    certificates = None if keys is None else _certificates(keys)
+    listing = describe(run / "proxy", listen.part_bytes)
+    start = digest(read_adapter(run / START)[1])
+    identity = run_identity(run)
+    with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
+        outcome = Path(folder) / "outcome.json"
+        environment = {RUN_VARIABLE: str(run), OUTCOME_VARIABLE: str(outcome)}
+        link = SuperLink(Path(folder), certificates=certificates, environment=environment)
+        gateway = Gateway(
+            run / "proxy",
+            listing,
+            listen.address.host,
+            listen.address.port,
+            certificates and certificates[0],
+            certificates and certificates[1],
+            members=members,
+            offer=lambda name, spoken: make_offer(
+                experiment, name, run_id=identity, proxy=listing.sha256, start=start, spoken=spoken
+            ),
+            upstream=Upstream(link.port, link.ca),
+            pause=max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(client_names(experiment) or members.all)),
+        )
+        ended: str | None = None
+        try:
+            link.start()
+            known: set[str] = set()
+            if keys is not None:
+                _register(link, members, known)
+            gateway.start()
+            link.run()
+            on_ready(str(Address(listen.address.host, gateway.port)))
+            while not raise_outcome(outcome):
+                link.check()
+                if keys is not None:
+                    _register(link, members, known)
+                on_poll()
+                time.sleep(POLL_SECONDS)
+            ended = "complete"
+        except FedproxyError:
+            ended = "failed" if outcome.is_file() else None
+            raise
+        finally:
+            link.close()
+            if ended is not None:  # else the clients wait for the run to be resumed
+                _say_farewell(gateway, ended)
+            gateway.close()
+
+
+def run_identity(run: Path) -> str:
+    """The random number of a run, which stays with its directory and is another one after `--overwrite`.
+
+    Raises:
+        ArtifactError: RUN/identity.json is damaged.
+    """
+    path = run / IDENTITY
+    if not path.exists():
+        write_json(path, {"id": secrets.token_hex(8)})
+    record = read_json(path)
+    identity = record.get("id") if isinstance(record, dict) else None
+    if not isinstance(identity, str):
+        raise ArtifactError(f"{path} is damaged. Restore it from a copy, or remove it: clients then begin anew.")
+    return identity
+
+
+def _say_farewell(gateway: Gateway, how: str) -> None:
+    """Give the clients that were there the time to ask how it ended."""
+    if how == "failed":
+        log.warning("The clients are told and end as well: after `fedproxy serve --resume`, each has to join again.")
+    gateway.end(how)
+    until = time.monotonic() + FAREWELL_SECONDS
+    while gateway.untold(2 * FAREWELL_SECONDS) and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+
+
+def _certificates(keys: Path) -> tuple[Path, Path, Path]:
+    """The server's certificate, its key and the CA's certificate."""
+    return keys / SERVER, keys / SERVER_KEY, keys / CA
+
+
+def _check_members(keys: Path, names: list[str]) -> None:
+    there = {name for name, client in read_registry(keys).clients.items() if client.state == "active"}
+    if missing := [name for name in names if name not in there]:
+        raise UsageError(
+            f"{keys} holds no valid key of {', '.join(missing)}. Add it with: fedproxy keys add {keys} {missing[0]}"
+        )
+    if not there:
+        raise UsageError(f"{keys} holds no client's key. Add one with: fedproxy keys add {keys} NAME")
+
+
+def _register(link: SuperLink, members: Members, known: set[str]) -> None:
+    """Tell the SuperLink the keys of members it does not know yet."""
+    fresh = {member.public_key for member in members.refresh().values()} - known
+    if fresh:
+        link.register([key.encode() for key in sorted(fresh)])
+        known |= fresh

@@ -1,1 +1,0 @@
-"""Engines drive the coordinator: they carry orders to clients and replies back, and know nothing of the method."""

@@ -1,0 +1,238 @@
+import json
+import shutil
+import ssl
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from fedproxy.deployment import keys
+from fedproxy.deployment.keys import add_client, client_key_file, init_keys, new_key, read_client_key, read_registry
+from fedproxy.errors import ArtifactError, MissingExtraError, UsageError
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys") / "keys"
+    init_keys(folder, ["fl.example.org", "192.0.2.7", "::1"])
+    return folder
+
+
+@pytest.fixture
+def folder(fresh, tmp_path):
+    return shutil.copytree(fresh, tmp_path / "keys")
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_server_certificate_is_for_the_hosts_and_signed_by_the_ca(folder):
+    ca, server = (x509.load_pem_x509_certificate((folder / name).read_bytes()) for name in ("ca.crt", "server.crt"))
+    server.verify_directly_issued_by(ca)
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fl.example.org", "localhost"]
+    assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["192.0.2.7", "::1", "127.0.0.1"]
+    assert ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert not server.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(folder / "server.crt", folder / "server.key")
+
+
+def test_secrets_are_for_their_owner_alone(folder, tmp_path):
+    add_client(folder, "bank")
+    new_key(tmp_path / "own.key")
+    secrets = [folder / "ca.key", folder / "server.key", client_key_file(folder, "bank"), tmp_path / "own.key"]
+    assert {mode(path) for path in secrets} == {0o600}
+    init_keys(tmp_path / "new")
+    assert mode(tmp_path / "new") == 0o700
+
+
+def test_an_existing_folder_is_left_alone(folder):
+    with pytest.raises(UsageError, match="exists"):
+        init_keys(folder)
+
+
+@pytest.mark.parametrize("host", ["", "a b", "fl.example.org:443", "*.example.org", "-a", "1.2.3", "1.2.3.4.5", "ä.de"])
+def test_impossible_hosts(tmp_path, host):
+    with pytest.raises(UsageError, match="host"):
+        init_keys(tmp_path / "k", [host])
+    assert not (tmp_path / "k").exists()
+
+
+def test_a_clients_key_is_what_flower_loads(folder):
+    client = add_client(folder, "bank")
+    content = client_key_file(folder, "bank").read_bytes()
+    private = serialization.load_ssh_private_key(content, None)  # the whole file, as a SuperNode reads it
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    registered = serialization.load_ssh_public_key(read_registry(folder).clients["bank"].public_key.encode())
+    assert private.public_key() == registered
+    assert isinstance(registered.curve, ec.SECP384R1)
+    found = read_client_key(client_key_file(folder, "bank"))
+    assert found.ca == (folder / "ca.crt").read_bytes()
+    assert serialization.load_ssh_private_key(found.private_openssh, None).public_key() == registered
+    assert b"CERTIFICATE" not in found.private_openssh
+    assert client.state == "active"
+
+
+def test_fingerprints_are_those_of_ssh_keygen(folder, tmp_path):
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("needs ssh-keygen")
+    public = new_key(tmp_path / "own.key")
+    shown = subprocess.run(["ssh-keygen", "-l", "-f", public], capture_output=True, text=True, check=True).stdout
+    assert add_client(folder, "bank", public).fingerprint == shown.split()[1]
+    made = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(tmp_path / "ssh")]
+    subprocess.run(made, check=True)
+    add_client(folder, "shop", tmp_path / "ssh.pub")
+    assert read_client_key(tmp_path / "ssh").ca is None
+
+
+def test_a_clients_own_key_is_registered_and_no_private_key_is_made(folder, tmp_path):
+    public = new_key(tmp_path / "own.key")
+    client = add_client(folder, "bank", public)
+    assert client.public_key == public.read_text().strip()
+    assert not client_key_file(folder, "bank").exists()
+    assert read_client_key(tmp_path / "own.key").ca is None
+    with pytest.raises(UsageError, match="never overwritten"):
+        new_key(tmp_path / "own.key")
+
+
+def test_a_key_is_one_clients_only(folder, tmp_path):
+    public = new_key(tmp_path / "own.key")
+    add_client(folder, "bank", public)
+    with pytest.raises(UsageError, match='registered as "bank"'):
+        add_client(folder, "shop", public)
+    with pytest.raises(UsageError, match="registered already"):
+        add_client(folder, "bank")
+
+
+def test_a_revoked_name_takes_another_key_and_never_the_old_one(folder, tmp_path):
+    public = new_key(tmp_path / "own.key")
+    old = add_client(folder, "bank", public)
+    assert keys.revoke_client(folder, "bank").state == "revoked"
+    for name in ("bank", "shop"):
+        with pytest.raises(UsageError, match="revoked"):
+            add_client(folder, name, public)
+    new = add_client(folder, "bank")
+    found = read_registry(folder)
+    assert found.clients == {"bank": new}
+    assert found.revoked_keys == {old.fingerprint}
+    with pytest.raises(UsageError, match="revoked"):
+        add_client(folder, "shop", public)
+
+
+def test_revoking_the_unknown_or_the_revoked(folder):
+    add_client(folder, "bank")
+    with pytest.raises(UsageError, match='Did you mean "bank"'):
+        keys.revoke_client(folder, "bnak")
+    keys.revoke_client(folder, "bank")
+    with pytest.raises(UsageError, match="already"):
+        keys.revoke_client(folder, "bank")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".a", "a" * 65, "a b", "ä"])
+def test_impossible_names(folder, name):
+    with pytest.raises(UsageError, match="client name"):
+        add_client(folder, name)
+    assert not (folder / "clients").exists()
+
+
+def test_clients_added_side_by_side_are_all_registered(folder):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: add_client(folder, f"client{number}"), range(8)))
+    assert sorted(read_registry(folder).clients) == [f"client{number}" for number in range(8)]
+
+
+def damaged(record, kind):
+    client = record["clients"][0]
+    if kind == "another key":
+        client["fingerprint"] = "SHA256:" + "A" * 43
+    elif kind == "no key":
+        client["public_key"] = "ssh-rsa AAAA"
+    elif kind == "path as name":
+        client["name"] = "../../x"
+    elif kind == "state":
+        client["state"] = "admitted"
+    elif kind == "contradiction":
+        client["state"] = "revoked"
+    elif kind == "twice":
+        record["clients"].append(client)
+    elif kind == "another format":
+        record["format"] = 2
+    elif kind == "unknown field":
+        client["role"] = "owner"
+    elif kind == "missing field":
+        del client["added"]
+    elif kind == "no text":
+        client["added"] = 5
+    else:
+        record = {"list": [], "number": 5, "clients": {**record, "clients": {"a": 1}}}[kind]
+    return record
+
+
+KINDS = ["another key", "no key", "path as name", "state", "contradiction", "twice", "another format", "unknown field"]
+KINDS += ["missing field", "no text", "list", "number", "clients"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_register_is_named(folder, kind):
+    add_client(folder, "bank")
+    path = folder / "clients.json"
+    path.write_text(json.dumps(damaged(json.loads(path.read_text()), kind)))
+    with pytest.raises(ArtifactError, match=r"clients\.json is damaged"):
+        read_registry(folder)
+    with pytest.raises(ArtifactError):
+        add_client(folder, "shop")
+
+
+def test_missing_and_broken_files(folder, tmp_path):
+    with pytest.raises(UsageError, match="no folder of keys"):
+        read_registry(tmp_path / "missing")
+    with pytest.raises(UsageError, match="no folder of keys"):
+        add_client(tmp_path / "missing", "bank")
+    with pytest.raises(ArtifactError, match=r"none\.pub"):
+        add_client(folder, "bank", tmp_path / "none.pub")
+    certificate = (folder / "ca.crt").read_bytes()
+    (folder / "ca.crt").write_bytes(certificate[:-60])
+    with pytest.raises(ArtifactError, match=r"ca\.crt"):
+        add_client(folder, "bank")
+    assert read_registry(folder).clients == {}
+    (folder / "clients.json").write_text("{")
+    with pytest.raises(ArtifactError, match="valid JSON"):
+        read_registry(folder)
+
+
+def test_keys_that_flower_would_not_take(folder, tmp_path):
+    other = ed25519.Ed25519PrivateKey.generate()
+    form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    (tmp_path / "ed.pub").write_bytes(other.public_key().public_bytes(*form))
+    (tmp_path / "large.pub").write_bytes(b"a" * (1 << 20))
+    (tmp_path / "text.pub").write_text("hello")
+    for name in ("ed.pub", "large.pub", "text.pub"):
+        with pytest.raises(ArtifactError, match=name):
+            add_client(folder, "bank", tmp_path / name)
+
+
+def test_a_damaged_client_key_file(folder, tmp_path):
+    add_client(folder, "bank")
+    content = client_key_file(folder, "bank").read_bytes()
+    key, marker, certificate = content.partition(b"-----BEGIN CERTIFICATE-----")
+    for broken in (b"", certificate, key[:100] + marker + certificate, key + marker + certificate[50:], marker + key):
+        (tmp_path / "broken.key").write_bytes(broken)
+        with pytest.raises(ArtifactError, match=r"broken\.key"):
+            read_client_key(tmp_path / "broken.key")
+    if shutil.which("ssh-keygen"):
+        locked = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "secret", "-f", str(tmp_path / "locked")]
+        subprocess.run(locked, check=True)
+        with pytest.raises(ArtifactError, match="without a passphrase"):
+            read_client_key(tmp_path / "locked")
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
+    with pytest.raises(MissingExtraError, match=r"fedproxy\[federation\]"):
+        init_keys(tmp_path / "keys")

@@ -1,0 +1,123 @@
+import base64
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from fedproxy.deployment import welcome
+from fedproxy.deployment.certificates import make_key
+from fedproxy.deployment.welcome import StrangerError, Welcome, check_introduction, introduce, public_pem
+from fedproxy.errors import ArtifactError
+from fedproxy.federation.wire import ENCODINGS
+from tests.federation.test_offer import OFFER
+
+KEY = make_key()
+WELCOME = Welcome("bank", "token", 0.2, OFFER)
+
+
+def test_an_introduction_comes_back_as_made():
+    said = introduce(KEY, "bank")
+    assert check_introduction(said.encode()) == said
+    assert (said.public_key, said.name) == (public_pem(KEY.public_key()), "bank")
+    assert said.spoken == ENCODINGS.keys()
+    assert introduce(KEY, wires=("bf16", "fp32")).spoken == {"bf16", "fp32"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "shop"},
+        {"wires": "fp32"},
+        {"process": "1" * 16},
+        {"time": 1e9},
+        {"public_key": public_pem(make_key().public_key())},
+    ],
+)
+def test_nothing_of_it_can_be_changed(change):
+    with pytest.raises(StrangerError, match="signed with another key"):
+        check_introduction(replace(introduce(KEY, "bank"), **change).encode())
+
+
+@pytest.mark.parametrize("seconds", [-301.0, 301.0, 1e6])
+def test_it_is_good_for_five_minutes(monkeypatch, seconds):
+    said = introduce(KEY)
+    now = said.time
+    monkeypatch.setattr(welcome.time, "time", lambda: now + seconds)
+    with pytest.raises(StrangerError, match="clocks"):
+        check_introduction(said.encode())
+    monkeypatch.setattr(welcome.time, "time", lambda: now + max(-299.0, min(299.0, seconds)))
+    assert check_introduction(said.encode()) == said
+
+
+def ed25519_pem():
+    key = ed25519.Ed25519PrivateKey.generate().public_key()
+    kind = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(*kind).decode()
+
+
+GOOD = asdict(introduce(KEY))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"[" * 10_000,
+        b'{"time": NaN}',
+        *(
+            json.dumps(values).encode()
+            for values in (
+                {},
+                {**GOOD, "more": 1},
+                {**GOOD, "name": 1},
+                {**GOOD, "wires": ["fp32"]},
+                {key: value for key, value in GOOD.items() if key != "wires"},
+                {**GOOD, "process": 1},
+                {**GOOD, "process": "0" * 1000},
+                {**GOOD, "time": "0"},
+                {**GOOD, "time": [0]},
+                {**GOOD, "public_key": "-----BEGIN"},
+                {**GOOD, "public_key": GOOD["public_key"] + "\n"},
+                {**GOOD, "public_key": ed25519_pem()},
+                {**GOOD, "signature": "é"},
+                {**GOOD, "signature": ""},
+                {**GOOD, "signature": base64.b64encode(b"0" * 100).decode()},
+            )
+        ),
+    ],
+)
+def test_what_is_no_introduction_is_refused(said):
+    with pytest.raises(StrangerError):
+        check_introduction(said)
+
+
+def test_a_welcome_comes_back_as_made_and_names_no_path():
+    assert Welcome.decode(WELCOME.encode()) == WELCOME
+    assert b"secret" not in WELCOME.encode()
+
+
+def changed(**values):
+    return json.dumps({**json.loads(WELCOME.encode()), **values}).encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (b"", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"[]", "cannot be read"),
+        (changed(more=1), "cannot be read"),
+        (changed(name=1), "cannot be read"),
+        (changed(name="../x"), "calls this client '../x'"),
+        (changed(pause=0.0), "pause of 0.0 s"),
+        (changed(pause=1e9), "pause of 1000000000.0 s"),
+        (changed(offer="{}"), "protocol"),
+    ],
+)
+def test_what_is_no_welcome_is_refused(said, says):
+    with pytest.raises(ArtifactError, match=says):
+        Welcome.decode(said)
