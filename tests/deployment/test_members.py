@@ -2,12 +2,12 @@ import logging
 
 import pytest
 
+from fedproxy.deployment import members as members_module
 from fedproxy.deployment.certificates import load_private, make_key
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, read_client_key, revoke_client
 from fedproxy.deployment.members import Members, read_members
 from fedproxy.deployment.welcome import StrangerError, public_pem
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.federation import members as members_module
 from fedproxy.run_directory import has_members
 
 
