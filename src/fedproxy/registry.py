@@ -1,14 +1,109 @@
-"""Registries: a row is chosen by its name, and its options, a dataclass, are checked against what a user gave."""
+"""The axes of the method: on each, choices by name, those of the house and those that other packages add.
+
+Another package adds a choice by an entry point in a group of `AXES`, whose name is the choice's name; a program, by
+`Axis.register`. A choice's options are a dataclass, checked against what a user gave.
+"""
 
 import difflib
+import importlib
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, Literal, TypeVar
 
 from fedproxy.errors import UsageError
 
 Row = TypeVar("Row")
 Options = TypeVar("Options")
+
+AXES = {
+    "fedproxy.rules": ("fedproxy.aggregation.merge", "RULES"),
+    "fedproxy.scores": ("fedproxy.compression.scores", "SCORES"),
+    "fedproxy.regularisers": ("fedproxy.aggregation.regularise", "REGULARISERS"),
+    "fedproxy.spaces": ("fedproxy.aggregation.space", "SPACES"),
+    "fedproxy.encodings": ("fedproxy.federation.wire", "ENCODINGS"),
+    "fedproxy.server_optimizers": ("fedproxy.aggregation.server_optimizer", "SERVER_OPTIMIZERS"),
+}
+"""Group of entry points → the module and the name of its `Axis`: who checks a name need not import what it means."""
+
+
+def axis(group: str) -> "Axis[Any]":
+    """The axis of a group of entry points."""
+    module, name = AXES[group]
+    found: Axis[Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+class Axis(Mapping[str, Row], Generic[Row]):
+    """The choices on one axis, by name: a mapping that reads another package's choice when it is first asked for.
+
+    Args:
+        kind: What it holds, for errors: "merge rule".
+        group: The group of entry points by which packages add to it.
+        contract: The class that every choice is an instance of.
+        house: The house's own choices.
+    """
+
+    def __init__(self, kind: str, group: str, contract: type[Row], house: Mapping[str, Row]) -> None:
+        self.kind, self.group, self._contract, self._rows = kind, group, contract, dict(house)
+        self._found: dict[str, EntryPoint] | None = None
+
+    @property
+    def _foreign(self) -> dict[str, EntryPoint]:
+        if self._found is None:
+            self._found = {point.name: point for point in entry_points(group=self.group)}
+        return self._found
+
+    def __getitem__(self, name: str) -> Row:
+        if name not in self._rows:
+            self.register(name, self._loaded(self._foreign[name]))
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self._rows, *self._foreign)))
+
+    def __len__(self) -> int:
+        return len(self._rows.keys() | self._foreign)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows or name in self._foreign
+
+    def choose(self, name: str) -> Row:
+        """The choice called `name`.
+
+        Raises:
+            UsageError: there is none, or what a package gives for it cannot be used.
+        """
+        return choose(self.kind, name, self)
+
+    def register(self, name: str, row: Row) -> None:
+        """Add a choice for as long as this process lives; other processes need an entry point.
+
+        Args:
+            name: Its name in configurations.
+            row: The choice.
+
+        Raises:
+            UsageError: the name is taken by another choice, or the row is not what this axis holds.
+        """
+        if not isinstance(row, self._contract):
+            raise UsageError(
+                f"The {self.kind} {name!r} is {type(row).__name__}, it must be {self._contract.__name__} "
+                f"({self.group})."
+            )
+        if self._rows.setdefault(name, row) is not row:
+            raise UsageError(f"The {self.kind} {name!r} exists already; choose another name ({self.group}).")
+
+    def _loaded(self, point: EntryPoint) -> Row:
+        try:
+            found: Row = point.load()
+        except Exception as error:  # another package's code: whatever goes wrong in it is its own
+            package = point.dist.name if point.dist else point.value
+            raise UsageError(
+                f"The {self.kind} {point.name!r} of the package {package} cannot be loaded ({point.value}): "
+                f"{error!r:.300}"
+            ) from error
+        return found
 
 
 def choose(kind: str, name: str, registry: Mapping[str, Row]) -> Row:

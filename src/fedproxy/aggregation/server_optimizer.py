@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from fedproxy.errors import ArtifactError
-from fedproxy.registry import build, choose, require_range
+from fedproxy.registry import Axis, build, require_range
 from fedproxy.tensors import Tensors
 
 Options = TypeVar("Options")
@@ -187,15 +187,20 @@ def _check_finite(state: State) -> None:
             )
 
 
-SERVER_OPTIMIZERS: dict[str, ServerOptimizer[Any]] = {
-    row.name: row
-    for row in (
-        ServerOptimizer("none", NoneOptions, none),
-        ServerOptimizer("fedavgm", FedAvgMOptions, fedavgm),
-        ServerOptimizer("fedadam", AdaptiveOptions, fedadam),
-        ServerOptimizer("fedyogi", AdaptiveOptions, fedyogi),
-    )
-}
+SERVER_OPTIMIZERS: Axis[ServerOptimizer[Any]] = Axis(
+    "server optimizer",
+    "fedproxy.server_optimizers",
+    ServerOptimizer,
+    {
+        row.name: row
+        for row in (
+            ServerOptimizer("none", NoneOptions, none),
+            ServerOptimizer("fedavgm", FedAvgMOptions, fedavgm),
+            ServerOptimizer("fedadam", AdaptiveOptions, fedadam),
+            ServerOptimizer("fedyogi", AdaptiveOptions, fedyogi),
+        )
+    },
+)
 
 
 def server_optimizer(name: str, given: Mapping[str, object]) -> tuple[ServerOptimizer[Any], Any]:
@@ -204,5 +209,5 @@ def server_optimizer(name: str, given: Mapping[str, object]) -> tuple[ServerOpti
     Raises:
         UsageError: there is none of that name, an option is unknown, or its value of the wrong type or out of range.
     """
-    row = choose("server optimizer", name, SERVER_OPTIMIZERS)
+    row = SERVER_OPTIMIZERS.choose(name)
     return row, build("server optimizer", name, row.options, given)

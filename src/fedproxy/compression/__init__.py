@@ -64,8 +64,7 @@ def read_text(calibration: str | Path | None, score: str, samples: int, seed: in
         UsageError: there is no such score, or it needs text and none is given.
         ArtifactError: the text cannot be read.
     """
-    if score not in SCORES:
-        raise UsageError(f"unknown score {score!r}; there are: {', '.join(sorted(SCORES))}.")
+    SCORES.choose(score)
     if calibration is None:
         if SCORES[score].reads_text:
             raise UsageError(f"The score {score!r} needs public text: give calibration = FILE.")

@@ -16,12 +16,17 @@ from fedproxy.aggregation.merge.median import MEDIAN
 from fedproxy.aggregation.merge.rule import Rule, build_options
 from fedproxy.aggregation.merge.ties import TIES
 from fedproxy.aggregation.merge.trimmed_mean import TRIMMED_MEAN
-from fedproxy.registry import choose
+from fedproxy.registry import Axis, choose
 from fedproxy.tensors import CHUNK_ELEMENTS, Tensors, outlines
 
 __all__ = ["RULES", "Rule", "build_options", "configured", "merge", "merge_round", "merge_rule"]
 
-RULES: dict[str, Rule[Any]] = {rule.name: rule for rule in (MEAN, TIES, H_TIES, MEDIAN, TRIMMED_MEAN, DARE, DARE_TIES)}
+RULES: Axis[Rule[Any]] = Axis(
+    "merge rule",
+    "fedproxy.rules",
+    Rule,
+    {rule.name: rule for rule in (MEAN, TIES, H_TIES, MEDIAN, TRIMMED_MEAN, DARE, DARE_TIES)},
+)
 
 
 def merge_rule(name: str) -> Rule[Any]:
@@ -30,7 +35,7 @@ def merge_rule(name: str) -> Rule[Any]:
     Raises:
         UsageError: there is no such rule.
     """
-    return choose("merge rule", name, RULES)
+    return RULES.choose(name)
 
 
 def configured(name: str, given: Mapping[str, object]) -> tuple[Rule[Any], Any]:

@@ -4,11 +4,11 @@ from fedproxy.aggregation.space.contract import Space, trained
 from fedproxy.aggregation.space.factors import FACTORS
 from fedproxy.aggregation.space.frozen_a import FROZEN_A
 from fedproxy.aggregation.space.product import PRODUCT
-from fedproxy.registry import choose
+from fedproxy.registry import Axis
 
 __all__ = ["SPACES", "Space", "space", "trained", "without_conflict"]
 
-SPACES: dict[str, Space] = {row.name: row for row in (FACTORS, FROZEN_A, PRODUCT)}
+SPACES: Axis[Space] = Axis("space", "fedproxy.spaces", Space, {row.name: row for row in (FACTORS, FROZEN_A, PRODUCT)})
 
 
 def space(name: str) -> Space:
@@ -17,7 +17,7 @@ def space(name: str) -> Space:
     Raises:
         UsageError: there is no such space.
     """
-    return choose("space", name, SPACES)
+    return SPACES.choose(name)
 
 
 def without_conflict(space: Space) -> str:

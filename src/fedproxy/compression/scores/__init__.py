@@ -7,14 +7,20 @@ from fedproxy.compression.scores.magnitude import magnitude
 from fedproxy.compression.scores.perplexity import perplexity
 from fedproxy.compression.scores.random import random
 from fedproxy.compression.scores.uniform import uniform
+from fedproxy.registry import Axis
 
 __all__ = ["SCORES", "Importance", "Registered", "Score"]
 
-SCORES: dict[str, Registered] = {
-    "angular-distance": Registered(angular_distance, reads_text=True),
-    "block-influence": Registered(block_influence, reads_text=True),
-    "magnitude": Registered(magnitude, reads_text=False),
-    "perplexity": Registered(perplexity, reads_text=True),
-    "random": Registered(random, reads_text=False),
-    "uniform": Registered(uniform, reads_text=False),
-}
+SCORES: Axis[Registered] = Axis(
+    "score",
+    "fedproxy.scores",
+    Registered,
+    {
+        "angular-distance": Registered(angular_distance, reads_text=True),
+        "block-influence": Registered(block_influence, reads_text=True),
+        "magnitude": Registered(magnitude, reads_text=False),
+        "perplexity": Registered(perplexity, reads_text=True),
+        "random": Registered(random, reads_text=False),
+        "uniform": Registered(uniform, reads_text=False),
+    },
+)

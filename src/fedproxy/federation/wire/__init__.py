@@ -9,11 +9,13 @@ from fedproxy.federation.wire.feedback import feedback
 from fedproxy.federation.wire.floats import BF16, FP32
 from fedproxy.federation.wire.packing import pack_levels, packed_bytes, unpack_levels
 from fedproxy.federation.wire.top_k import TOP_K
-from fedproxy.registry import build, choose
+from fedproxy.registry import Axis, build
 
 __all__ = ["ENCODINGS", "TOP_K", "Encoding", "encoding", "feedback", "pack_levels", "packed_bytes", "unpack_levels"]
 
-ENCODINGS: dict[str, Encoding[Any]] = {row.name: row for row in (FP32, BF16, INT8, INT4, TOP_K)}
+ENCODINGS: Axis[Encoding[Any]] = Axis(
+    "encoding", "fedproxy.encodings", Encoding, {row.name: row for row in (FP32, BF16, INT8, INT4, TOP_K)}
+)
 
 
 def encoding(name: str, given: Mapping[str, object]) -> tuple[Encoding[Any], Any]:
@@ -22,5 +24,5 @@ def encoding(name: str, given: Mapping[str, object]) -> tuple[Encoding[Any], Any
     Raises:
         UsageError: there is none of that name, an option is unknown, or its value of the wrong type or out of range.
     """
-    row = choose("encoding", name, ENCODINGS)
+    row = ENCODINGS.choose(name)
     return row, build("encoding", name, row.options, given)
