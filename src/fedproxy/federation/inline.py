@@ -76,9 +76,10 @@ def tune_inline(experiment: Experiment, directory: RunDirectory, rows: ClientRow
             )
             tracker.step(name, loss)
 
+        session = clients.session(name)
         if aligner is not None:
             aligner.before(order.round, {**fresh, **order.adapter})
-        return clients.session(name).train(name, order, on_step)
+        return session.train(name, order, on_step)
 
     with directory.driven(), open_tracker(experiment, directory.path) as tracker:
         tune(experiment, directory, lambda store: InlineExchange(reply, names), names, tracker.round_closed)
