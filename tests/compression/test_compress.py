@@ -257,7 +257,7 @@ def test_a_tokenizer_of_another_model_is_refused(
     tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
 ) -> None:
     llm = tiny_checkpoint(vocab_size=50, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    with pytest.raises(ArtifactError, match="knows 50"):
+    with pytest.raises(ArtifactError, match="50"):
         compress(llm, tmp_path / "out", calibration=calibration)
 
 
