@@ -10,8 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedproxy.data import read_objects, read_rows
+from fedproxy.deployment.joining import _reason
 from fedproxy.errors import ArtifactError
 from fedproxy.evaluation.library import harness_module
+from fedproxy.evaluation.tasks import _read_yaml
 from fedproxy.models import encoding
 from fedproxy.models.checkpoints import load_tokenizer
 from fedproxy.models.encoding import encode
@@ -93,6 +95,23 @@ def test_there_is_one_begin_of_text(scorer, text):
         assert ids[0] == begin
 
 
+def test_each_prompt_of_a_generated_batch_has_one_begin_of_text(scorer):
+    tokenizer = prepare(make(), SIZE)
+    generating = scorer(tokenizer)
+    texts = ["<s>Is it red?", "Is it a red stone?", "Red?"]
+    ids, mask = generating.tok_batch_encode(texts)
+    for text, row, kept in zip(texts, ids, mask, strict=True):
+        assert row[kept.bool()].tolist() == generating.tok_encode(text) == text_ids(tokenizer, [text])[0]
+        assert kept.tolist() == sorted(kept.tolist())  # padded on the left, where generation does not begin
+    shorter, _ = generating.tok_batch_encode(texts, left_truncate_len=3)
+    assert torch.equal(shorter, ids[:, -3:])
+    plain = texts[1:]
+    for found, harness in zip(
+        generating.tok_batch_encode(plain), super(type(generating), generating).tok_batch_encode(plain), strict=True
+    ):
+        assert torch.equal(found, harness)
+
+
 def test_tokens_beyond_the_embedding_are_refused_where_they_are_used(tmp_path, scorer):
     added = make()
     added.add_tokens(["<tool>"])
@@ -102,6 +121,7 @@ def test_tokens_beyond_the_embedding_are_refused_where_they_are_used(tmp_path, s
         lambda: encode([{"prompt": "a", "completion": " <tool>"}], added, max_length=8),
         lambda: batches(added, ["a <tool>"], max_length=8, batch_size=1),
         lambda: scorer(copy.deepcopy(added))._encode_pair("a", " <tool>"),
+        lambda: scorer(copy.deepcopy(added)).tok_batch_encode(["a", "a <tool>"]),
     ):
         with pytest.raises(ArtifactError, match=rf"'<tool>'.*{SIZE}"):
             use()
@@ -170,7 +190,13 @@ def test_a_call_that_is_none_is_refused_by_its_line(tmp_path, message):
 
 @pytest.mark.parametrize(
     ("end", "generation", "told"),
-    [("<turn>", None, True), ("</s>", None, False), ("<turn>", {"eos_token_id": [1, 2]}, False), (" .", None, True)],
+    [
+        ("<turn>", None, True),
+        ("<turn>", [1], True),
+        ("</s>", None, False),
+        ("<turn>", {"eos_token_id": [1, 2]}, False),
+        (" .", None, True),
+    ],
 )
 def test_a_turn_that_ends_where_the_model_does_not_stop_is_told(tmp_path, caplog, end, generation, told):
     encoding._warn_of_end.cache_clear()
@@ -194,3 +220,13 @@ def test_what_is_no_text_is_refused_by_its_line(tmp_path, content):
     for read in (read_documents, read_objects, read_rows):
         with pytest.raises(ArtifactError, match=r"a\.jsonl, line 2"):
             read(path)
+
+
+def test_a_task_nested_too_deeply_is_refused_by_its_file(tmp_path):
+    (tmp_path / "deep.yaml").write_text("task: " + "[" * 100_000)
+    with pytest.raises(ArtifactError, match=r"deep\.yaml"):
+        _read_yaml(tmp_path / "deep.yaml")
+
+
+def test_an_answer_of_no_fedproxy_server_is_no_bug_of_ours():
+    assert _reason(b"[" * 100_000) == _reason(b"<html>")

@@ -236,7 +236,7 @@ class Owner:
 def _reason(said: bytes) -> str:
     try:
         return str(json.loads(said)["reason"])[:500]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "it is no fedproxy server"
 
 

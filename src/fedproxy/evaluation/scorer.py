@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from torch.nn.utils.rnn import pad_sequence
 
 from fedproxy.errors import ArtifactError
+from fedproxy.models.checkpoints import padding
 from fedproxy.models.tokens import answer_ids, text_ids
 
 SLACK = 4
@@ -44,6 +46,22 @@ class Scorer(HFLM):  # type: ignore[misc]
         """Encode as training does, unless told to add nothing (the harness does so for an empty context)."""
         ids: list[int] = self._encode(string, add_special_tokens is not False)
         return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode each prompt of a batch as training does; the harness lets the first one decide for all."""
+        rows = [torch.tensor(ids) for ids in text_ids(self.tokenizer, strings)]
+        ids, mask = (
+            pad_sequence(of, batch_first=True, padding_value=pad, padding_side=padding_side)
+            for of, pad in ((rows, padding(self.tokenizer)), ([torch.ones_like(row) for row in rows], 0))
+        )
+        last = slice(-left_truncate_len if left_truncate_len else None, None)
+        return ids[:, last], mask[:, last]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """As the harness does, but that an option which melts into the context's last token is encoded by itself.

@@ -53,7 +53,7 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
             raise ValueError("no mapping at its top level")
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror or error}.") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ArtifactError(f"{path} is no task of the harness: {error}.") from error
     includes = config.pop("include", [])
     merged: dict[str, Any] = {}

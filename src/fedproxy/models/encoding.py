@@ -77,8 +77,9 @@ def _tell_end(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int]) -> None
     stops = {tokenizer.eos_token_id}
     settings = Path(tokenizer.name_or_path) / "generation_config.json"
     if settings.is_file():
-        given = read_json(settings).get("eos_token_id")
-        stops |= set(given if isinstance(given, list) else [given])
+        held = read_json(settings)
+        given = held.get("eos_token_id") if isinstance(held, dict) else None
+        stops |= {number for number in (given if isinstance(given, list) else [given]) if isinstance(number, int)}
     if stops.isdisjoint(answer):
         marks = [number for number in answer if number in tokenizer.added_tokens_decoder]
         turn = tokenizer.convert_ids_to_tokens(marks[-1]) if marks else "no token of its own"
