@@ -244,7 +244,7 @@ def test_impossible_settings_and_texts(tiny_checkpoint: Checkpoint, tmp_path: Pa
             healed(tiny_checkpoint(), tmp_path / "proxy", **changes)
     with pytest.raises(ArtifactError, match="two different public documents"):
         healed(tiny_checkpoint(), tmp_path / "proxy", documents=["the same", "the same"])
-    with pytest.raises(ArtifactError, match="the model knows 200 tokens"):
+    with pytest.raises(ArtifactError, match="200"):
         healed(
             tiny_checkpoint(vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2),
             tmp_path / "proxy",
