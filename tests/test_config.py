@@ -25,12 +25,12 @@ def good():
 
 def problems(raw, folder):
     with pytest.raises(ConfigError) as caught:
-        parse_experiment(raw, source="e.toml", folder=folder, choices=CHOICES)
+        parse_experiment(raw, source="e.toml", folder=folder)
     return caught.value.problems
 
 
 def test_defaults_are_the_papers(folder):
-    experiment = parse_experiment(good(), source="e.toml", folder=folder, choices=CHOICES)
+    experiment = parse_experiment(good(), source="e.toml", folder=folder)
     assert experiment.compress.remove == 0.5
     assert (experiment.federate.merge, experiment.federate.regulariser) == ("h-ties", "pcr")
     assert (experiment.train.lora_r, experiment.train.lora_alpha, experiment.train.lora_dropout) == (32, 64, 0.1)
@@ -38,7 +38,7 @@ def test_defaults_are_the_papers(folder):
 
 
 def test_relative_paths_count_from_the_file(folder):
-    experiment = parse_experiment(good(), source="e.toml", folder=folder, choices=CHOICES)
+    experiment = parse_experiment(good(), source="e.toml", folder=folder)
     assert experiment.client[0].data == str(folder / "bank.jsonl")
     assert experiment.llm.path == "hub/model"
 
@@ -81,7 +81,7 @@ def test_clients_and_partition_exclude_each_other(folder):
     raw = {**good(), "partition": {"data": "bank.jsonl"}}
     assert any("exclude each other" in problem for problem in problems(raw, folder))
     del raw["client"]
-    assert parse_experiment(raw, source="e", folder=folder, choices=CHOICES).partition.clients == 8
+    assert parse_experiment(raw, source="e", folder=folder).partition.clients == 8
 
 
 def test_resolved_experiment_survives_toml(folder):
@@ -90,9 +90,9 @@ def test_resolved_experiment_survives_toml(folder):
     raw["client"] += [{"name": "shop", "task": "sst2", "rows": 3}]
     raw["federate"] = {"merge_options": {"rho": 1.2}, "deadline": "30m"}
     raw["train"] = {"lora_targets": ["q_proj", "v_proj"], "learning_rate": 1e-4}
-    experiment = parse_experiment(raw, source="e", folder=folder, choices=CHOICES)
+    experiment = parse_experiment(raw, source="e", folder=folder)
     text = to_toml(experiment.as_dict())
-    again = parse_experiment(tomllib.loads(text), source="e", folder=folder, choices=CHOICES)
+    again = parse_experiment(tomllib.loads(text), source="e", folder=folder)
     assert again == experiment
     assert to_toml(again.as_dict()) == text
 
@@ -103,7 +103,7 @@ def test_the_home_directory_is_found_for_the_llm_as_for_other_paths(folder, tmp_
     (tmp_path / "text.txt").write_text("text")
     raw = good()
     raw["llm"]["path"], raw["compress"]["calibration"] = "~/my-llm", "~/text.txt"
-    found = parse_experiment(raw, source="e", folder=folder, choices=CHOICES)
+    found = parse_experiment(raw, source="e", folder=folder)
     assert (found.llm.path, found.compress.calibration) == (str(tmp_path / "my-llm"), str(tmp_path / "text.txt"))
 
 
@@ -123,7 +123,7 @@ def test_durations():
 
 def federate(folder, **table):
     raw = {**good(), "federate": table}
-    return parse_experiment(raw, source="e", folder=folder, choices=CHOICES)
+    return parse_experiment(raw, source="e", folder=folder)
 
 
 def test_a_quorum_is_a_share_or_a_number_of_replies(folder):
@@ -184,7 +184,7 @@ def test_a_variants_settings_are_read_as_those_of_the_file(folder):
         "compare": {"variant": [{**VARIANT, "train": {"learning_rate": 1}, "heal": {"text": "public.txt"}}]}
     }
     raw["train"] = {"epochs": 2}
-    experiment = parse_experiment(raw, source="e.toml", folder=folder, choices=CHOICES | METHODS)
+    experiment = parse_experiment(raw, source="e.toml", folder=folder)
     [variant] = experiment.compare.variant
     assert variant.settings == {
         "heal": {"text": str(folder / "public.txt")},
@@ -218,6 +218,6 @@ def test_a_variants_settings_are_read_as_those_of_the_file(folder):
 def test_impossible_variants(folder, variants, says):
     with pytest.raises(ConfigError, match=says) as caught:
         parse_experiment(
-            good() | {"compare": {"variant": variants}}, source="e.toml", folder=folder, choices=CHOICES | METHODS
+            good() | {"compare": {"variant": variants}}, source="e.toml", folder=folder
         )
     assert len(caught.value.problems) == 1
