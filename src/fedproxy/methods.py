@@ -133,7 +133,7 @@ def methods_of(compare: Compare) -> dict[str, Method]:
 
 
 def _row(variant: Variant) -> Method:
-    base = METHODS[variant.method]
+    base = METHODS.choose(variant.method)
     settings = {table: {**base.settings.get(table, {}), **variant.settings.get(table, {})} for table in VARIED}
     return dataclasses.replace(base, name=variant.name, settings={table: s for table, s in settings.items() if s})
 

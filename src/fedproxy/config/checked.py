@@ -101,10 +101,11 @@ class Rule(_Check):
 
 @dataclasses.dataclass(frozen=True)
 class Choice(_Check):
-    """The name of a choice on the axis of a group of entry points, but for some that cannot be made here."""
+    """The name of a choice on the axis of a group of entry points, but for some; "" for none yet if it may be unset."""
 
     group: str
     but: tuple[str, ...] = ()
+    unset: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -112,7 +113,7 @@ class Choice(_Check):
         return sorted(set(axis(self.group)) - set(self.but))
 
     def _kept(self, value: str) -> str:
-        if value in self.but or value not in axis(self.group):
+        if (value or not self.unset) and (value in self.but or value not in axis(self.group)):
             says = f"one of {', '.join(self.names)}.{did_you_mean(value, self.names)}"
             raise PydanticCustomError("choice", "{says}", {"says": says})
         return value

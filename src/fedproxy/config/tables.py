@@ -23,10 +23,11 @@ NotNegative = Annotated[float, _NOT_NEGATIVE]
 Share = Annotated[float, Rule("at least 0 and below 1", lambda v: 0 <= v < 1)]
 Name = Annotated[
     str,
-    Rule("1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit", CLIENT_NAME.fullmatch),
+    Rule(
+        "1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+        lambda v: not v or CLIENT_NAME.fullmatch(v),
+    ),
 ]
-
-Method = Annotated[str, Choice("fedproxy.methods")]
 
 
 def _some_of(names: tuple[str, ...]) -> Rule:
@@ -310,7 +311,7 @@ class Variant:
     """
 
     name: Name = ""
-    method: Method = ""
+    method: Annotated[str, Choice("fedproxy.methods", unset=True)] = ""
     compress: Annotated[dict[str, Any], Keys(Compress)] = field(default_factory=dict)
     heal: Annotated[dict[str, Any], Keys(Heal)] = field(default_factory=dict)
     train: Annotated[dict[str, Any], Keys(Train)] = field(default_factory=dict)
@@ -346,7 +347,7 @@ class Compare:
         ratios: And removes each of these shares of the LLM's blocks, in place of [compress] remove; if empty, that one.
     """
 
-    methods: list[Method] = field(default_factory=list)
+    methods: list[Annotated[str, Choice("fedproxy.methods")]] = field(default_factory=list)
     seeds: Annotated[list[int], _SEEDS] = field(default_factory=lambda: [0, 1, 2])
     ratios: Annotated[list[float], _RATIOS] = field(default_factory=list)
     variant: tuple[Variant, ...] = ()
