@@ -28,6 +28,7 @@ from fedproxy.config import (
     to_toml,
 )
 from fedproxy.errors import ArtifactError, ConfigError
+from fedproxy.pipeline import read_experiment
 
 NO_NUMBER = ["1", True, [], {}, math.nan, math.inf, -math.inf]
 FLAG = ([True, False], [0, "true", []])
@@ -350,6 +351,17 @@ def test_clients_elsewhere_need_no_data_and_no_names(folder):
     found = parse_experiment(raw, source="e", folder=folder, remote=True)
     assert [client.name for client in found.client] == ["bank", "shop"]
     assert parse_experiment(raw | {"client": []}, source="e", folder=folder, remote=True).client == ()
+
+
+def test_an_experiment_made_in_python_is_held_to_the_same(folder):
+    raw = good() | {"federate": {"quorum": 3}, "fuse": {"scale": "auto"}}
+    raw["client"] += [{"name": "bank", "data": "bank.jsonl", "lora_r": 64}]
+    tables = {"federate": Federate(quorum=3), "fuse": Fuse(scale="auto")}
+    clients = (Client("bank", "bank.jsonl"), Client("bank", "bank.jsonl", lora_r=64))
+    made = Experiment(LLM("hub/model"), Compress(calibration="public.txt"), clients, **tables)
+    with pytest.raises(ConfigError) as caught:
+        read_experiment(made)
+    assert caught.value.problems == problems(raw, folder)
 
 
 def test_a_scale_chosen_by_text_and_the_text_need_each_other(folder):

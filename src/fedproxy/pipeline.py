@@ -14,8 +14,8 @@ from fedproxy.aggregation.merge import merge
 from fedproxy.artifacts import Manifest, new_directory, read_json, write_json
 from fedproxy.checkpoint_files import model_identity, weight_files
 from fedproxy.compression import Proxy, compress
-from fedproxy.config import Experiment, load_experiment
-from fedproxy.errors import UsageError
+from fedproxy.config import Experiment, clashes, load_experiment
+from fedproxy.errors import ConfigError, UsageError
 from fedproxy.evaluation import evaluate, load_for_evaluation
 from fedproxy.federation.aligning import ALIGNED, write_aligned
 from fedproxy.federation.client_rows import ClientRows, client_rows, encode_for
@@ -74,7 +74,7 @@ ENGINES = ("inline", "simulation", "deployment")
 
 
 def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False) -> Experiment:
-    """Load and check an experiment file; an `Experiment` is passed through. With `remote` the data lie elsewhere.
+    """Load and check an experiment file, or check a loaded one. With `remote` the data lie elsewhere.
 
     Raises:
         ConfigError: anything in it is wrong; all problems are in the error.
@@ -82,6 +82,8 @@ def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(Path(experiment), remote=remote)
+    elif problems := clashes(experiment):
+        raise ConfigError("The experiment", problems)
     check_settings(experiment.federate)
     check_trackers(experiment.train.report_to)
     if experiment.train.quantization == "4bit":

@@ -120,7 +120,8 @@ def choose(kind: str, name: str, registry: Mapping[str, Row]) -> Row:
     """
     if name in registry:
         return registry[name]
-    hint = did_you_mean(str(name), registry)
+    close = difflib.get_close_matches(str(name), registry, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
     raise UsageError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(registry) or 'none'}.")
 
 

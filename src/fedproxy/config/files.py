@@ -44,9 +44,7 @@ def parse_experiment(raw: dict[str, Any], *, source: str, folder: Path, remote: 
     for name in _TABLES.keys() & values.keys():
         values[name] = read_table(_TABLES[name], values[name], name, problems)
     experiment = read_table(Experiment, values, "", problems)
-    problems += _missing(experiment, remote)
-    problems += _clashes(experiment)
-    problems += _variant_problems(experiment, problems)
+    problems += [*_missing(experiment, remote), *clashes(experiment)]
     if problems:
         raise ConfigError(source, problems)
     return experiment
@@ -80,8 +78,13 @@ def _missing(experiment: Experiment, remote: bool) -> Iterator[str]:
             yield f"{where}: {path} does not exist."
 
 
+def clashes(experiment: Experiment) -> list[str]:
+    """What of an experiment's tables does not go together, as they are and as each variant of [compare] has them."""
+    own = list(_clashes(experiment))
+    return [*own, *_variant_problems(experiment, own)]
+
+
 def _clashes(experiment: Experiment) -> Iterator[str]:
-    """What of an experiment's tables does not go together."""
     clients, cut, rank = experiment.client, experiment.partition, experiment.train.lora_r
     if clients and cut is not None:
         yield "[[client]] and [partition] exclude each other; keep one."
