@@ -13,15 +13,12 @@ from fedproxy.aggregation.merge import RULES
 from fedproxy.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedproxy.federation.client import STRENGTH
 from fedproxy.federation.wire import ENCODINGS
-from fedproxy.pipeline import experiment_choices
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 TABLES = {"llm": config.LLM, "compress": config.Compress, "heal": config.Heal, "[client]": config.Client}
 TABLES |= {"partition": config.Partition, "train": config.Train, "federate": config.Federate}
 TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate, "compare": config.Compare}
 TABLES |= {"[compare.variant]": config.Variant}
-NAMES = experiment_choices()
-NAMES |= {"method": NAMES["methods"]}
 OWN = {(config.Heal, "learning_rate"): config.HEALING_RATES, (config.Federate, "regulariser_strength"): STRENGTH}
 """Keys whose default hangs on another key: that key's value → the default."""
 
@@ -31,6 +28,12 @@ def meanings(kind: type) -> tuple[str, dict[str, str]]:
     whole, _, attributes = (inspect.getdoc(kind) or "").partition("\n\nAttributes:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
     return " ".join(whole.replace("DESIGN ", "").split()), {name: " ".join(text.split()) for name, text in entries}
+
+
+def checks(kind: Any) -> list[Any]:
+    """The rules and choices of an annotated type, of whatever it holds too."""
+    own = [check for check in getattr(kind, "__metadata__", ()) if isinstance(check, config.Rule | config.Choice)]
+    return own + [check for inner in typing.get_args(kind) for check in checks(inner)]
 
 
 def type_name(kind: Any) -> str:
@@ -65,13 +68,14 @@ def default(field: "dataclasses.Field[Any]") -> str:
 
 def table(kind: type) -> str:
     _, says = meanings(kind)
-    hints = typing.get_type_hints(kind)
+    hints, annotated = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(kind):
         if typing.get_origin(hints[field.name]) is tuple:  # tables of their own
             continue
-        choices = ", ".join(f"`{name}`" for name in sorted(NAMES.get(field.name, ())))
-        limit = field.metadata.get("says", "")
+        found = checks(annotated[field.name])
+        choices = ", ".join(f"`{name}`" for check in found if isinstance(check, config.Choice) for name in check.names)
+        limit = "".join(check.says for check in found if isinstance(check, config.Rule))
         several = "Some" if typing.get_origin(hints[field.name]) is list else "One"
         own = ", ".join(f"{literal(value)} with `{name}`" for name, value in OWN.get((kind, field.name), {}).items())
         told = [
@@ -94,7 +98,7 @@ def options(registry: Mapping[str, Any]) -> list[str]:
 def page() -> str:
     parts = [
         "# The experiment file",
-        "Rendered from `src/fedproxy/config.py` by `make docs`; `tests/docs/test_configuration.py` holds it to that. The file is TOML. Every problem of the "
+        "Rendered from `src/fedproxy/config/tables.py` by `make docs`; `tests/docs/test_configuration.py` holds it to that. The file is TOML. Every problem of the "
         "file itself (names, types, limits, paths that do not exist) is reported at once. What does not fit the LLM or the data, such as numbers of blocks, LoRA "
         "targets, or rows of messages without a chat template, is reported one by one, before a weight is read. Relative paths count from the file's folder.",
         "Above all tables stand `name` (string, default `experiment`) and `seed` (whole number, default `0`).",

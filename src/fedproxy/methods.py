@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fedproxy.config import VARIED, Compare, Experiment, Federate, Variant
+from fedproxy.registry import Axis
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Table of the experiment file → key → value."""
@@ -90,41 +91,39 @@ def _federated(name: str, paper: str, **federate: str) -> Method:
 
 
 ZERO_SHOT, CENTRALIZED, FEDPROXY = "zero-shot", "centralized", "fedproxy"
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(ZERO_SHOT, "", "none", "llm"),
-        Method("zero-shot-proxy", "", "none", "proxy"),
-        Method("local", "", "each"),
-        Method(CENTRALIZED, "Hu et al. 2021, arXiv 2106.09685", "pooled", settings=_WHOLE),
-        Method("centralized-proxy", "", "pooled"),
-        Method("fedavg-llm", "McMahan et al. 2017, arXiv 1602.05629", "clients", settings=_WHOLE),
-        _federated("fedavg", "McMahan et al. 2017, arXiv 1602.05629"),
-        _federated("fedprox", "Li et al. 2020, arXiv 1812.06127", regulariser="fedprox"),
-        _federated("fedavgm", "Hsu et al. 2019, arXiv 1909.06335", server_optimizer="fedavgm"),
-        _federated("fedadam", "Reddi et al. 2021, arXiv 2003.00295", server_optimizer="fedadam"),
-        _federated("scaffold", "Karimireddy et al. 2020, arXiv 1910.06378", regulariser="scaffold"),
-        _federated("ties", "Yadav et al. 2023, arXiv 2306.01708", merge="ties"),
-        Method("offsite-tuning", "Xiao et al. 2023, arXiv 2302.04870", "pooled", settings=_OFFSITE),
-        Method("fedot", "Kuang et al. 2023, arXiv 2309.00363", "clients", settings=_OFFSITE),
-        Method(
-            "fedbiot",
-            "Wu et al. 2024, arXiv 2406.17706",
-            "clients",
-            settings={
-                "compress": {"score": "uniform", "keep_first": 0, "keep_last": 2},
-                "heal": {"spare_ends": True, "realign_steps": 10},
-                "train": {"blocks": [-2, -1]},
-                "federate": {"regulariser": "fedprox"},
-            },
-            unless_set={"heal": {"steps": 500}},
-        ),
-        Method("proxy-tuning", "Liu et al. 2024, arXiv 2401.08565", "clients", "proxy_tuning"),
-        _federated("h-ties", "Fan et al. 2026, arXiv 2604.19015", merge="h-ties"),
-        _federated("pcr", "Fan et al. 2026, arXiv 2604.19015", regulariser="pcr"),
-        _federated(FEDPROXY, "Fan et al. 2026, arXiv 2604.19015", merge="h-ties", regulariser="pcr"),
-    )
-}
+_HOUSE = (
+    Method(ZERO_SHOT, "", "none", "llm"),
+    Method("zero-shot-proxy", "", "none", "proxy"),
+    Method("local", "", "each"),
+    Method(CENTRALIZED, "Hu et al. 2021, arXiv 2106.09685", "pooled", settings=_WHOLE),
+    Method("centralized-proxy", "", "pooled"),
+    Method("fedavg-llm", "McMahan et al. 2017, arXiv 1602.05629", "clients", settings=_WHOLE),
+    _federated("fedavg", "McMahan et al. 2017, arXiv 1602.05629"),
+    _federated("fedprox", "Li et al. 2020, arXiv 1812.06127", regulariser="fedprox"),
+    _federated("fedavgm", "Hsu et al. 2019, arXiv 1909.06335", server_optimizer="fedavgm"),
+    _federated("fedadam", "Reddi et al. 2021, arXiv 2003.00295", server_optimizer="fedadam"),
+    _federated("scaffold", "Karimireddy et al. 2020, arXiv 1910.06378", regulariser="scaffold"),
+    _federated("ties", "Yadav et al. 2023, arXiv 2306.01708", merge="ties"),
+    Method("offsite-tuning", "Xiao et al. 2023, arXiv 2302.04870", "pooled", settings=_OFFSITE),
+    Method("fedot", "Kuang et al. 2023, arXiv 2309.00363", "clients", settings=_OFFSITE),
+    Method(
+        "fedbiot",
+        "Wu et al. 2024, arXiv 2406.17706",
+        "clients",
+        settings={
+            "compress": {"score": "uniform", "keep_first": 0, "keep_last": 2},
+            "heal": {"spare_ends": True, "realign_steps": 10},
+            "train": {"blocks": [-2, -1]},
+            "federate": {"regulariser": "fedprox"},
+        },
+        unless_set={"heal": {"steps": 500}},
+    ),
+    Method("proxy-tuning", "Liu et al. 2024, arXiv 2401.08565", "clients", "proxy_tuning"),
+    _federated("h-ties", "Fan et al. 2026, arXiv 2604.19015", merge="h-ties"),
+    _federated("pcr", "Fan et al. 2026, arXiv 2604.19015", regulariser="pcr"),
+    _federated(FEDPROXY, "Fan et al. 2026, arXiv 2604.19015", merge="h-ties", regulariser="pcr"),
+)
+METHODS: Axis[Method] = Axis("method", "fedproxy.methods", Method, {method.name: method for method in _HOUSE})
 
 
 def methods_of(compare: Compare) -> dict[str, Method]:
@@ -134,7 +133,7 @@ def methods_of(compare: Compare) -> dict[str, Method]:
 
 
 def _row(variant: Variant) -> Method:
-    base = METHODS[variant.method]
+    base = METHODS.choose(variant.method)
     settings = {table: {**base.settings.get(table, {}), **variant.settings.get(table, {})} for table in VARIED}
     return dataclasses.replace(base, name=variant.name, settings={table: s for table, s in settings.items() if s})
 

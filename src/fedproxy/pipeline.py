@@ -2,7 +2,7 @@
 
 import contextlib
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedproxy.aggregation.merge import RULES, merge
-from fedproxy.aggregation.regularise import REGULARISERS
-from fedproxy.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedproxy.aggregation.space import SPACES
+from fedproxy.aggregation.merge import merge
 from fedproxy.artifacts import Manifest, new_directory, read_json, write_json
 from fedproxy.checkpoint_files import model_identity, weight_files
-from fedproxy.compression import SCORES, Proxy, compress
-from fedproxy.config import Experiment, load_experiment
-from fedproxy.errors import UsageError
+from fedproxy.compression import Proxy, compress
+from fedproxy.config import Experiment, clashes, load_experiment
+from fedproxy.errors import ConfigError, UsageError
 from fedproxy.evaluation import evaluate, load_for_evaluation
 from fedproxy.federation.aligning import ALIGNED, write_aligned
 from fedproxy.federation.client_rows import ClientRows, client_rows, encode_for
@@ -29,10 +26,8 @@ from fedproxy.federation.settings import check_settings
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tracking import check_trackers
 from fedproxy.federation.tuning import OnProgress, adapter_manifest, begin, load_proxy, steps_of_all
-from fedproxy.federation.wire import ENCODINGS, TOP_K
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
-from fedproxy.methods import METHODS
 from fedproxy.models.checkpoints import padding, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
@@ -78,29 +73,17 @@ OnSheet = Callable[[dict[str, Any]], None]
 ENGINES = ("inline", "simulation", "deployment")
 
 
-def experiment_choices() -> dict[str, Sequence[str]]:
-    """The registered names that an experiment file may use."""
-    return {
-        "score": list(SCORES),
-        "merge": list(RULES),
-        "server_optimizer": list(SERVER_OPTIMIZERS),
-        "regulariser": list(REGULARISERS),
-        "space": list(SPACES),
-        "wire": list(ENCODINGS),
-        "wire_down": [name for name in ENCODINGS if name != TOP_K.name],
-        "methods": list(METHODS),
-    }
-
-
 def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False) -> Experiment:
-    """Load and check an experiment file; an `Experiment` is passed through. With `remote` the data lie elsewhere.
+    """Load and check an experiment file, or check a loaded one. With `remote` the data lie elsewhere.
 
     Raises:
         ConfigError: anything in it is wrong; all problems are in the error.
         UsageError: a tracker is not installed, or weights of four bits cannot be had on this machine.
     """
     if not isinstance(experiment, Experiment):
-        experiment = load_experiment(Path(experiment), choices=experiment_choices(), remote=remote)
+        experiment = load_experiment(Path(experiment), remote=remote)
+    elif problems := clashes(experiment):
+        raise ConfigError("The experiment", problems)
     check_settings(experiment.federate)
     check_trackers(experiment.train.report_to)
     if experiment.train.quantization == "4bit":

@@ -7,7 +7,7 @@ Another package adds a choice by an entry point in a group of `AXES`, whose name
 import difflib
 import importlib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Literal, TypeVar
 
@@ -22,6 +22,7 @@ AXES = {
     "fedproxy.regularisers": ("fedproxy.aggregation.regularise", "REGULARISERS"),
     "fedproxy.spaces": ("fedproxy.aggregation.space", "SPACES"),
     "fedproxy.encodings": ("fedproxy.federation.wire", "ENCODINGS"),
+    "fedproxy.methods": ("fedproxy.methods", "METHODS"),
     "fedproxy.server_optimizers": ("fedproxy.aggregation.server_optimizer", "SERVER_OPTIMIZERS"),
 }
 """Group of entry points → the module and the name of its `Axis`: who checks a name need not import what it means."""
@@ -122,6 +123,12 @@ def choose(kind: str, name: str, registry: Mapping[str, Row]) -> Row:
     close = difflib.get_close_matches(str(name), registry, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise UsageError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(registry) or 'none'}.")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' Did you mean "x"?' if one of `known` is close to `word`, else ''."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f' Did you mean "{close[0]}"?' if close else ""
 
 
 def build(kind: str, name: str, options: type[Options], given: Mapping[str, object]) -> Options:

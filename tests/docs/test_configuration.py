@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 from fedproxy.aggregation.merge import RULES
+from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedproxy.aggregation.space import SPACES
+from fedproxy.compression.scores import SCORES
 from fedproxy.federation.client import STRENGTH
 from fedproxy.federation.wire import ENCODINGS
-from fedproxy.pipeline import experiment_choices
+from fedproxy.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +33,9 @@ def test_the_page_is_rendered_from_the_code():
 
 def test_every_name_that_a_key_may_have_is_on_the_page():
     page = rendered().PAGE.read_text()
-    for key, names in experiment_choices().items():
+    choices = {"score": SCORES, "merge": RULES, "server_optimizer": SERVER_OPTIMIZERS, "regulariser": REGULARISERS}
+    choices |= {"space": SPACES, "wire": ENCODINGS, "wire_down": set(ENCODINGS) - {"top-k"}, "methods": METHODS}
+    for key, names in choices.items():
         [row] = re.findall(rf"^\| `{key}` .*", page, re.MULTILINE)
         assert re.search(r"(?:One|Some) of ([^.]*)\.", row)[1].split(", ") == [f"`{name}`" for name in sorted(names)]
     [row] = re.findall(r"^\| `regulariser_strength` .*", page, re.MULTILINE)

@@ -66,6 +66,9 @@ def changed(**values):
         (changed(wire="int3"), "wire = 'int3'"),
         (changed(wire=["int4"]), r"wire = \['int4'\]"),
         (changed(wire_down=...), "wire_down is missing"),
+        (changed(wire_down="top-k"), "wire_down = 'top-k'"),
+        (changed(rounds=3.0), "rounds = 3.0"),
+        (changed(regulariser_strength=0).replace('"regulariser_strength": 0', '"regulariser_strength": 1e999'), "inf"),
         (changed(wire_options=[]), r"wire_options = \[\]"),
         (changed(wire="int4", wire_options={"blok": 1}), "wire_options: .*blok"),
         (changed(start="1"), "start = '1'"),
@@ -73,7 +76,7 @@ def changed(**values):
         (changed(train=[]), r"train = \[\]"),
         (changed(train={"epochs": 0}), "epochs = 0: must be greater than 0"),
         (changed(train={"learning_rat": 1}), 'Did you mean "learning_rate"'),
-        (changed(train={"batch_size": "16"}), "batch_size = '16': must be whole number"),
+        (changed(train={"batch_size": "16"}), "batch_size = '16': must be a whole number"),
         (changed(seed=-1, rounds=0), r"seed = -1[\s\S]*rounds = 0|rounds = 0[\s\S]*seed = -1"),
     ],
 )

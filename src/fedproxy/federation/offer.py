@@ -5,8 +5,6 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedproxy.aggregation.regularise import REGULARISERS
-from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Experiment, Federate, Train, read_table
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.parcel import PLAIN
@@ -61,15 +59,7 @@ class Offer:
     @property
     def federate(self) -> Federate:
         """What a client needs of [federate]."""
-        return Federate(
-            rounds=self.rounds,
-            regulariser=self.regulariser,
-            regulariser_strength=self.regulariser_strength,
-            space=self.space,
-            wire=self.wire,
-            wire_options=self.wire_options,
-            wire_down=self.wire_down,
-        )
+        return Federate(**{key: getattr(self, key) for key in _FEDERATE})
 
     def encode(self) -> str:
         """The offer as JSON; what is none is left out."""
@@ -95,9 +85,10 @@ class Offer:
             raise ArtifactError("The offer is no table.")
         check_protocol(values.get("protocol"), values.get("version"), "The server")
         problems = _problems(values)
+        train = read_table(Train, values.get("train", {}), "train", problems)
+        read_table(Federate, {key: values[key] for key in _FEDERATE & values.keys()}, "federate", problems)
         if not problems:
             problems += _wire_problems(values)
-        train = read_table(Train, values.get("train", {}), "train", problems)
         if problems:
             raise ArtifactError("The offer cannot be used:" + "".join(f"\n  - {problem:.300}" for problem in problems))
         absent = {"regulariser_strength": None, "max_rows": None}
@@ -122,24 +113,19 @@ _RULES: dict[str, Any] = {
     "protocol": lambda value: _whole(value, 0),
     "version": _text,
     "seed": lambda value: _whole(value, 0),
-    "rounds": lambda value: _whole(value, 1),
     "train": lambda value: isinstance(value, dict),
-    "regulariser": lambda value: isinstance(value, str) and value in REGULARISERS,
-    "regulariser_strength": lambda value: type(value) in (int, float) and 0 <= value < 1e300,
-    "space": lambda value: isinstance(value, str) and value in SPACES,
-    "wire": lambda value: isinstance(value, str) and value in ENCODINGS,
-    "wire_options": lambda value: isinstance(value, dict),
-    "wire_down": lambda value: isinstance(value, str) and value in ENCODINGS,
     "start": lambda value: _sha256(value),
     "max_rows": lambda value: _whole(value, 1),
     "proxy": lambda value: _sha256(value),
 }
+_FEDERATE = {"rounds", "regulariser", "regulariser_strength", "space", "wire", "wire_options", "wire_down"}
 _OPTIONAL = {"regulariser_strength", "max_rows"}
 
 
 def _problems(values: dict[str, Any]) -> list[str]:
-    unknown = [f"{key!r:.60} is not known" for key in sorted(values.keys() - _RULES.keys())]
-    missing = [f"{key} is missing" for key in _RULES if key not in values and key not in _OPTIONAL]
+    keys = {*_RULES, *_FEDERATE}
+    unknown = [f"{key!r:.60} is not known" for key in sorted(values.keys() - keys)]
+    missing = [f"{key} is missing" for key in sorted(keys - values.keys() - _OPTIONAL)]
     wrong = [f"{key} = {values[key]!r:.60}" for key, rule in _RULES.items() if key in values and not rule(values[key])]
     return unknown + missing + wrong
 

@@ -9,7 +9,7 @@ import torch
 
 from fedproxy.aggregation.regularise.fedprox import fedprox
 from fedproxy.aggregation.regularise.pcr import pcr
-from fedproxy.registry import choose
+from fedproxy.registry import Axis, choose
 from fedproxy.tensors import Tensors
 
 __all__ = ["PCR", "PENALTIES", "REGULARISERS", "SCAFFOLD", "Penalty", "none", "penalty"]
@@ -25,7 +25,9 @@ def none(parameters: Tensors, anchor: Tensors, conflict: Tensors | None, strengt
 PENALTIES: dict[str, Penalty] = {"none": none, "fedprox": fedprox, "pcr": pcr}
 
 PCR, SCAFFOLD = "pcr", "scaffold"
-REGULARISERS = (*PENALTIES, SCAFFOLD)
+REGULARISERS: Axis[str] = Axis(
+    "regulariser", "fedproxy.regularisers", str, {name: name for name in (*PENALTIES, SCAFFOLD)}
+)
 """What an experiment may name."""
 
 

@@ -1,0 +1,25 @@
+"""The experiment: frozen dataclasses that check themselves, and the file that they are read from."""
+
+from fedproxy.config.checked import Choice, Rule, TableError, read_table
+from fedproxy.config.files import clashes, load_experiment, parse_experiment, to_toml
+from fedproxy.config.tables import (
+    CLIENT_NAME,
+    HEALING_RATES,
+    LLM,
+    TRACKERS,
+    VARIED,
+    Client,
+    Compare,
+    Compress,
+    Evaluate,
+    Experiment,
+    Federate,
+    Fuse,
+    Heal,
+    Partition,
+    Train,
+    Variant,
+    from_folder,
+    seconds,
+)
+from fedproxy.registry import did_you_mean
