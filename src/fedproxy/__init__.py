@@ -14,7 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedproxy.comparison import compare
-    from fedproxy.pipeline import Proxy, Run, compress, evaluate, federate, fuse, merge, merge_files, report, run
+    from fedproxy.pipeline import (
+        Proxy,
+        Run,
+        compress,
+        evaluate,
+        federate,
+        fuse,
+        merge,
+        merge_files,
+        register_encoding,
+        register_regulariser,
+        register_rule,
+        register_score,
+        register_space,
+        report,
+        run,
+    )
 
 __all__ = [
     "Proxy",
@@ -26,6 +42,11 @@ __all__ = [
     "fuse",
     "merge",
     "merge_files",
+    "register_encoding",
+    "register_regulariser",
+    "register_rule",
+    "register_score",
+    "register_space",
     "report",
     "run",
 ]

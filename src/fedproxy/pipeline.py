@@ -29,7 +29,7 @@ from fedproxy.federation.settings import check_settings
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tracking import check_trackers
 from fedproxy.federation.tuning import OnProgress, adapter_manifest, begin, load_proxy, steps_of_all
-from fedproxy.federation.wire import ENCODINGS, TOP_K
+from fedproxy.federation.wire import ENCODINGS
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
 from fedproxy.methods import METHODS
@@ -66,6 +66,11 @@ __all__ = [
     "is_comparison",
     "merge",
     "merge_files",
+    "register_encoding",
+    "register_regulariser",
+    "register_rule",
+    "register_score",
+    "register_space",
     "report",
     "report_comparison",
     "results_table",
@@ -74,6 +79,9 @@ __all__ = [
 ]
 
 OnSheet = Callable[[dict[str, Any]], None]
+
+register_rule, register_score, register_regulariser = RULES.register, SCORES.register, REGULARISERS.register
+register_space, register_encoding = SPACES.register, ENCODINGS.register
 
 ENGINES = ("inline", "simulation", "deployment")
 
@@ -87,7 +95,7 @@ def experiment_choices() -> dict[str, Sequence[str]]:
         "regulariser": list(REGULARISERS),
         "space": list(SPACES),
         "wire": list(ENCODINGS),
-        "wire_down": [name for name in ENCODINGS if name != TOP_K.name],
+        "wire_down": [name for name, row in ENCODINGS.items() if not row.by_share],
         "methods": list(METHODS),
     }
 

@@ -12,8 +12,8 @@ from fedproxy.federation.client import answer
 from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.messages import Order, Refusal, Reply
 from fedproxy.federation.offer import Limits, Offer, check_offer
-from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
+from fedproxy.federation.wire import ENCODINGS
 from fedproxy.layer_map import split_name, trained_blocks
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer, padding
 from fedproxy.models.encoding import Encoded, encode
@@ -52,7 +52,9 @@ class Session:
         fresh = {name: value for name, value in adapter_state(model).items() if split_name(name)[1] in owned}
         train_only(model, lambda name: name in fresh and chosen.trains(name))
         self._start = trained(chosen, fresh)
-        if (len(self._start) < len(fresh) or offer.wire_down != PLAIN) and digest(fresh) != offer.start:
+        if (len(self._start) < len(fresh) or not ENCODINGS.choose(offer.wire_down).plain) and digest(
+            fresh
+        ) != offer.start:
             raise FederationError(
                 "The adapter's first values are others here than at the server, which builds on them. Install "
                 "the server's version of torch, or ask for wire_down = fp32 and another space than frozen-a."
