@@ -10,8 +10,8 @@ from typing import Any
 
 from fedproxy import config
 from fedproxy.aggregation.merge import RULES
+from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedproxy.federation.client import STRENGTH
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.pipeline import experiment_choices
 
@@ -22,7 +22,8 @@ TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate, "compare": config.C
 TABLES |= {"[compare.variant]": config.Variant}
 NAMES = experiment_choices()
 NAMES |= {"method": NAMES["methods"]}
-OWN = {(config.Heal, "learning_rate"): config.HEALING_RATES, (config.Federate, "regulariser_strength"): STRENGTH}
+STRENGTHS = {name: row.strength for name, row in REGULARISERS.items() if row.strength is not None}
+OWN = {(config.Heal, "learning_rate"): config.HEALING_RATES, (config.Federate, "regulariser_strength"): STRENGTHS}
 """Keys whose default hangs on another key: that key's value → the default."""
 
 
