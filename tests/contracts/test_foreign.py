@@ -41,7 +41,6 @@ def test_the_command_line_merges_by_a_rule_of_another_package(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_line_runs_an_experiment_that_chooses_them_on_every_axis(tmp_path, tiny_checkpoint, calibration):
-    """Killed after the first round's files are there would be the same: it is resumed from what the first run left."""
     lines = "".join(f'{key} = "{value}"\n' for key, value in FEDERATE.items())
     path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=lines, rounds=2)
     path.write_text(path.read_text().replace("[compress]\n", '[compress]\nscore = "last-first"\n'))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedproxy.aggregation.merge import RULES, merge
-from fedproxy.aggregation.space import SPACES, space, trained
+from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.errors import ArtifactError, UsageError
 from tests.aggregation.space.adapters import adapter, distance, plus, products, same_bits, zeros
 
@@ -26,12 +26,12 @@ def merged_by(row, start, updates, rule="mean", names=None):
 
 @every
 def test_the_row_and_its_name_agree(row):
-    assert space(row.name) is row
+    assert SPACES.choose(row.name) is row
 
 
 def test_an_unknown_space_is_explained():
     with pytest.raises(UsageError, match=r"Unknown space 'products'\. Did you mean 'product'"):
-        space("products")
+        SPACES.choose("products")
 
 
 @every

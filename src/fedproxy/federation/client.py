@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from fedproxy.aggregation.regularise import Carried, regulariser
+from fedproxy.aggregation.regularise import REGULARISERS, Carried
 from fedproxy.config import Federate, Train
 from fedproxy.federation.client_state import ClientState, Memory
 from fedproxy.federation.messages import Order, Reply, size_in_bytes
@@ -68,7 +68,7 @@ def answer(
         DivergedError: the loss became NaN or infinite.
         ArtifactError: the order does not fit the model, or the client's state is damaged.
     """
-    wire, row = federate_settings.wire, regulariser(federate_settings.regulariser)
+    wire, row = federate_settings.wire, REGULARISERS.choose(federate_settings.regulariser)
     carried = row.carried
     memory = _recall(state, order.since, name, ENCODINGS.choose(wire).loses, carried)
     _take(order, model)

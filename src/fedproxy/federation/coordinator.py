@@ -19,9 +19,9 @@ import torch
 
 from fedproxy.aggregation.analyse import conflict_of
 from fedproxy.aggregation.merge import configured, merge, merge_round
-from fedproxy.aggregation.regularise import regulariser
+from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
-from fedproxy.aggregation.space import space, trained
+from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError
 from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, order_size
@@ -114,9 +114,9 @@ class Coordinator:
         self.completed = len(records)
         self.strikes = strikes(records)
         self._seed, self._conflict, self._server_state, self._state = seed, conflict, server_state, state
-        self._regulariser, self._wire = regulariser(settings.regulariser), ENCODINGS.choose(settings.wire)
+        self._regulariser, self._wire = REGULARISERS.choose(settings.regulariser), ENCODINGS.choose(settings.wire)
         self._rule, self._rule_options = configured(settings.merge, settings.merge_options)
-        self._space, self._ranks = space(settings.space), ranks or {}
+        self._space, self._ranks = SPACES.choose(settings.space), ranks or {}
         self._start = trained(self._space, adapter if start is None else start)
         self._optimizer, self._options = server_optimizer(settings.server_optimizer, settings.server_options)
         last: Mapping[str, Any] = records[-1]["analysis"] if records else {"clients": 0}

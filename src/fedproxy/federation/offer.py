@@ -116,12 +116,7 @@ def _whole(value: object, least: int) -> bool:
     return type(value) is int and least <= value < 1 << 63
 
 
-_AXES: dict[str, Axis[Any]] = {
-    "regulariser": REGULARISERS,
-    "space": SPACES,
-    "wire": ENCODINGS,
-    "wire_down": ENCODINGS,
-}
+_AXES: dict[str, Axis[Any]] = {"regulariser": REGULARISERS, "space": SPACES, "wire": ENCODINGS, "wire_down": ENCODINGS}
 _RULES: dict[str, Any] = {
     "run": _text,
     "id": is_name,  # a client keeps its state in a folder of this name

@@ -274,7 +274,11 @@ def decode_order(data: bytes, start: Tensors | None = None, wire: str = PLAIN) -
         raise ArtifactError(f"{who}: the adapter is empty, or not floating point.")
     check_finite(adapter, who)
     if state:
-        _check_state(state, adapter, who)
+        if {name: (t.shape, t.dtype) for name, t in state.items()} != {
+            name: (t.shape, torch.float32) for name, t in adapter.items()
+        }:
+            raise ArtifactError(f"{who}: the state of the regulariser has another layout than the adapter.")
+        check_finite(state, who)
     voters = head["voters"]
     if bool(conflict) != bool(voters) or (conflict and conflict.keys() != adapter.keys()):
         raise ArtifactError(f"{who}: {voters} voters, and a conflict of {len(conflict)} of {len(adapter)} tensors.")
@@ -294,14 +298,6 @@ def _content(data: bytes) -> memoryview:
 
 def _under(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _check_state(state: Tensors, adapter: Tensors, who: str) -> None:
-    if {name: (t.shape, t.dtype) for name, t in state.items()} != {
-        name: (t.shape, torch.float32) for name, t in adapter.items()
-    }:
-        raise ArtifactError(f"{who}: the state of the regulariser has another layout than the adapter.")
-    check_finite(state, who)
 
 
 def encode_reply(answer: Reply | Refusal) -> bytes:

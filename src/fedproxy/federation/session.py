@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fedproxy.aggregation.space import space, trained
+from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained
 from fedproxy.federation.client import answer
 from fedproxy.federation.client_state import ClientState
@@ -48,7 +48,7 @@ class Session:
         self._limits = limits or Limits()
         base: Any = model.get_base_model()
         self.longest = readable(base.config, offer.train.max_length)
-        owned, chosen = trained_blocks(offer.train.blocks, len(blocks(base))), space(offer.space)
+        owned, chosen = trained_blocks(offer.train.blocks, len(blocks(base))), SPACES.choose(offer.space)
         fresh = {name: value for name, value in adapter_state(model).items() if split_name(name)[1] in owned}
         train_only(model, lambda name: name in fresh and chosen.trains(name))
         self._start = trained(chosen, fresh)

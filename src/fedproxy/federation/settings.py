@@ -1,9 +1,9 @@
 """What of a [federate] table goes together."""
 
 from fedproxy.aggregation.merge import configured
-from fedproxy.aggregation.regularise import REGULARISERS, regulariser
+from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
-from fedproxy.aggregation.space import SPACES, space
+from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Federate
 from fedproxy.errors import UsageError
 from fedproxy.federation.wire import ENCODINGS, encoding
@@ -19,7 +19,7 @@ def check_settings(federate: Federate) -> None:
     server_optimizer(federate.server_optimizer, federate.server_options)
     encoding(federate.wire, federate.wire_options)
     down, _ = encoding(federate.wire_down, {})
-    chosen, row = space(federate.space), regulariser(federate.regulariser)
+    chosen, row = SPACES.choose(federate.space), REGULARISERS.choose(federate.regulariser)
     if down.by_share:
         raise UsageError(f'[federate] wire_down = "{down.name}" leaves values out; an adapter is sent whole.')
     if chosen.lasting:

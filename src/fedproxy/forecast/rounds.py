@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedproxy.aggregation.merge import configured as merge_rule
-from fedproxy.aggregation.regularise import regulariser
-from fedproxy.aggregation.space import space
+from fedproxy.aggregation.regularise import REGULARISERS
+from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Experiment
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.tuning import turns
@@ -85,7 +85,7 @@ def rounds_of(
 def _trained(experiment: Experiment, client: str, known: Known, proxy: ProxySize) -> Shapes:
     """The tensors that a client trains and sends."""
     shapes = known.adapter(proxy, experiment.train_of(client))
-    return {name: shape for name, shape in shapes.items() if space(experiment.federate.space).trains(name)}
+    return {name: shape for name, shape in shapes.items() if SPACES.choose(experiment.federate.space).trains(name)}
 
 
 def count(shapes: Shapes) -> int:
@@ -106,7 +106,8 @@ def _up(experiment: Experiment, shapes: Shapes) -> int:
 
 def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int) -> int:
     """The adapter; from the second round on the conflict in bits, and the state that the regulariser carries."""
-    row, found = regulariser(experiment.federate.regulariser), _encoded(experiment.federate.wire_down, {}, shapes, 1.0)
+    row = REGULARISERS.choose(experiment.federate.regulariser)
+    found = _encoded(experiment.federate.wire_down, {}, shapes, 1.0)
     if number > 1 and row.conflict:
         found += sum(packed_bytes(shape.numel(), voters.bit_length()) for shape in shapes.values())
     if number > 1 and row.carried:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedproxy.aggregation.regularise import REGULARISERS, regulariser
+from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.errors import ArtifactError, UsageError
 
 ANCHOR = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[0.0]])}
@@ -10,7 +10,7 @@ PENALTIES = [name for name, row in REGULARISERS.items() if row.penalty]
 
 
 def penalty(name):
-    return regulariser(name).penalty
+    return REGULARISERS.choose(name).penalty
 
 
 def parameters(dtype=torch.float32):
@@ -43,7 +43,7 @@ def test_the_first_round_has_no_conflict_and_no_pcr():
 
 
 def test_none_adds_nothing():
-    assert regulariser("none").term(ANCHOR, CONFLICT, 1.0, torch.device("cpu")) is None
+    assert REGULARISERS["none"].term(ANCHOR, CONFLICT, 1.0, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -77,6 +77,6 @@ def test_a_conflict_of_another_layout_is_refused():
         penalty("pcr")(parameters(), ANCHOR, {"b": CONFLICT["b"]}, 1.0)
 
 
-def test_an_unknown_penalty_is_explained():
+def test_an_unknown_regulariser_is_explained():
     with pytest.raises(UsageError, match="Did you mean 'fedprox'"):
         penalty("fedprx")

@@ -1,13 +1,12 @@
 """What a merge rule is: a frozen row of pure functions and a dataclass of options."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 
 from fedproxy.aggregation.analyse import DELTA, R0, Analysis, Statistics, retention
-from fedproxy.registry import build
 from fedproxy.registry import require_range as require_range
 
 Options = TypeVar("Options")
@@ -74,12 +73,3 @@ class Rule(Generic[Options]):
 def equal_weights(analysis: Analysis) -> list[float]:
     """1/K for each client."""
     return [1.0 / analysis.clients] * analysis.clients
-
-
-def build_options(rule: Rule[Options], given: Mapping[str, object]) -> Options:
-    """The rule's own options with the given ones in place of the defaults.
-
-    Raises:
-        UsageError: an option is unknown, or its value of the wrong type or out of range.
-    """
-    return build("merge rule", rule.name, rule.options, given)

@@ -7,17 +7,8 @@ from fedproxy.aggregation.regularise.pcr import PCR
 from fedproxy.aggregation.regularise.scaffold import SCAFFOLD
 from fedproxy.registry import Axis
 
-__all__ = ["REGULARISERS", "Carried", "Regulariser", "Trained", "regulariser"]
+__all__ = ["REGULARISERS", "Carried", "Regulariser", "Trained"]
 
 REGULARISERS: Axis[Regulariser] = Axis(
     "regulariser", "fedproxy.regularisers", Regulariser, {row.name: row for row in (NONE, FEDPROX, PCR, SCAFFOLD)}
 )
-
-
-def regulariser(name: str) -> Regulariser:
-    """The regulariser called `name`.
-
-    Raises:
-        UsageError: there is no such regulariser.
-    """
-    return REGULARISERS.choose(name)

@@ -6,15 +6,6 @@ from fedproxy.aggregation.space.frozen_a import FROZEN_A
 from fedproxy.aggregation.space.product import PRODUCT
 from fedproxy.registry import Axis
 
-__all__ = ["SPACES", "Space", "space", "trained"]
+__all__ = ["SPACES", "Space", "trained"]
 
 SPACES: Axis[Space] = Axis("space", "fedproxy.spaces", Space, {row.name: row for row in (FACTORS, FROZEN_A, PRODUCT)})
-
-
-def space(name: str) -> Space:
-    """The space called `name`.
-
-    Raises:
-        UsageError: there is no such space.
-    """
-    return SPACES.choose(name)
