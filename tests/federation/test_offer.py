@@ -67,7 +67,7 @@ def changed(**values):
         (changed(wire=["int4"]), r"wire = \['int4'\]"),
         (changed(wire_down=...), "wire_down is missing"),
         (changed(wire_options=[]), r"wire_options = \[\]"),
-        (changed(wire="int4", wire_options={"blok": 1}), "int4.*blok"),
+        (changed(wire="int4", wire_options={"blok": 1}), "wire_options: .*blok"),
         (changed(start="1"), "start = '1'"),
         (changed(run="a\nb"), "run = "),
         (changed(train=[]), r"train = \[\]"),

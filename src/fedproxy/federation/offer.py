@@ -11,7 +11,6 @@ from fedproxy.config import Experiment, Federate, Train, read_table
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, strict_json, version
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding
-from fedproxy.registry import Axis
 
 OFFER_CHARACTERS = 16384
 """Of an offer at most so much is read."""
@@ -96,7 +95,7 @@ class Offer:
         check_protocol(values.get("protocol"), values.get("version"), "The server")
         problems = _problems(values)
         if not problems:
-            problems += _choice_problems(values)
+            problems += _wire_problems(values)
         train = read_table(Train, values.get("train", {}), "train", problems)
         if problems:
             raise ArtifactError("The offer cannot be used:" + "".join(f"\n  - {problem:.300}" for problem in problems))
@@ -116,7 +115,6 @@ def _whole(value: object, least: int) -> bool:
     return type(value) is int and least <= value < 1 << 63
 
 
-_AXES: dict[str, Axis[Any]] = {"regulariser": REGULARISERS, "space": SPACES, "wire": ENCODINGS, "wire_down": ENCODINGS}
 _RULES: dict[str, Any] = {
     "run": _text,
     "id": is_name,  # a client keeps its state in a folder of this name
@@ -125,9 +123,12 @@ _RULES: dict[str, Any] = {
     "seed": lambda value: _whole(value, 0),
     "rounds": lambda value: _whole(value, 1),
     "train": lambda value: isinstance(value, dict),
+    "regulariser": lambda value: isinstance(value, str) and value in REGULARISERS,
     "regulariser_strength": lambda value: type(value) in (int, float) and 0 <= value < 1e300,
-    **{key: lambda value, axis=axis: isinstance(value, str) and value in axis for key, axis in _AXES.items()},
+    "space": lambda value: isinstance(value, str) and value in SPACES,
+    "wire": lambda value: isinstance(value, str) and value in ENCODINGS,
     "wire_options": lambda value: isinstance(value, dict),
+    "wire_down": lambda value: isinstance(value, str) and value in ENCODINGS,
     "start": lambda value: _sha256(value),
     "max_rows": lambda value: _whole(value, 1),
     "proxy": lambda value: _sha256(value),
@@ -138,22 +139,16 @@ _OPTIONAL = {"regulariser_strength", "max_rows"}
 def _problems(values: dict[str, Any]) -> list[str]:
     unknown = [f"{key!r:.60} is not known" for key in sorted(values.keys() - _RULES.keys())]
     missing = [f"{key} is missing" for key in _RULES if key not in values and key not in _OPTIONAL]
-    wrong = [
-        f"{key} = {values[key]!r:.60}" + " is not known here: install the package that adds it" * (key in _AXES)
-        for key, rule in _RULES.items()
-        if key in values and not rule(values[key])
-    ]
+    wrong = [f"{key} = {values[key]!r:.60}" for key, rule in _RULES.items() if key in values and not rule(values[key])]
     return unknown + missing + wrong
 
 
-def _choice_problems(values: dict[str, Any]) -> list[str]:
+def _wire_problems(values: dict[str, Any]) -> list[str]:
     try:
-        for key, axis in _AXES.items():
-            axis.choose(values[key])
         encoding(values["wire"], values["wire_options"])
         return []
     except UsageError as error:
-        return [str(error)]
+        return [f"wire_options: {error}"]
 
 
 def make_offer(
