@@ -181,3 +181,9 @@ def test_a_bad_order_is_refused(data, says):
 def test_a_conflict_that_is_no_multiple_is_a_bug():
     with pytest.raises(AssertionError, match="no multiple of 1/2"):
         encode_order(Order(2, PHI, update(0.5, 0.5, 0.3), 2))
+
+
+def test_a_plain_reply_is_within_the_limit_whatever_encoding_and_options_were_offered():
+    order = Order(1, PHI, share=0.5)
+    data = encode_reply(reply("x"))
+    assert len(data) <= reply_limit(order, "top-k", {"values": "int4"})

@@ -138,9 +138,9 @@ def _as_sent(
     tensors: Tensors, wire: str, options: Mapping[str, Any], share: float, prefix: str = ""
 ) -> dict[str, tuple[torch.dtype, int]]:
     """For `_limit`: what comes of tensors of this layout in an encoding, at most."""
-    row, chosen = encoding(wire, options)
-    if row.plain:
+    if ENCODINGS.choose(wire).plain:
         return {prefix + name: (tensor.dtype, tensor.numel()) for name, tensor in tensors.items()}
+    row, chosen = encoding(wire, options)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return {prefix + name: part for name, part in row.layout(shapes, chosen, share=share).items()}
 
