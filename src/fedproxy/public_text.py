@@ -2,13 +2,13 @@
 
 import gzip
 import hashlib
-import json
 import random
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedproxy.artifacts import parse_json
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.seeds import derive_seed
 
@@ -60,10 +60,7 @@ def _json_lines(text: str, path: Path) -> list[str]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row: Any = json.loads(line)
-        except ValueError as error:
-            raise ArtifactError(f"public text {path}, line {number}: no valid JSON ({error}).") from error
+        row: Any = parse_json(line, f"public text {path}, line {number}")
         keys = next((keys for keys in _ROW_FORMATS if isinstance(row, dict) and set(keys) <= set(row)), None)
         if keys is None or not all(isinstance(row[key], str) for key in keys):
             raise ArtifactError(
