@@ -10,8 +10,8 @@ from typing import Any
 
 from fedproxy import config
 from fedproxy.aggregation.merge import RULES
+from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedproxy.federation.client import STRENGTH
 from fedproxy.federation.wire import ENCODINGS
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -19,7 +19,8 @@ TABLES = {"llm": config.LLM, "compress": config.Compress, "heal": config.Heal, "
 TABLES |= {"partition": config.Partition, "train": config.Train, "federate": config.Federate}
 TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate, "compare": config.Compare}
 TABLES |= {"[compare.variant]": config.Variant}
-OWN = {(config.Heal, "learning_rate"): config.HEALING_RATES, (config.Federate, "regulariser_strength"): STRENGTH}
+STRENGTHS = {name: row.strength for name, row in REGULARISERS.items() if row.strength is not None}
+OWN = {(config.Heal, "learning_rate"): config.HEALING_RATES, (config.Federate, "regulariser_strength"): STRENGTHS}
 """Keys whose default hangs on another key: that key's value → the default."""
 
 

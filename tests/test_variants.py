@@ -229,10 +229,11 @@ def test_a_reply_that_is_lost_moves_nothing_at_the_client(make, tmp_path, varian
 
 
 def check_mean(run, number, following):
-    server = load_file(run / "rounds" / number / "control.safetensors")
+    server = load_file(run / "rounds" / number / "regulariser.safetensors")
     own = [load_file(run / "clients" / name / f"{following}.safetensors") for name in ("colours", "numbers")]
+    assert all(any(tensor.any() for tensor in held.values()) for held in (server, *own))
     for name, tensor in server.items():
-        mean = sum(state[f"control/{name}"] for state in own) / 2
+        mean = sum(state[f"regulariser/{name}"] for state in own) / 2
         assert torch.allclose(tensor, mean, rtol=1e-4, atol=1e-5 * float(mean.abs().max()))
 
 

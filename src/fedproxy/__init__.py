@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedproxy.comparison import compare
     from fedproxy.pipeline import Proxy, Run, compress, evaluate, federate, fuse, merge, merge_files, report, run
+    from fedproxy.pipeline import register_encoding as register_encoding
+    from fedproxy.pipeline import register_regulariser as register_regulariser
+    from fedproxy.pipeline import register_rule as register_rule
+    from fedproxy.pipeline import register_score as register_score
+    from fedproxy.pipeline import register_space as register_space
 
 __all__ = [
     "Proxy",
@@ -26,6 +31,11 @@ __all__ = [
     "fuse",
     "merge",
     "merge_files",
+    "register_encoding",
+    "register_regulariser",
+    "register_rule",
+    "register_score",
+    "register_space",
     "report",
     "run",
 ]

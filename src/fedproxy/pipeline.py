@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedproxy.aggregation.merge import merge
+from fedproxy.aggregation.merge import RULES, merge
+from fedproxy.aggregation.regularise import REGULARISERS
+from fedproxy.aggregation.space import SPACES
 from fedproxy.artifacts import Manifest, new_directory, read_json, write_json
 from fedproxy.checkpoint_files import model_identity, weight_files
-from fedproxy.compression import Proxy, compress
+from fedproxy.compression import SCORES, Proxy, compress
 from fedproxy.config import Experiment, clashes, load_experiment
 from fedproxy.errors import ConfigError, UsageError
 from fedproxy.evaluation import evaluate, load_for_evaluation
@@ -26,6 +28,7 @@ from fedproxy.federation.settings import check_settings
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tracking import check_trackers
 from fedproxy.federation.tuning import OnProgress, adapter_manifest, begin, load_proxy, steps_of_all
+from fedproxy.federation.wire import ENCODINGS
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
 from fedproxy.models.checkpoints import padding, resolve
@@ -61,6 +64,11 @@ __all__ = [
     "is_comparison",
     "merge",
     "merge_files",
+    "register_encoding",
+    "register_regulariser",
+    "register_rule",
+    "register_score",
+    "register_space",
     "report",
     "report_comparison",
     "results_table",
@@ -69,6 +77,9 @@ __all__ = [
 ]
 
 OnSheet = Callable[[dict[str, Any]], None]
+
+register_rule, register_score, register_regulariser = RULES.register, SCORES.register, REGULARISERS.register
+register_space, register_encoding = SPACES.register, ENCODINGS.register
 
 ENGINES = ("inline", "simulation", "deployment")
 

@@ -52,12 +52,16 @@ class Axis(Mapping[str, Row], Generic[Row]):
     @property
     def _foreign(self) -> dict[str, EntryPoint]:
         if self._found is None:
-            self._found = {point.name: point for point in entry_points(group=self.group)}
+            found: dict[str, EntryPoint] = {}
+            for point in entry_points(group=self.group):
+                if point.name in self._rows or found.setdefault(point.name, point) is not point:
+                    raise UsageError(f"{self._whose(point)} bears a name that is taken. Remove or rename it.")
+            self._found = found
         return self._found
 
     def __getitem__(self, name: str) -> Row:
         if name not in self._rows:
-            self.register(name, self._loaded(self._foreign[name]))
+            self._rows[name] = self._loaded(self._foreign[name])
         return self._rows[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -77,33 +81,33 @@ class Axis(Mapping[str, Row], Generic[Row]):
         """
         return choose(self.kind, name, self)
 
-    def register(self, name: str, row: Row) -> None:
-        """Add a choice for as long as this process lives; other processes need an entry point.
-
-        Args:
-            name: Its name in configurations.
-            row: The choice.
+    def register(self, row: Row) -> None:
+        """Add a choice by its own name for as long as this process lives; other processes need an entry point.
 
         Raises:
             UsageError: the name is taken by another choice, or the row is not what this axis holds.
         """
-        if not isinstance(row, self._contract):
-            raise UsageError(
-                f"The {self.kind} {name!r} is {type(row).__name__}, it must be {self._contract.__name__} "
-                f"({self.group})."
-            )
-        if self._rows.setdefault(name, row) is not row:
+        name = str(getattr(row, "name", ""))
+        self._check(name, row, f"The {self.kind} {name!r}")
+        if name in self._foreign or self._rows.setdefault(name, row) is not row:
             raise UsageError(f"The {self.kind} {name!r} exists already; choose another name ({self.group}).")
+
+    def _check(self, name: str, row: object, who: str) -> None:
+        if not isinstance(row, self._contract):
+            raise UsageError(f"{who} is a {type(row).__name__}; it must be a {self._contract.__name__} ({self.group}).")
+        if (own := getattr(row, "name", None)) != name:
+            raise UsageError(f"{who} calls itself {own!r}; both names must be the same ({self.group}).")
+
+    def _whose(self, point: EntryPoint) -> str:
+        package = point.dist.name if point.dist else point.value
+        return f"The {self.kind} {point.name!r} of the package {package} ({point.value})"
 
     def _loaded(self, point: EntryPoint) -> Row:
         try:
             found: Row = point.load()
         except Exception as error:  # another package's code: whatever goes wrong in it is its own
-            package = point.dist.name if point.dist else point.value
-            raise UsageError(
-                f"The {self.kind} {point.name!r} of the package {package} cannot be loaded ({point.value}): "
-                f"{error!r:.300}"
-            ) from error
+            raise UsageError(f"{self._whose(point)} cannot be loaded: {error!r:.300}. Mend or remove it.") from error
+        self._check(point.name, found, self._whose(point))
         return found
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fedproxy.aggregation.merge import RULES, build_options, merge
+from fedproxy.aggregation.merge import RULES, configured, merge
 from fedproxy.aggregation.merge.top_k import kept_count
 from fedproxy.errors import ArtifactError, UsageError
 
@@ -30,7 +30,7 @@ def certain(rule):
 
 def rescaled(rule):
     """How many times its value an entry may count because others were dropped at random."""
-    options = build_options(RULES[rule], {})
+    options = configured(rule, {})[1]
     return 1 / (1 - options.drop) if RULES[rule].thin else 1.0
 
 
@@ -69,7 +69,7 @@ def test_permuting_clients_changes_nothing(rule):
 def test_identical_updates_merge_to_what_the_rule_keeps_of_one(rule, clients):
     update = made(1)[0]
     merged, analysis = merge([update] * clients, rule, **certain(rule))
-    options = build_options(RULES[rule], certain(rule))
+    options = configured(rule, certain(rule))[1]
     kept = kept_count(RULES[rule].keep(analysis, options)[0], analysis.parameters)
     largest = flat(update).abs().sort(descending=True, stable=True).indices[:kept]
     expected = torch.zeros(analysis.parameters, dtype=torch.float64)
@@ -132,7 +132,7 @@ def test_the_same_input_gives_the_same_bits(rule):
 
 def test_the_row_and_its_name_agree_and_its_defaults_are_valid(rule):
     assert RULES[rule].name == rule
-    assert build_options(RULES[rule], {}) == RULES[rule].options()
+    assert configured(rule, {})[1] == RULES[rule].options()
 
 
 def test_zero_fraction_counts_the_zeros_of_the_result(rule):

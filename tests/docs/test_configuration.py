@@ -10,7 +10,6 @@ from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedproxy.aggregation.space import SPACES
 from fedproxy.compression.scores import SCORES
-from fedproxy.federation.client import STRENGTH
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.methods import METHODS
 
@@ -39,7 +38,9 @@ def test_every_name_that_a_key_may_have_is_on_the_page():
         [row] = re.findall(rf"^\| `{key}` .*", page, re.MULTILINE)
         assert re.search(r"(?:One|Some) of ([^.]*)\.", row)[1].split(", ") == [f"`{name}`" for name in sorted(names)]
     [row] = re.findall(r"^\| `regulariser_strength` .*", page, re.MULTILINE)
-    assert all(f"`{strength}` with `{name}`" in row for name, strength in STRENGTH.items())
+    strengths = {name: choice.strength for name, choice in REGULARISERS.items() if choice.strength is not None}
+    assert strengths
+    assert all(f"`{strength}` with `{name}`" in row for name, strength in strengths.items())
 
 
 def test_every_option_of_what_can_be_named_is_on_the_page():

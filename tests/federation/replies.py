@@ -23,7 +23,6 @@ def reply(client: str, *values: float, round: int = 1, **changes: Any) -> Reply:
         "loss": 1.0,
         "seconds": 3.0,
         "update": update(*(values or (1, 1, 1))),
-        "rate_sum": 0.5,
         "size": 12,
     }
     return Reply(client=client, round=round, **{**fields, **changes})

@@ -23,7 +23,7 @@ def test_what_a_round_ends_with_the_next_begins_with(tmp_path):
     state = ClientState(tmp_path / "x")
     state.after(1, 0, memory(1.0))
     found = ClientState(tmp_path / "x").before(1)
-    assert (found.residual["w"].item(), found.control["w"].item()) == (1.0, -1.0)
+    assert (found.residual["w"].item(), found.state["w"].item()) == (1.0, -1.0)
 
 
 def test_where_no_update_counted_there_is_nothing_whatever_lies_there(tmp_path):
@@ -72,12 +72,12 @@ def test_without_anything_to_remember_nothing_is_written(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_residual_and_a_control_variate_come_alone_too(tmp_path):
+def test_a_residual_and_a_regularisers_state_come_alone_too(tmp_path):
     state = ClientState(tmp_path)
-    state.after(1, 0, Memory(control={"w": torch.ones(2)}))
+    state.after(1, 0, Memory(state={"w": torch.ones(2)}))
     found = state.before(1)
     assert found.residual is None
-    assert torch.equal(found.control["w"], torch.ones(2))
+    assert torch.equal(found.state["w"], torch.ones(2))
 
 
 def test_a_damaged_state_is_told(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import math
 
@@ -13,6 +14,7 @@ from fedproxy.federation.coordinator import Coordinator, QuorumError
 from fedproxy.federation.messages import Refusal
 from fedproxy.federation.protocol import decode_order, encode_order
 from fedproxy.federation.reply_checks import strikes
+from tests.federation import replies
 from tests.federation.replies import PHI, coordinator, reply, take, update
 
 NAMES = [f"client-{number:02d}" for number in range(20)]
@@ -378,17 +380,20 @@ def test_bytes_count_adapter_conflict_levels_and_update():
         # the conflict of one client, a bit each, takes a byte of each tensor
 
 
+RATES = {"rate_sum": 0.5}
+
+
 def test_scaffold_sends_the_variate_that_the_replies_made():
     """R = 0.5 a client: after round 1 c is the mean of -τ/R, and φ moves by the mean of τ."""
     server = coordinator(regulariser="scaffold")
     server.begin("xy")
-    assert server.order("x").control is None
-    take(server, reply("x", 1, 0, 0))
-    take(server, reply("y", 0, 3, 0))
+    assert server.order("x").state is None
+    take(server, reply("x", 1, 0, 0, numbers=RATES))
+    take(server, reply("y", 0, 3, 0, numbers=RATES))
     closed = server.close()
-    assert closed.control["a"].tolist() == [-1.0, -3.0]
+    assert closed.state["a"].tolist() == [-1.0, -3.0]
     server.begin("xy")
-    assert torch.equal(server.order("y").control["a"], closed.control["a"])
+    assert torch.equal(server.order("y").state["a"], closed.state["a"])
     assert server.order("y").conflict is None  # nobody looks at it
     resumed = coordinator(regulariser="scaffold", records=[closed.record])
     assert resumed.completed == 1
@@ -399,19 +404,30 @@ def test_without_scaffold_there_is_no_variate():
     server.begin("xy")
     take(server, reply("x"))
     take(server, reply("y"))
-    assert server.close().control == {}
+    assert server.close().state == {}
 
 
 @pytest.mark.parametrize("rate_sum", [0.0, 1e-30, 1e6])
 def test_a_sum_of_learning_rates_that_cannot_be_is_left_out(rate_sum):
     server = coordinator("xyz", regulariser="scaffold")
     server.begin("xyz")
-    take(server, reply("x", rate_sum=rate_sum))
-    take(server, reply("y"))
-    take(server, reply("z"))
+    take(server, reply("x", numbers={"rate_sum": rate_sum}))
+    take(server, reply("y", numbers=RATES))
+    take(server, reply("z", numbers=RATES))
     closed = server.close()
     assert list(closed.record["clients"]) == ["y", "z"]
-    assert closed.control["a"].tolist() == pytest.approx([-4 / 3, -4 / 3])  # of three clients two replied, τ/R = 2
+    assert closed.state["a"].tolist() == pytest.approx([-4 / 3, -4 / 3])  # of three clients two replied, τ/R = 2
+
+
+@pytest.mark.parametrize(
+    ("regulariser", "numbers"),
+    [("scaffold", {}), ("scaffold", {"rate_sum": 0.5, "more": 1.0}), ("fedprox", {"rate_sum": 0.5})],
+)
+def test_a_reply_has_the_numbers_that_its_regulariser_needs_and_no_others(regulariser, numbers):
+    server = coordinator(regulariser=regulariser)
+    server.begin("xy")
+    assert ", ".join(sorted(numbers)) in take(server, reply("x", numbers=numbers))
+    assert server.strikes["x"] == 1
 
 
 def test_clients_get_one_order_unless_something_differs():
@@ -425,6 +441,7 @@ def test_an_order_says_which_of_a_clients_updates_counted_last(remembers):
     """In round 1 y is quarantined, in round 2 x answers too late, and z is asked again after a round without quorum."""
     options = {"rounds": 4, "quorum": 2, **remembers}
     server, records = coordinator("xyz", **options), []
+    reply = functools.partial(replies.reply, numbers=RATES if "regulariser" in remembers else {})
 
     def told(number, **expected):
         resumed = coordinator("xyz", records=json.loads(json.dumps(records)), **options)

@@ -156,9 +156,9 @@ def order_bytes(tensors=None, **head):
         (order_bytes({"conflict/w": torch.tensor([0b0011], dtype=torch.uint8)}), "the conflict of w"),
         (order_bytes({"conflict/w": torch.zeros(1, dtype=torch.uint16)}), "the conflict of w"),
         (order_bytes({"conflict/w": torch.zeros(2, dtype=torch.uint8)}), "the conflict of w"),
-        (order_bytes({"control/w": torch.zeros(3)}), "control variate has another layout"),
-        (order_bytes({"control/w": torch.zeros(2, dtype=torch.float16)}), "control variate has another layout"),
-        (order_bytes({"control/w": torch.tensor([0, math.inf])}), "Inf"),
+        (order_bytes({"regulariser/w": torch.zeros(3)}), "regulariser has another layout"),
+        (order_bytes({"regulariser/w": torch.zeros(2, dtype=torch.float16)}), "regulariser has another layout"),
+        (order_bytes({"regulariser/w": torch.tensor([0, math.inf])}), "Inf"),
         (order_bytes(sha256="0" * 64), "the content is damaged"),
         (order_bytes()[:-1] + b"\x01", "the content is damaged"),
         (order_bytes(share=1.5), "share is 1.5"),
@@ -181,3 +181,9 @@ def test_a_bad_order_is_refused(data, says):
 def test_a_conflict_that_is_no_multiple_is_a_bug():
     with pytest.raises(AssertionError, match="no multiple of 1/2"):
         encode_order(Order(2, PHI, update(0.5, 0.5, 0.3), 2))
+
+
+def test_a_plain_reply_is_within_the_limit_whatever_encoding_and_options_were_offered():
+    order = Order(1, PHI, share=0.5)
+    data = encode_reply(reply("x"))
+    assert len(data) <= reply_limit(order, "top-k", {"values": "int4"})

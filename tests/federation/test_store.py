@@ -31,11 +31,11 @@ def test_the_state_of_the_server_optimizer_comes_back_and_is_kept_as_long_as_the
     assert [path.name for path in sorted((tmp_path / "0001").iterdir())] == ["round.json"]
 
 
-def test_scaffolds_variate_comes_back_and_a_round_may_have_no_conflict(tmp_path):
+def test_a_regularisers_state_comes_back_and_a_round_may_have_no_conflict(tmp_path):
     store = RoundStore(tmp_path)
-    store.save(replace(closed(1), conflict={}, control={"w": torch.full((3,), 0.5)}), seconds=1)
+    store.save(replace(closed(1), conflict={}, state={"w": torch.full((3,), 0.5)}), seconds=1)
     last = store.latest()
-    assert (last.conflict, last.server_state, last.control["w"].tolist()) == ({}, {}, [0.5, 0.5, 0.5])
+    assert (last.conflict, last.server_state, last.state["w"].tolist()) == ({}, {}, [0.5, 0.5, 0.5])
     assert not (tmp_path / "0001" / "conflict.safetensors").exists()
 
 

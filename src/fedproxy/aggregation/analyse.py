@@ -21,6 +21,8 @@ from fedproxy.tensors import (
     stacked,
 )
 
+R0, DELTA = 1.0, 0.2
+"""Eq. 10 unless a rule's options set it."""
 EQUAL = 1e-9
 """Heterogeneities closer than this are one value: what remains between them is rounding of the dot products."""
 
@@ -251,7 +253,7 @@ def _others(matrix: torch.Tensor) -> torch.Tensor:
     return (matrix - matrix.diagonal().diag()).sum(dim=1)
 
 
-def retention(heterogeneities: torch.Tensor, r0: float = 1.0, delta: float = 0.2) -> torch.Tensor:
+def retention(heterogeneities: torch.Tensor, r0: float = R0, delta: float = DELTA) -> torch.Tensor:
     """Share of its coordinates each client keeps, Eq. 10: r_k = clip(r0 - δ·ĥ_k, 0, 1); 1 for a single client.
 
     ĥ is h scaled to 0 ... 1 over the clients, and 0 if all are equal (up to rounding, see `EQUAL`).
@@ -271,7 +273,7 @@ def retention(heterogeneities: torch.Tensor, r0: float = 1.0, delta: float = 0.2
     return (r0 - delta * scaled).clamp(0.0, 1.0)
 
 
-def describe(statistics: Statistics, r0: float = 1.0, delta: float = 0.2) -> Analysis:
+def describe(statistics: Statistics, r0: float = R0, delta: float = DELTA) -> Analysis:
     """Turn collected statistics into the analysis; `r0` and `delta` are those of Eq. 10."""
     count = len(statistics.names)
     similarities = similarity(statistics.gram)
@@ -291,7 +293,7 @@ def describe(statistics: Statistics, r0: float = 1.0, delta: float = 0.2) -> Ana
 
 
 def analyse(
-    updates: Sequence[Tensors], r0: float = 1.0, delta: float = 0.2, *, names: Sequence[str] | None = None
+    updates: Sequence[Tensors], r0: float = R0, delta: float = DELTA, *, names: Sequence[str] | None = None
 ) -> Analysis:
     """Analyse a round's updates, Eq. 5-7 and 10.
 

@@ -101,19 +101,21 @@ class Rule(_Check):
 
 @dataclasses.dataclass(frozen=True)
 class Choice(_Check):
-    """The name of a choice on the axis of a group of entry points, but for some; "" for none yet if it may be unset."""
+    """The name of a choice on the axis of a group of entry points that `fits`; "" for none yet if it may be unset."""
 
     group: str
-    but: tuple[str, ...] = ()
+    fits: Callable[[Any], bool] | None = None
     unset: bool = False
 
     @property
     def names(self) -> list[str]:
         """What can be chosen."""
-        return sorted(set(axis(self.group)) - set(self.but))
+        rows = axis(self.group)
+        return sorted(name for name in rows if self.fits is None or self.fits(rows[name]))
 
     def _kept(self, value: str) -> str:
-        if (value or not self.unset) and (value in self.but or value not in axis(self.group)):
+        rows = axis(self.group)
+        if (value or not self.unset) and (value not in rows or (self.fits is not None and not self.fits(rows[value]))):
             says = f"one of {', '.join(self.names)}.{did_you_mean(value, self.names)}"
             raise PydanticCustomError("choice", "{says}", {"says": says})
         return value

@@ -86,6 +86,7 @@ def clashes(experiment: Experiment) -> list[str]:
 
 def _clashes(experiment: Experiment) -> Iterator[str]:
     clients, cut, rank = experiment.client, experiment.partition, experiment.train.lora_r
+    spaces = axis("fedproxy.spaces")
     if clients and cut is not None:
         yield "[[client]] and [partition] exclude each other; keep one."
     names = [client.name for client in clients]
@@ -101,8 +102,9 @@ def _clashes(experiment: Experiment) -> Iterator[str]:
         )
     for number, client in enumerate(clients, 1):
         own = client.lora_r or rank
-        if own != rank and experiment.federate.space != "product":
-            yield f'[client {number}] lora_r = {own}: clients\' ranks may differ in the space "product" only.'
+        if own != rank and spaces[experiment.federate.space].for_rank is None:
+            fitting = ", ".join(name for name, space in spaces.items() if space.for_rank)
+            yield f"[client {number}] lora_r = {own}: clients' ranks may differ in these spaces only: {fitting}."
         if own > rank:
             yield f"[client {number}] lora_r = {own}: must be at most that of [train], {rank}."
 

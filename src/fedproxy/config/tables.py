@@ -252,7 +252,7 @@ class Federate:
     regulariser_strength: NotNegative | None = None
     wire: Annotated[str, Choice("fedproxy.encodings")] = "fp32"
     wire_options: dict[str, Any] = field(default_factory=dict)
-    wire_down: Annotated[str, Choice("fedproxy.encodings", but=("top-k",))] = "fp32"
+    wire_down: Annotated[str, Choice("fedproxy.encodings", lambda row: not row.by_share)] = "fp32"
     participation: Annotated[float, Rule("above 0 and at most 1", lambda v: 0 < v <= 1)] = 1.0
     quorum: Annotated[int | float, _QUORUM] = 0.75
     deadline: Annotated[str, Rule(f'{_DURATION_SAYS}, or "" for none', lambda v: not v or DURATION.fullmatch(v))] = ""

@@ -1,4 +1,4 @@
-"""What a client remembers from round to round: what its wire lost, and SCAFFOLD's own control variate.
+"""What a client remembers from round to round: what its wire lost, and what its regulariser carries.
 
 The state that a round ends with is a file, and so is that of the last round whose update counted: the server's order
 says which that was. So what a reply moved that was refused, late or lost is forgotten, and a round that is repeated, by
@@ -15,7 +15,7 @@ from fedproxy.artifacts import os_error
 from fedproxy.tensor_files import load_tensors, save_tensors
 from fedproxy.tensors import Tensors
 
-_RESIDUAL, _CONTROL = "residual/", "control/"
+_RESIDUAL, _STATE = "residual/", "regulariser/"
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Memory:
 
     Attributes:
         residual: What error feedback carries over; none before the first lossy update.
-        control: c_k of SCAFFOLD; none before the first round with it.
+        state: The client's own state of its regulariser; none before the first round, and without one.
     """
 
     residual: Tensors | None = None
-    control: Tensors | None = None
+    state: Tensors | None = None
 
 
 class ClientState:
@@ -54,7 +54,7 @@ class ClientState:
         if not since or not self._of(since).exists():
             return Memory()
         tensors = load_tensors(self._of(since))
-        return Memory(_under(_RESIDUAL, tensors), _under(_CONTROL, tensors))
+        return Memory(_under(_RESIDUAL, tensors), _under(_STATE, tensors))
 
     def after(self, number: int, since: int, memory: Memory) -> None:
         """Keep the state that round `number` ends with, beside that of round `since`, with which it began.
@@ -64,7 +64,7 @@ class ClientState:
         Raises:
             ResourceError: the disk is full; what was there stays.
         """
-        parts = ((_RESIDUAL, memory.residual), (_CONTROL, memory.control))
+        parts = ((_RESIDUAL, memory.residual), (_STATE, memory.state))
         tensors = {prefix + name: tensor for prefix, held in parts for name, tensor in (held or {}).items()}
         if not tensors:
             return

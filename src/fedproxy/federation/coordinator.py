@@ -17,18 +17,17 @@ from typing import Any
 
 import torch
 
-from fedproxy.aggregation.analyse import conflict_of, retention
-from fedproxy.aggregation.merge import merge, merge_round
-from fedproxy.aggregation.regularise import PCR, SCAFFOLD
-from fedproxy.aggregation.regularise.scaffold import server_variate
+from fedproxy.aggregation.analyse import conflict_of
+from fedproxy.aggregation.merge import configured, merge, merge_round
+from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
-from fedproxy.aggregation.space import space, trained
+from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError
 from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, order_size
-from fedproxy.federation.parcel import PLAIN, wrap_adapter
-from fedproxy.federation.reply_checks import checked_norm, odd_rates, outliers, strikes
-from fedproxy.federation.wire import TOP_K
+from fedproxy.federation.parcel import wrap_adapter
+from fedproxy.federation.reply_checks import checked_norm, outliers, strikes
+from fedproxy.federation.wire import ENCODINGS
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors, check_finite
 
@@ -90,7 +89,7 @@ class Coordinator:
         seed: The experiment's seed; whom a round asks, and what a merge rule draws, depend on it and the round.
         conflict: Conflict of the last complete round; none before the first.
         server_state: State of the server optimizer after the last complete round; none before the first.
-        control: SCAFFOLD's c after the last complete round; none before the first.
+        state: The server's state of the regulariser after the last complete round; none before the first.
         records: The records of the complete rounds, in order.
         start: The adapter that the first round begins with; `adapter` itself if none.
         ranks: Rank of the adapter of each client that has not the global adapter's.
@@ -105,7 +104,7 @@ class Coordinator:
         seed: int = 0,
         conflict: Tensors | None = None,
         server_state: Tensors | None = None,
-        control: Tensors | None = None,
+        state: Tensors | None = None,
         records: Sequence[Mapping[str, Any]] = (),
         start: Tensors | None = None,
         ranks: Mapping[str, int] | None = None,
@@ -114,12 +113,12 @@ class Coordinator:
         self.adapter, self.settings = adapter, settings
         self.completed = len(records)
         self.strikes = strikes(records)
-        self._seed, self._conflict, self._server_state, self._control = seed, conflict, server_state, control
-        self._space, self._ranks = space(settings.space), ranks or {}
+        self._seed, self._conflict, self._server_state, self._state = seed, conflict, server_state, state
+        self._regulariser, self._wire = REGULARISERS.choose(settings.regulariser), ENCODINGS.choose(settings.wire)
+        self._rule, self._rule_options = configured(settings.merge, settings.merge_options)
+        self._space, self._ranks = SPACES.choose(settings.space), ranks or {}
         self._start = trained(self._space, adapter if start is None else start)
         self._optimizer, self._options = server_optimizer(settings.server_optimizer, settings.server_options)
-        self._eq_10 = {key: float(value) for key, value in settings.merge_options.items() if key in ("r0", "delta")}
-        self._most = min(1.0, self._eq_10.get("r0", 1.0))
         last: Mapping[str, Any] = records[-1]["analysis"] if records else {"clients": 0}
         self._voters = int(last["clients"])
         self._retention = self._retained(last.get("names", ()), last.get("heterogeneity", ()))
@@ -214,30 +213,27 @@ class Coordinator:
 
     def _since(self, client: str) -> int:
         """The last round that counted the client's update, where the client has something to remember."""
-        remembers = self.settings.wire != PLAIN or self.settings.regulariser == SCAFFOLD
-        return self._counted.get(client, 0) if remembers else 0
+        return self._counted.get(client, 0) if self._wire.loses or self._regulariser.carried else 0
 
     def _share(self, client: str) -> float:
-        """What top-k lets a client send: its retention (Eq. 10) in the round before, at first the highest."""
-        return self._retention.get(client, self._most) if self.settings.wire == TOP_K.name else 1.0
+        """The share that a client sends: its retention (Eq. 10) in the round before, at first the highest."""
+        if not self._wire.by_share:
+            return 1.0
+        return self._retention[client] if client in self._retention else self._rule.first(self._rule_options)
 
     def _retained(self, names: Sequence[str], heterogeneities: Sequence[float]) -> dict[str, float]:
         """The retention of each client, Eq. 10, whatever the merge rule makes of it."""
-        if not names:
-            return {}
-        shares = retention(torch.tensor(heterogeneities, dtype=torch.float64), **self._eq_10)
-        return dict(zip(names, shares.tolist(), strict=True))
+        return dict(zip(names, self._rule.retained(heterogeneities, self._rule_options), strict=True)) if names else {}
 
     def _order(self, number: int, rank: int | None, share: float) -> Order:
-        adapter, parcel = trained(self._space, self.adapter), None
+        adapter: Tensors = trained(self._space, self.adapter)
         if rank is not None and self._space.for_rank is not None:
             adapter = self._space.for_rank(adapter, rank)
-        if self.settings.wire_down != PLAIN:
-            seed = derive_seed(self._seed, "wire-down", number)
-            parcel, adapter = wrap_adapter(adapter, self._start, self.settings.wire_down, seed=seed)
-        conflict = self._conflict if self.settings.regulariser == PCR else None
+        seed = derive_seed(self._seed, "wire-down", number)
+        parcel, adapter = wrap_adapter(adapter, self._start, self.settings.wire_down, seed=seed)
+        conflict = self._conflict if self._regulariser.conflict else None
         voters = self._voters if conflict else 0
-        return Order(number, adapter, conflict, voters, self._control, share, parcel)
+        return Order(number, adapter, conflict, voters, self._state, share, parcel)
 
     def too_few(self, present: Collection[str]) -> str:
         """The sentence that says who is there and how many the next round needs."""
@@ -277,14 +273,19 @@ class Coordinator:
             return self._fault(state, sender, "invalid", f"it came under the name {answer.client!r}")
         if answer.round != state.round:
             return self._fault(state, sender, "invalid", _other_round(answer.round, state.round))
-        moved = answer.rate_sum > 0 or self.settings.regulariser != SCAFFOLD
-        if answer.rows < 1 or answer.steps < 1 or not math.isfinite(answer.loss) or not moved:
-            what = f"rows {answer.rows}, steps {answer.steps}, loss {answer.loss}, sum of rates {answer.rate_sum}"
+        if answer.rows < 1 or answer.steps < 1 or not math.isfinite(answer.loss):
+            what = f"rows {answer.rows}, steps {answer.steps}, loss {answer.loss}"
             return self._fault(state, sender, "invalid", f"{what}: nothing was trained")
+        carried = self._regulariser.carried
+        if set(answer.numbers) != set(carried.numbers if carried else ()):
+            said = ", ".join(sorted(answer.numbers)) or "none"
+            return self._fault(state, sender, "invalid", f"it sent these numbers of its training: {said}")
         try:
+            if carried:
+                carried.check(answer)
             given = state.orders[sender].adapter
             norm = checked_norm(answer.update, given, sender)
-            if not self._space.conflicts:  # what is merged is computed of the update, and may overflow by itself
+            if not self._space.lasting:  # what is merged is computed of the update, and may overflow by itself
                 check_finite(self._space.vector(given, answer.update), sender)
         except ArtifactError as error:
             return self._fault(state, sender, "invalid", str(error))
@@ -317,9 +318,8 @@ class Coordinator:
         """
         state, self._open = self._current(), None
         odd = outliers(state.norms, self.settings.max_norm_ratio)
-        if self.settings.regulariser == SCAFFOLD:
-            rates = {name: reply.rate_sum / reply.steps for name, reply in state.replies.items()}
-            odd = odd_rates(rates, self.settings.max_norm_ratio) | odd
+        if carried := self._regulariser.carried:
+            odd = carried.odd(state.replies, self.settings.max_norm_ratio) | odd
         for name, reason in odd.items():
             del state.replies[name]
             self._fault(state, name, "invalid", reason)
@@ -334,29 +334,22 @@ class Coordinator:
             **self.settings.merge_options,
         }
         conflict: dict[str, torch.Tensor] = {}
-        if self._space.conflicts:
+        if self._space.lasting:
             merged, levels, analysis = merge_round(vectors, self.settings.merge, **how)
             conflict = conflict_of(levels, len(vectors))
         else:
             merged, analysis = merge(vectors, self.settings.merge, **how)
         update, server_state = self._optimizer.step(merged, self._server_state, self._options)
         adapter = self._space.apply(self.adapter, update)
-        control = self._controlled(replies)
+        carried_on = carried.server(self._state, replies, len(self.clients)) if carried else {}
         record = self._record(state, replies, analysis.as_dict())
-        closed = Closed(state.round, adapter, conflict, server_state, control, record)
+        closed = Closed(state.round, adapter, conflict, server_state, carried_on, record)
         self.adapter, self._conflict, self._voters = adapter, conflict or None, len(replies)
         self._retention = self._retained(analysis.names, analysis.heterogeneity)
-        self._server_state, self._control = server_state, control or None
+        self._server_state, self._state = server_state, carried_on or None
         self._counted |= dict.fromkeys(analysis.names, state.round)
         self.completed, self._attempts = closed.round, []
         return closed
-
-    def _controlled(self, replies: Sequence[Reply]) -> dict[str, torch.Tensor]:
-        """SCAFFOLD's c after these replies."""
-        if self.settings.regulariser != SCAFFOLD:
-            return {}
-        updates, rates = [reply.update for reply in replies], [reply.rate_sum for reply in replies]
-        return server_variate(self._control, updates, rates, len(self.clients))
 
     def _miss(self, state: _Open) -> QuorumError:
         record = state.record()

@@ -50,10 +50,10 @@ def merge_files(
         ResourceError: the disk is full.
     """
     row, chosen = configured(rule, options)
-    if rows is not None and getattr(chosen, "weights", None) != "rows":
+    if rows is not None and not row.by_rows(chosen):
         raise UsageError(
-            f"rows are given, but {rule} as it is set does not weigh by them. Leave them out, or take mean or dare "
-            "with weights=rows."
+            f"rows are given, but {rule} as it is set does not weigh by them. Leave them out, or take another rule or "
+            "weights=rows."
         )
     outputs = [Path(path) for path in (out, conflict_out) if path is not None]
     if len({path.resolve() for path in outputs}) < len(outputs):

@@ -1,12 +1,13 @@
 """What the coordinator and the clients say to each other, and what a round ends in; bytes are `protocol`'s matter."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from fedproxy.federation.parcel import PLAIN, Parcel
-from fedproxy.federation.wire import packed_bytes
+from fedproxy.federation.parcel import Parcel
+from fedproxy.federation.wire import PLAIN, packed_bytes
 from fedproxy.tensors import Tensors
 
 
@@ -19,19 +20,19 @@ class Order:
         adapter: The global adapter φ_t as far as it is trained: what the client trains from, to the bit.
         conflict: The conflict of the round before, float32; none at first.
         voters: Number K of the updates that the conflict compares: its values are multiples of 1/K; 0 without one.
-        control: SCAFFOLD's control variate c; none without SCAFFOLD, and in its first round.
-        share: Share of its coordinates that the client sends in the encoding top-k.
+        state: The server's state of a regulariser that carries one; none in its first round.
+        share: Share of its coordinates that the client sends in an encoding that goes by it.
         parcel: What travels in place of `adapter`, where it is encoded: its difference from the adapter that the run
             began with.
         since: The last round before whose update of this client counted, 0 for none: what the client remembers goes on
-            from there. 0, too, where there is nothing to remember: without SCAFFOLD on a wire that loses nothing.
+            from there. 0, too, where there is nothing to remember.
     """
 
     round: int
     adapter: Tensors
     conflict: Tensors | None = None
     voters: int = 0
-    control: Tensors | None = None
+    state: Tensors | None = None
     share: float = 1.0
     parcel: Parcel | None = None
     since: int = 0
@@ -50,7 +51,7 @@ class Reply:
         steps: Optimizer steps.
         loss: Mean training loss, nats per token.
         seconds: Time the training took.
-        rate_sum: Sum of the learning rates of its steps, R of SCAFFOLD.
+        numbers: What else of the training its regulariser needs (`Carried.numbers`), by name.
         peak_memory: Bytes of memory at the training's peak.
         wire: The encoding that it travels in.
         size: Bytes of the update as it travels.
@@ -65,7 +66,7 @@ class Reply:
     steps: int
     loss: float
     seconds: float
-    rate_sum: float = 0.0
+    numbers: Mapping[str, float] = field(default_factory=dict)
     peak_memory: int = 0
     wire: str = PLAIN
     size: int = field(default=0, compare=False)
@@ -102,7 +103,7 @@ class Closed:
         adapter: φ_{t+1}.
         conflict: Eq. 7, by trained tensor; empty where the space of the merge has none.
         server_state: The server optimizer's state; empty without one.
-        control: SCAFFOLD's control variate c; empty without SCAFFOLD.
+        state: The server's state of a regulariser that carries one; else empty.
         record: What `round.json` holds.
     """
 
@@ -110,7 +111,7 @@ class Closed:
     adapter: dict[str, torch.Tensor]
     conflict: dict[str, torch.Tensor]
     server_state: dict[str, torch.Tensor]
-    control: dict[str, torch.Tensor]
+    state: dict[str, torch.Tensor]
     record: dict[str, Any]
 
 
@@ -120,7 +121,7 @@ def size_in_bytes(tensors: Tensors | None) -> int:
 
 
 def order_size(order: Order) -> int:
-    """Bytes of the order's tensors as they travel: the adapter in its encoding, the conflict in bits, the variate."""
+    """Bytes of the order's tensors as they travel: the adapter in its encoding, the conflict in bits, the state."""
     adapter = order.parcel.parts if order.parcel else order.adapter
     conflict = sum(packed_bytes(t.numel(), order.voters.bit_length()) for t in (order.conflict or {}).values())
-    return size_in_bytes(adapter) + conflict + size_in_bytes(order.control)
+    return size_in_bytes(adapter) + conflict + size_in_bytes(order.state)

@@ -7,9 +7,8 @@ from typing import Any
 
 from fedproxy.config import Experiment, Federate, Train, read_table
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, strict_json, version
-from fedproxy.federation.wire import ENCODINGS, encoding
+from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding
 
 OFFER_CHARACTERS = 16384
 """Of an offer at most so much is read."""

@@ -9,9 +9,6 @@ import torch
 from fedproxy.federation.wire import encoding, feedback
 from fedproxy.tensors import Tensors
 
-PLAIN = "fp32"
-"""The encoding that is none: tensors travel as they are."""
-
 
 @dataclass(frozen=True)
 class Parcel:
@@ -46,7 +43,7 @@ class Parcel:
 
 def wrap_update(
     update: Tensors, residual: Tensors | None, name: str, given: Mapping[str, Any], *, seed: int, share: float
-) -> tuple[Parcel, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+) -> tuple[Parcel | None, Tensors, Tensors | None]:
     """Encode a client's update and what was lost of those before.
 
     Args:
@@ -55,17 +52,19 @@ def wrap_update(
         name: The encoding.
         given: Its options.
         seed: Of its rounding.
-        share: Share of the coordinates that top-k sends.
+        share: Share of the coordinates that an encoding sends that goes by it.
 
     Returns:
-        What travels; the update that the server reads out of it; what is lost now.
+        What travels, none if the update itself does; the update that the server reads out of it; what is lost now.
     """
     row, options = encoding(name, given)
+    if row.plain:
+        return None, update, None
     parts, decoded, lost = feedback(update, residual, row, options, seed=seed, share=share)
-    return Parcel(name, given, share, parts), decoded, lost
+    return Parcel(name, given, share, parts), decoded, lost if row.loses else None
 
 
-def wrap_adapter(adapter: Tensors, start: Tensors, name: str, *, seed: int) -> tuple[Parcel, dict[str, torch.Tensor]]:
+def wrap_adapter(adapter: Tensors, start: Tensors, name: str, *, seed: int) -> tuple[Parcel | None, Tensors]:
     """Encode an adapter as its difference from the one that the run began with, which the clients draw themselves.
 
     Args:
@@ -75,9 +74,11 @@ def wrap_adapter(adapter: Tensors, start: Tensors, name: str, *, seed: int) -> t
         seed: Of its rounding.
 
     Returns:
-        What travels, and the adapter that clients read out of it.
+        What travels, none if the adapter itself does, and the adapter that clients read out of it.
     """
     row, options = encoding(name, {})
+    if row.plain:
+        return None, adapter
     moved = {key: tensor - start[key] for key, tensor in adapter.items()}
     parcel = Parcel(name, {}, 1.0, row.encode(moved, options, seed=seed, share=1.0))
     return parcel, open_adapter(parcel, start, "the adapter")

@@ -19,8 +19,8 @@ from fedproxy.artifacts import os_error, versions
 from fedproxy.config import CLIENT_NAME
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.messages import Order, Refusal, Reply, size_in_bytes
-from fedproxy.federation.parcel import PLAIN, Parcel, open_adapter
-from fedproxy.federation.wire import ENCODINGS, encoding, pack_levels, unpack_levels
+from fedproxy.federation.parcel import Parcel, open_adapter
+from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding, pack_levels, unpack_levels
 from fedproxy.tensor_files import (
     DTYPE_NAMES,
     TensorFile,
@@ -32,15 +32,16 @@ from fedproxy.tensor_files import (
 )
 from fedproxy.tensors import MappedTensors, Tensors, check_finite
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Rises when an order, an answer or an offer changes so that an older fedproxy would misread it."""
 HEAD_BYTES = 4096
 """Of a head at most so much is read."""
 _REASON_CHARACTERS = 500
+_NUMBERS = 32
 _SHAPE_CHARACTERS = 64
 """A tensor's shape may take so many characters more in a header than its number of values."""
 _COUNT_LIMIT = 1 << 53
-_ADAPTER, _CONFLICT, _CONTROL = "adapter/", "conflict/", "control/"
+_ADAPTER, _CONFLICT, _STATE = "adapter/", "conflict/", "regulariser/"
 
 Rule = Callable[[Any], bool]
 
@@ -76,6 +77,10 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and CLIENT_NAME.fullmatch(value) is not None
 
 
+def _numbers(value: object) -> bool:
+    return isinstance(value, dict) and len(value) <= _NUMBERS and all(map(_number, value.values()))
+
+
 def _reason(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _REASON_CHARACTERS
 
@@ -100,7 +105,7 @@ _HEADS: dict[str, dict[str, Rule]] = {
         "steps": _count(1),
         "loss": _number,
         "seconds": lambda value: _number(value) and value >= 0,
-        "rate_sum": lambda value: _number(value) and value >= 0,
+        "numbers": _numbers,
         "peak_memory": _count(0),
         "wire": _wire,
     },
@@ -133,7 +138,7 @@ def _as_sent(
     tensors: Tensors, wire: str, options: Mapping[str, Any], share: float, prefix: str = ""
 ) -> dict[str, tuple[torch.dtype, int]]:
     """For `_limit`: what comes of tensors of this layout in an encoding, at most."""
-    if wire == PLAIN:
+    if ENCODINGS.choose(wire).plain:
         return {prefix + name: (tensor.dtype, tensor.numel()) for name, tensor in tensors.items()}
     row, chosen = encoding(wire, options)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -210,7 +215,7 @@ def encode_order(order: Order) -> bytes:
     """
     adapter, wire = (order.parcel.parts, order.parcel.encoding) if order.parcel else (order.adapter, PLAIN)
     tensors = {_ADAPTER + name: tensor for name, tensor in adapter.items()}
-    tensors |= {_CONTROL + name: tensor for name, tensor in (order.control or {}).items()}
+    tensors |= {_STATE + name: tensor for name, tensor in (order.state or {}).items()}
     for name, values in (order.conflict or {}).items():
         levels = (values * order.voters).round().to(torch.int32)
         if not torch.equal(levels.float() / order.voters, values):
@@ -229,7 +234,7 @@ def encode_order(order: Order) -> bytes:
 def order_limit(adapter: Tensors, wire: str = PLAIN) -> int:
     """The most bytes that an order for an adapter of this layout takes; a client counts before it keeps any."""
     layout = _as_sent(adapter, wire, {}, 1.0, _ADAPTER)
-    layout |= {_CONTROL + name: (tensor.dtype, tensor.numel()) for name, tensor in adapter.items()}
+    layout |= {_STATE + name: (torch.float32, tensor.numel()) for name, tensor in adapter.items()}
     layout |= {_CONFLICT + name: (torch.uint16, tensor.numel()) for name, tensor in adapter.items()}
     return _limit(layout)
 
@@ -256,20 +261,24 @@ def decode_order(data: bytes, start: Tensors | None = None, wire: str = PLAIN) -
             raise os_error(error, path) from error
         _, head = _head(read_header(path), _content(data), who, "order")
         tensors = load_tensors(path)
-    adapter, conflict, control = (_under(prefix, tensors) for prefix in (_ADAPTER, _CONFLICT, _CONTROL))
-    if len(adapter) + len(conflict) + len(control) < len(tensors):
-        raise ArtifactError(f"{who}: a tensor belongs neither to the adapter nor to the conflict or control variate.")
+    adapter, conflict, state = (_under(prefix, tensors) for prefix in (_ADAPTER, _CONFLICT, _STATE))
+    if len(adapter) + len(conflict) + len(state) < len(tensors):
+        raise ArtifactError(f"{who}: a tensor belongs neither to the adapter nor to the conflict or the state.")
     if head["since"] >= head["round"]:
         raise ArtifactError(f"{who}: it goes on from round {head['since']}, and is of round {head['round']}.")
     if head["wire"] != wire:
         raise ArtifactError(f"{who}: the adapter came as {head['wire']}; {wire} was offered.")
-    if start is not None and wire != PLAIN:
+    if start is not None and not ENCODINGS.choose(wire).plain:
         adapter = open_adapter(Parcel(wire, {}, 1.0, adapter), start, who)
     if not adapter or not all(tensor.is_floating_point() for tensor in adapter.values()):
         raise ArtifactError(f"{who}: the adapter is empty, or not floating point.")
     check_finite(adapter, who)
-    if control:
-        _check_control(control, adapter, who)
+    if state:
+        if {name: (t.shape, t.dtype) for name, t in state.items()} != {
+            name: (t.shape, torch.float32) for name, t in adapter.items()
+        }:
+            raise ArtifactError(f"{who}: the state of the regulariser has another layout than the adapter.")
+        check_finite(state, who)
     voters = head["voters"]
     if bool(conflict) != bool(voters) or (conflict and conflict.keys() != adapter.keys()):
         raise ArtifactError(f"{who}: {voters} voters, and a conflict of {len(conflict)} of {len(adapter)} tensors.")
@@ -278,7 +287,7 @@ def decode_order(data: bytes, start: Tensors | None = None, wire: str = PLAIN) -
         for name, packed in conflict.items()
     }
     return Order(
-        head["round"], adapter, shares or None, voters, control or None, float(head["share"]), since=head["since"]
+        head["round"], adapter, shares or None, voters, state or None, float(head["share"]), since=head["since"]
     )
 
 
@@ -289,14 +298,6 @@ def _content(data: bytes) -> memoryview:
 
 def _under(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _check_control(control: Tensors, adapter: Tensors, who: str) -> None:
-    if {name: (t.shape, t.dtype) for name, t in control.items()} != {
-        name: (t.shape, torch.float32) for name, t in adapter.items()
-    }:
-        raise ArtifactError(f"{who}: the control variate has another layout than the adapter.")
-    check_finite(control, who)
 
 
 def encode_reply(answer: Reply | Refusal) -> bytes:
@@ -343,14 +344,14 @@ def read_reply(
             raise ArtifactError(f"{who}: a refusal holds tensors.")
         return Refusal(**head)
     sent = head.pop("wire")
-    if sent == PLAIN:
+    if sent not in (PLAIN, wire):
+        raise ArtifactError(f"{who}: the update came as {sent}; {wire} was offered.")
+    if ENCODINGS.choose(sent).plain:
         try:
             update = MappedTensors(path, file.entries)
         except ArtifactError as error:
             raise ArtifactError(str(error).replace(str(path), who)) from error
         return Reply(update=update, wire=sent, size=size_in_bytes(update), **head)
-    if sent != wire:
-        raise ArtifactError(f"{who}: the update came as {sent}; {wire} was offered.")
     parcel = Parcel(sent, options or {}, order.share, load_tensors(path))
     decoded = path.with_suffix(".decoded")
     layout = {name: (torch.float32, tuple(tensor.shape)) for name, tensor in order.adapter.items()}

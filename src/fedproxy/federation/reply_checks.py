@@ -60,26 +60,6 @@ def outliers(norms: Mapping[str, float], ratio: float) -> dict[str, str]:
     }
 
 
-def odd_rates(rates: Mapping[str, float], ratio: float) -> dict[str, str]:
-    """The clients whose mean learning rate is `ratio` times the round's median or more, or as far below it.
-
-    SCAFFOLD divides an update by the sum of its learning rates, so one that is far too small would move the control
-    variate of all. Schedules are the same for all clients, their lengths differ with the rows.
-
-    Args:
-        rates: Sum of the learning rates over the number of steps.
-        ratio: Above 1.
-    """
-    if len(rates) < RATIO_NEEDS:
-        return {}
-    median = sorted(rates.values())[(len(rates) - 1) // 2]
-    return {
-        name: f"its mean learning rate {rate:.4g} is not near the round's median {median:.4g}"
-        for name, rate in rates.items()
-        if not median / ratio < rate < median * ratio
-    }
-
-
 def strikes(records: Sequence[Mapping[str, Any]]) -> Counter[str]:
     """How many invalid replies each client sent, over the records of rounds and of their failed attempts."""
     rounds = [part for record in records for part in (record, *record.get("attempts", ()))]

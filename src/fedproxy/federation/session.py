@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from fedproxy.aggregation.space import space, trained
+from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained
 from fedproxy.federation.client import answer
 from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.messages import Order, Refusal, Reply
 from fedproxy.federation.offer import Limits, Offer, check_offer
-from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
+from fedproxy.federation.wire import ENCODINGS
 from fedproxy.layer_map import split_name, trained_blocks
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer, padding
 from fedproxy.models.encoding import Encoded, encode
@@ -48,11 +48,13 @@ class Session:
         self._limits = limits or Limits()
         base: Any = model.get_base_model()
         self.longest = readable(base.config, offer.train.max_length)
-        owned, chosen = trained_blocks(offer.train.blocks, len(blocks(base))), space(offer.space)
+        owned, chosen = trained_blocks(offer.train.blocks, len(blocks(base))), SPACES.choose(offer.space)
         fresh = {name: value for name, value in adapter_state(model).items() if split_name(name)[1] in owned}
         train_only(model, lambda name: name in fresh and chosen.trains(name))
         self._start = trained(chosen, fresh)
-        if (len(self._start) < len(fresh) or offer.wire_down != PLAIN) and digest(fresh) != offer.start:
+        if (len(self._start) < len(fresh) or not ENCODINGS.choose(offer.wire_down).plain) and digest(
+            fresh
+        ) != offer.start:
             raise FederationError(
                 "The adapter's first values are others here than at the server, which builds on them. Install "
                 "the server's version of torch, or ask for wire_down = fp32 and another space than frozen-a."

@@ -1,13 +1,12 @@
 """What of a [federate] table goes together."""
 
 from fedproxy.aggregation.merge import configured
-from fedproxy.aggregation.regularise import PCR, SCAFFOLD
+from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
-from fedproxy.aggregation.space import space, without_conflict
+from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Federate
 from fedproxy.errors import UsageError
-from fedproxy.federation.parcel import PLAIN
-from fedproxy.federation.wire import encoding
+from fedproxy.federation.wire import ENCODINGS, encoding
 
 
 def check_settings(federate: Federate) -> None:
@@ -19,19 +18,20 @@ def check_settings(federate: Federate) -> None:
     configured(federate.merge, federate.merge_options)
     server_optimizer(federate.server_optimizer, federate.server_options)
     encoding(federate.wire, federate.wire_options)
-    encoding(federate.wire_down, {})
-    chosen = space(federate.space)
-    if chosen.conflicts:
+    down, _ = encoding(federate.wire_down, {})
+    chosen, row = SPACES.choose(federate.space), REGULARISERS.choose(federate.regulariser)
+    if down.by_share:
+        raise UsageError(f'[federate] wire_down = "{down.name}" leaves values out; an adapter is sent whole.')
+    if chosen.lasting:
         return
-    if federate.regulariser == PCR:
-        raise UsageError(f"[federate] {without_conflict(chosen)}")
-    if federate.regulariser == SCAFFOLD:
-        raise UsageError(
-            f'[federate] regulariser = "scaffold" has no meaning in the space "{federate.space}": re-factoring turns '
-            'the factors from round to round, and control variates with them. Choose "factors" or "frozen-a".'
-        )
-    if federate.wire_down != PLAIN:
-        raise UsageError(
-            f'[federate] wire_down = "{federate.wire_down}" sends what the adapter moved since the start; in the space '
-            f'"{federate.space}" re-factoring turns it altogether. Choose wire_down = "fp32".'
-        )
+    for key, name, refused, alike in (
+        ("regulariser", row.name, row.lasting, [one.name for one in REGULARISERS.values() if not one.lasting]),
+        ("wire_down", down.name, not down.plain, [one.name for one in ENCODINGS.values() if one.plain]),
+    ):
+        if refused:
+            lasting = ", ".join(one.name for one in SPACES.values() if one.lasting)
+            raise UsageError(
+                f'[federate] {key} = "{name}" goes by parameters of rounds before, and those of the space '
+                f'"{chosen.name}" turn into others from round to round. Choose {key} {" or ".join(alike)}, or one of '
+                f"the spaces {lasting}."
+            )

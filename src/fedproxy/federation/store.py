@@ -13,7 +13,7 @@ from fedproxy.federation.messages import Closed
 from fedproxy.tensor_files import load_tensors, save_tensors
 
 _ADAPTER, _CONFLICT = "adapter.safetensors", "conflict.safetensors"
-_SERVER, _CONTROL = "server_optimizer.safetensors", "control.safetensors"
+_SERVER, _STATE = "server_optimizer.safetensors", "regulariser.safetensors"
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Stored:
     adapter: dict[str, torch.Tensor]
     conflict: dict[str, torch.Tensor]
     server_state: dict[str, torch.Tensor]
-    control: dict[str, torch.Tensor]
+    state: dict[str, torch.Tensor]
     records: list[dict[str, Any]]
 
 
 class RoundStore:
     """The folder RUN/rounds: 0001/, 0002/, ..., each with adapter.safetensors, conflict.safetensors and round.json.
 
-    With a server optimizer that has a state there is server_optimizer.safetensors, too; with SCAFFOLD
-    control.safetensors; in the space "product" there is no conflict.
+    With a server optimizer that has a state there is server_optimizer.safetensors, too, and regulariser.safetensors
+    with a regulariser that has one; where the space is not lasting there is no conflict.
 
     Args:
         folder: The folder.
@@ -75,7 +75,7 @@ class RoundStore:
             for name, tensors in (
                 (_CONFLICT, closed.conflict),
                 (_SERVER, closed.server_state),
-                (_CONTROL, closed.control),
+                (_STATE, closed.state),
             ):
                 if tensors:
                     save_tensors(folder / name, tensors)
@@ -83,7 +83,7 @@ class RoundStore:
         self._clear_spool()
         if self._keep:
             for number in range(1, closed.round - self._keep + 1):
-                for name in (_ADAPTER, _CONFLICT, _SERVER, _CONTROL):
+                for name in (_ADAPTER, _CONFLICT, _SERVER, _STATE):
                     (self._of(number) / name).unlink(missing_ok=True)
 
     def count(self) -> int:
@@ -122,7 +122,7 @@ class RoundStore:
         if not records:
             return None
         folder = self._of(len(records))
-        conflict, server_state, control = (
-            load_tensors(folder / name) if (folder / name).is_file() else {} for name in (_CONFLICT, _SERVER, _CONTROL)
+        conflict, server_state, state = (
+            load_tensors(folder / name) if (folder / name).is_file() else {} for name in (_CONFLICT, _SERVER, _STATE)
         )
-        return Stored(len(records), load_tensors(folder / _ADAPTER), conflict, server_state, control, records)
+        return Stored(len(records), load_tensors(folder / _ADAPTER), conflict, server_state, state, records)

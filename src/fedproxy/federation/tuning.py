@@ -147,7 +147,7 @@ def tune(
         seed=experiment.seed,
         conflict=(last.conflict or None) if last else None,
         server_state=last.server_state if last else None,
-        control=(last.control or None) if last else None,
+        state=(last.state or None) if last else None,
         records=last.records if last else (),
         start=fresh,
         ranks=experiment.ranks,

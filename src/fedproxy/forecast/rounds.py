@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedproxy.aggregation.regularise import PCR, SCAFFOLD
-from fedproxy.aggregation.space import space
+from fedproxy.aggregation.merge import configured as merge_rule
+from fedproxy.aggregation.regularise import REGULARISERS
+from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Experiment
 from fedproxy.federation.coordinator import Coordinator
-from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.tuning import turns
 from fedproxy.federation.wire import encoding, packed_bytes
 from fedproxy.forecast.known import Known, ProxySize, Shapes
@@ -85,7 +85,7 @@ def rounds_of(
 def _trained(experiment: Experiment, client: str, known: Known, proxy: ProxySize) -> Shapes:
     """The tensors that a client trains and sends."""
     shapes = known.adapter(proxy, experiment.train_of(client))
-    return {name: shape for name, shape in shapes.items() if space(experiment.federate.space).trains(name)}
+    return {name: shape for name, shape in shapes.items() if SPACES.choose(experiment.federate.space).trains(name)}
 
 
 def count(shapes: Shapes) -> int:
@@ -100,19 +100,16 @@ def _encoded(name: str, given: Mapping[str, object], shapes: Shapes, share: floa
 
 def _up(experiment: Experiment, shapes: Shapes) -> int:
     settings = experiment.federate
-    if settings.wire == PLAIN:
-        return _FLOAT * count(shapes)
-    most = min(1.0, float(settings.merge_options.get("r0", 1.0)))
-    return _encoded(settings.wire, settings.wire_options, shapes, most)
+    rule, options = merge_rule(settings.merge, settings.merge_options)
+    return _encoded(settings.wire, settings.wire_options, shapes, rule.first(options))
 
 
 def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int) -> int:
-    """The adapter; from the second round on the conflict in bits, or SCAFFOLD's control variate."""
-    settings = experiment.federate
-    plain = settings.wire_down == PLAIN
-    found = _FLOAT * count(shapes) if plain else _encoded(settings.wire_down, {}, shapes, 1.0)
-    if number > 1 and settings.regulariser == PCR:
+    """The adapter; from the second round on the conflict in bits, and the state that the regulariser carries."""
+    row = REGULARISERS.choose(experiment.federate.regulariser)
+    found = _encoded(experiment.federate.wire_down, {}, shapes, 1.0)
+    if number > 1 and row.conflict:
         found += sum(packed_bytes(shape.numel(), voters.bit_length()) for shape in shapes.values())
-    if number > 1 and settings.regulariser == SCAFFOLD:
+    if number > 1 and row.carried:
         found += _FLOAT * count(shapes)
     return found

@@ -1,11 +1,16 @@
 import pytest
 import torch
 
-from fedproxy.aggregation.regularise import PENALTIES, penalty
+from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.errors import ArtifactError, UsageError
 
 ANCHOR = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[0.0]])}
 CONFLICT = {"a": torch.tensor([0.5, 1.0]), "b": torch.tensor([[0.0]])}
+PENALTIES = [name for name, row in REGULARISERS.items() if row.penalty]
+
+
+def penalty(name):
+    return REGULARISERS.choose(name).penalty
 
 
 def parameters(dtype=torch.float32):
@@ -37,8 +42,8 @@ def test_the_first_round_has_no_conflict_and_no_pcr():
     assert penalty("pcr")(parameters(), ANCHOR, None, 1.0).item() == 0.0
 
 
-def test_none_is_zero():
-    assert penalty("none")(parameters(), ANCHOR, CONFLICT, 1.0).item() == 0.0
+def test_none_adds_nothing():
+    assert REGULARISERS["none"].term(ANCHOR, CONFLICT, 1.0, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -72,6 +77,6 @@ def test_a_conflict_of_another_layout_is_refused():
         penalty("pcr")(parameters(), ANCHOR, {"b": CONFLICT["b"]}, 1.0)
 
 
-def test_an_unknown_penalty_is_explained():
+def test_an_unknown_regulariser_is_explained():
     with pytest.raises(UsageError, match="Did you mean 'fedprox'"):
         penalty("fedprx")

@@ -13,13 +13,13 @@ from fedproxy.aggregation.merge.driver import drive
 from fedproxy.aggregation.merge.h_ties import H_TIES
 from fedproxy.aggregation.merge.mean import MEAN
 from fedproxy.aggregation.merge.median import MEDIAN
-from fedproxy.aggregation.merge.rule import Rule, build_options
+from fedproxy.aggregation.merge.rule import Rule
 from fedproxy.aggregation.merge.ties import TIES
 from fedproxy.aggregation.merge.trimmed_mean import TRIMMED_MEAN
-from fedproxy.registry import Axis, choose
+from fedproxy.registry import Axis, build, choose
 from fedproxy.tensors import CHUNK_ELEMENTS, Tensors, outlines
 
-__all__ = ["RULES", "Rule", "build_options", "configured", "merge", "merge_round", "merge_rule"]
+__all__ = ["RULES", "Rule", "configured", "merge", "merge_round"]
 
 RULES: Axis[Rule[Any]] = Axis(
     "merge rule",
@@ -27,15 +27,6 @@ RULES: Axis[Rule[Any]] = Axis(
     Rule,
     {rule.name: rule for rule in (MEAN, TIES, H_TIES, MEDIAN, TRIMMED_MEAN, DARE, DARE_TIES)},
 )
-
-
-def merge_rule(name: str) -> Rule[Any]:
-    """The merge rule called `name`.
-
-    Raises:
-        UsageError: there is no such rule.
-    """
-    return RULES.choose(name)
 
 
 def configured(name: str, given: Mapping[str, object]) -> tuple[Rule[Any], Any]:
@@ -48,11 +39,11 @@ def configured(name: str, given: Mapping[str, object]) -> tuple[Rule[Any], Any]:
     Raises:
         UsageError: there is no such rule, an option is unknown, or its value of the wrong type or out of range.
     """
-    row = merge_rule(name)
+    row = RULES.choose(name)
     known = {field.name: field for field in dataclasses.fields(row.options)} | {CLIP_NORM: None}
     for option in given:
         choose(f"option of the merge rule {name}", option, known)
-    options = build_options(row, {option: value for option, value in given.items() if option != CLIP_NORM})
+    options = build("merge rule", name, row.options, {key: value for key, value in given.items() if key != CLIP_NORM})
     limit = given.get(CLIP_NORM)
     return (row if limit is None else clipped(row, limit)), options
 

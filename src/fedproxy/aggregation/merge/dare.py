@@ -77,6 +77,7 @@ DARE = Rule(
     keep=lambda analysis, options: [1.0] * analysis.clients,
     weights=lambda analysis, rows, options: row_weights(analysis, rows, MeanOptions(options.weights)),
     combine=lambda values, weights, options: mean(values, weights, MeanOptions()),
+    by_rows=lambda options: options.weights == "rows",
     thin=lambda values, place, options: drop_and_rescale(values, place, options.drop),
 )
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from fedproxy.aggregation.analyse import Analysis, check_updates, measure
+from fedproxy.aggregation.analyse import Analysis, check_updates, describe, measure
 from fedproxy.aggregation.merge.kernels import combines, kernels_for
 from fedproxy.aggregation.merge.rule import Place, Rule, equal_weights
 from fedproxy.aggregation.merge.top_k import kept_count, thresholds, trimmed
@@ -51,7 +51,7 @@ def drive(
     names = check_updates(updates, names)
     kernels = kernels_for(updates)
     statistics = kernels.measure(names, levels) if kernels else measure(updates, names, chunk_elements, levels)
-    analysis = rule.describe(statistics, options)
+    analysis = describe(statistics, *rule.eq_10(options))
     weighed, retention = rule.weights(analysis, rows, options), list(rule.keep(analysis, options))
     shares = equal_weights(analysis) if weighed is None else weighed
     scales = rule.scale(statistics) if rule.scale else [1.0] * analysis.clients

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedproxy.aggregation.analyse import describe
+from fedproxy.aggregation.analyse import DELTA, R0
 from fedproxy.aggregation.merge.rule import Rule, require_range
 
 ROUNDING = 1e-12
@@ -22,8 +22,8 @@ class HTiesOptions:
     """
 
     rho: float = 1.1
-    r0: float = 1.0
-    delta: float = 0.2
+    r0: float = R0
+    delta: float = DELTA
 
     def __post_init__(self) -> None:
         require_range("h-ties", "rho", self.rho, 1.0, 1e6)
@@ -72,5 +72,5 @@ H_TIES = Rule(
     keep=lambda analysis, options: analysis.retention,
     weights=lambda analysis, rows, options: analysis.weights,
     combine=h_ties,
-    describe=lambda statistics, options: describe(statistics, options.r0, options.delta),
+    eq_10=lambda options: (options.r0, options.delta),
 )

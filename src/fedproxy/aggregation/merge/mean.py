@@ -65,4 +65,5 @@ MEAN = Rule(
     keep=lambda analysis, options: [1.0] * analysis.clients,
     weights=row_weights,
     combine=mean,
+    by_rows=lambda options: options.weights == "rows",
 )

@@ -1,13 +1,12 @@
 """What a merge rule is: a frozen row of pure functions and a dataclass of options."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 
-from fedproxy.aggregation.analyse import Analysis, Statistics, describe
-from fedproxy.registry import build
+from fedproxy.aggregation.analyse import DELTA, R0, Analysis, Statistics, retention
 from fedproxy.registry import require_range as require_range
 
 Options = TypeVar("Options")
@@ -43,7 +42,8 @@ class Rule(Generic[Options]):
             the options; none if the rule weighs nobody.
         combine: Trimmed values of some coordinates [K, n] and the weights [K], equal if there are none, both float64, →
             merged values [n]. It sees one chunk at a time, so it must treat each coordinate by itself.
-        describe: The analysis from the collected statistics; a rule whose options set Eq. 10 gives its own.
+        eq_10: The options → r0 and δ of Eq. 10, the share that each client keeps.
+        by_rows: The options → whether `weights` looks at the clients' row counts.
         thin: Trimmed values of a chunk [K, n], float64, and its place → values [K, n] with some dropped at random;
             none if the rule leaves nothing to chance.
         scale: Positive factor of each client's values, [K], from the collected statistics; `combine` alone sees the
@@ -55,20 +55,21 @@ class Rule(Generic[Options]):
     keep: Callable[[Analysis, Options], Sequence[float]]
     weights: Callable[[Analysis, Sequence[int] | None, Options], Sequence[float] | None]
     combine: Callable[[torch.Tensor, torch.Tensor, Options], torch.Tensor]
-    describe: Callable[[Statistics, Options], Analysis] = lambda statistics, options: describe(statistics)
+    eq_10: Callable[[Options], tuple[float, float]] = lambda options: (R0, DELTA)
+    by_rows: Callable[[Options], bool] = lambda options: False
     thin: Callable[[torch.Tensor, Place, Options], torch.Tensor] | None = None
     scale: Callable[[Statistics], Sequence[float]] | None = None
+
+    def retained(self, heterogeneities: Sequence[float], options: Options) -> list[float]:
+        """Eq. 10 with the rule's options, whatever it makes of it itself: the share of each client."""
+        shares = retention(torch.tensor(heterogeneities, dtype=torch.float64), *self.eq_10(options))
+        return [float(share) for share in shares]
+
+    def first(self, options: Options) -> float:
+        """The share, Eq. 10, of a client whose heterogeneity is not known yet: the highest."""
+        return self.retained([0.0, 0.0], options)[0]
 
 
 def equal_weights(analysis: Analysis) -> list[float]:
     """1/K for each client."""
     return [1.0 / analysis.clients] * analysis.clients
-
-
-def build_options(rule: Rule[Options], given: Mapping[str, object]) -> Options:
-    """The rule's own options with the given ones in place of the defaults.
-
-    Raises:
-        UsageError: an option is unknown, or its value of the wrong type or out of range.
-    """
-    return build("merge rule", rule.name, rule.options, given)

@@ -2,6 +2,7 @@
 
 import torch
 
+from fedproxy.aggregation.regularise.contract import Regulariser
 from fedproxy.aggregation.regularise.squares import squared_distance
 from fedproxy.tensors import Tensors
 
@@ -24,3 +25,6 @@ def fedprox(parameters: Tensors, anchor: Tensors, conflict: Tensors | None, stre
     Reference: Li et al., "Federated Optimization in Heterogeneous Networks", 2020, Eq. 2.
     """
     return strength / 2 * squared_distance(parameters, anchor)
+
+
+FEDPROX = Regulariser("fedprox", strength=0.01, penalty=fedprox)

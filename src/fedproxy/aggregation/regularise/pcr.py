@@ -2,6 +2,7 @@
 
 import torch
 
+from fedproxy.aggregation.regularise.contract import Regulariser
 from fedproxy.aggregation.regularise.squares import squared_distance
 from fedproxy.tensors import Tensors
 
@@ -27,3 +28,6 @@ def pcr(parameters: Tensors, anchor: Tensors, conflict: Tensors | None, strength
     if conflict is None:
         return torch.zeros((), device=next(iter(parameters.values())).device)
     return strength * squared_distance(parameters, anchor, conflict)
+
+
+PCR = Regulariser("pcr", strength=1e-5, penalty=pcr, conflict=True)

@@ -15,12 +15,16 @@ Reference: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Fe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from fedproxy.aggregation.regularise.contract import Carried, Regulariser, Trained
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.tensors import Tensors, check_layout
+
+MEDIAN_NEEDS = 3
+"""Clients from which on mean learning rates are held against their median: of two, either may be the wrong one."""
 
 
 def drift(server: Tensors | None, own: Tensors | None) -> dict[str, torch.Tensor]:
@@ -119,3 +123,43 @@ def _check_rate_sum(rate_sum: float) -> None:
             f"SCAFFOLD: the sum of a round's learning rates is {rate_sum:g}; it must be finite and above 0. A client "
             "that took no step has no direction: leave its update out."
         )
+
+
+def odd_rates(rates: Mapping[str, float], ratio: float) -> dict[str, str]:
+    """The clients whose mean learning rate is `ratio` times the round's median or more, or as far below it.
+
+    An update is divided by the sum of its learning rates, so one that is far too small would move the variate of all.
+    Schedules are the same for all clients, their lengths differ with the rows.
+
+    Args:
+        rates: Sum of the learning rates over the number of steps.
+        ratio: Above 1.
+    """
+    if len(rates) < MEDIAN_NEEDS:
+        return {}
+    median = sorted(rates.values())[(len(rates) - 1) // 2]
+    return {
+        name: f"its mean learning rate {rate:.4g} is not near the round's median {median:.4g}"
+        for name, rate in rates.items()
+        if not median / ratio < rate < median * ratio
+    }
+
+
+def _rate_sum(client: Trained) -> float:
+    return client.numbers["rate_sum"]
+
+
+SCAFFOLD = Regulariser(
+    "scaffold",
+    carried=Carried(
+        name="control variate",
+        numbers=("rate_sum",),
+        drift=drift,
+        client=lambda own, server, done: client_variate(own, server, done.update, _rate_sum(done)),
+        server=lambda server, done, clients: server_variate(
+            server, [one.update for one in done], [_rate_sum(one) for one in done], clients
+        ),
+        check=lambda done: _check_rate_sum(_rate_sum(done)),
+        odd=lambda done, ratio: odd_rates({name: _rate_sum(one) / one.steps for name, one in done.items()}, ratio),
+    ),
+)

@@ -6,24 +6,6 @@ from fedproxy.aggregation.space.frozen_a import FROZEN_A
 from fedproxy.aggregation.space.product import PRODUCT
 from fedproxy.registry import Axis
 
-__all__ = ["SPACES", "Space", "space", "trained", "without_conflict"]
+__all__ = ["SPACES", "Space", "trained"]
 
 SPACES: Axis[Space] = Axis("space", "fedproxy.spaces", Space, {row.name: row for row in (FACTORS, FROZEN_A, PRODUCT)})
-
-
-def space(name: str) -> Space:
-    """The space called `name`.
-
-    Raises:
-        UsageError: there is no such space.
-    """
-    return SPACES.choose(name)
-
-
-def without_conflict(space: Space) -> str:
-    """Why a space whose `conflicts` is false goes with no PCR, in a sentence for a configuration's problems."""
-    fitting = ", ".join(row.name for row in SPACES.values() if row.conflicts)
-    return (
-        f'regulariser "pcr" holds trained parameters still where clients dispute them (Eq. 8), and what the space '
-        f"{space.name!r} merges are none; choose fedprox or none, or one of the spaces {fitting}."
-    )

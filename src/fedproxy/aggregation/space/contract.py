@@ -25,8 +25,8 @@ class Space:
         apply: The adapter φ_t and the merged vector (as a server optimizer leaves it) → all of φ_{t+1}; nothing given
             is changed. ArtifactError if they do not fit.
         for_rank: The adapter and a client's rank → the adapter as that client gets it. None: all have one rank.
-        conflicts: Whether the merged coordinates are trained parameters, so that a merge's conflict (Eq. 7) says which
-            of them a client holds still (PCR, Eq. 8-9).
+        lasting: Whether what is merged are trained parameters that keep their meaning from round to round, so that the
+            conflict of a merge (Eq. 7), what regularisers carry, and differences from the first adapter go by them.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Space:
     vector: Callable[[Tensors, Tensors], Tensors]
     apply: Callable[[Tensors, Tensors], dict[str, torch.Tensor]]
     for_rank: Callable[[Tensors, int], dict[str, torch.Tensor]] | None
-    conflicts: bool
+    lasting: bool
 
 
 def trained(space: Space, adapter: Tensors) -> dict[str, torch.Tensor]:

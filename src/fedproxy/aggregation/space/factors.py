@@ -42,4 +42,4 @@ def added(adapter: Tensors, merged: Tensors) -> dict[str, torch.Tensor]:
     return {name: tensor + merged[name] for name, tensor in adapter.items()}
 
 
-FACTORS = Space(name="factors", trains=lambda name: True, vector=update_of, apply=added, for_rank=None, conflicts=True)
+FACTORS = Space(name="factors", trains=lambda name: True, vector=update_of, apply=added, for_rank=None, lasting=True)

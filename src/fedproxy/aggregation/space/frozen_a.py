@@ -50,4 +50,4 @@ def added_to_b(adapter: Tensors, merged: Tensors) -> dict[str, torch.Tensor]:
     return {**adapter, **added(_b_of(adapter), merged)}
 
 
-FROZEN_A = Space(name="frozen-a", trains=_trains, vector=update_of_b, apply=added_to_b, for_rank=None, conflicts=True)
+FROZEN_A = Space(name="frozen-a", trains=_trains, vector=update_of_b, apply=added_to_b, for_rank=None, lasting=True)

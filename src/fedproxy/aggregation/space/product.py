@@ -118,5 +118,5 @@ def _put(
 
 
 PRODUCT = Space(
-    name="product", trains=lambda name: True, vector=change, apply=factored, for_rank=truncated, conflicts=False
+    name="product", trains=lambda name: True, vector=change, apply=factored, for_rank=truncated, lasting=False
 )

@@ -16,11 +16,14 @@ SCORES: Axis[Registered] = Axis(
     "fedproxy.scores",
     Registered,
     {
-        "angular-distance": Registered(angular_distance, reads_text=True),
-        "block-influence": Registered(block_influence, reads_text=True),
-        "magnitude": Registered(magnitude, reads_text=False),
-        "perplexity": Registered(perplexity, reads_text=True),
-        "random": Registered(random, reads_text=False),
-        "uniform": Registered(uniform, reads_text=False),
+        row.name: row
+        for row in (
+            Registered("angular-distance", angular_distance, reads_text=True),
+            Registered("block-influence", block_influence, reads_text=True),
+            Registered("magnitude", magnitude, reads_text=False),
+            Registered("perplexity", perplexity, reads_text=True),
+            Registered("random", random, reads_text=False),
+            Registered("uniform", uniform, reads_text=False),
+        )
     },
 )

@@ -63,9 +63,11 @@ class Registered:
     """A row of the registry.
 
     Attributes:
+        name: Its name in configurations.
         score: The function.
         reads_text: Whether it runs the model on public text.
     """
 
+    name: str
     score: Score
     reads_text: bool

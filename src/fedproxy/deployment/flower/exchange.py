@@ -9,8 +9,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedproxy.federation.messages import Order, Refusal, Reply
-from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import encode_order, take_reply
+from fedproxy.federation.wire import PLAIN
 
 ORDER = "fedproxy.order"
 ANSWER = "fedproxy.answer"

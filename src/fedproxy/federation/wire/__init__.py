@@ -11,7 +11,10 @@ from fedproxy.federation.wire.packing import pack_levels, packed_bytes, unpack_l
 from fedproxy.federation.wire.top_k import TOP_K
 from fedproxy.registry import Axis, build
 
-__all__ = ["ENCODINGS", "TOP_K", "Encoding", "encoding", "feedback", "pack_levels", "packed_bytes", "unpack_levels"]
+__all__ = ["ENCODINGS", "PLAIN", "Encoding", "encoding", "feedback", "pack_levels", "packed_bytes", "unpack_levels"]
+
+PLAIN = FP32.name
+"""The encoding that every client speaks."""
 
 ENCODINGS: Axis[Encoding[Any]] = Axis(
     "encoding", "fedproxy.encodings", Encoding, {row.name: row for row in (FP32, BF16, INT8, INT4, TOP_K)}

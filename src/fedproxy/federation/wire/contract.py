@@ -59,6 +59,9 @@ class Encoding(Generic[Options]):
             in sorted name order. Names, types and sizes of the parts are checked at the call, the values of a tensor
             before it is given. Raises ArtifactError.
         layout: The tensors' shapes, the options and the round's share → dtype and most elements of every part.
+        loses: Whether values come back changed: what was lost then is added to the client's next update.
+        by_share: Whether it sends the share that the round sets; such a one is for updates, not for adapters.
+        plain: Whether tensors that are to travel in it travel as they are, without parts.
     """
 
     name: str
@@ -66,6 +69,9 @@ class Encoding(Generic[Options]):
     encode: Encode[Options]
     decode: Decode[Options]
     layout: Layout[Options]
+    loses: bool = True
+    by_share: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True)

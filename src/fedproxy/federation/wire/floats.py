@@ -1,6 +1,6 @@
 """Values as floating point numbers: float32 as they are, or bfloat16, the nearest, ties to even."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,5 +34,5 @@ def floats(dtype: torch.dtype) -> Code:
     return Code(sizes, encode, decode)
 
 
-FP32 = dense("fp32", FloatOptions, lambda options: floats(torch.float32))
+FP32 = replace(dense("fp32", FloatOptions, lambda options: floats(torch.float32)), loses=False, plain=True)
 BF16 = dense("bf16", FloatOptions, lambda options: floats(torch.bfloat16))

@@ -166,4 +166,4 @@ def _code(options: TopKOptions) -> Code:
             return blockwise(4, options.block)
 
 
-TOP_K = Encoding("top-k", TopKOptions, encode, decode, layout)
+TOP_K = Encoding("top-k", TopKOptions, encode, decode, layout, by_share=True)
