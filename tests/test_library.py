@@ -9,7 +9,13 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import fedproxy
 from fedproxy.aggregation.analyse import conflict_of
@@ -217,7 +223,7 @@ def seq2seq():
 
 
 def blockless():
-    return BertLMHeadModel(BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=0, num_attention_heads=2))
+    return ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
 
 
 def uniform(model, **settings):
@@ -227,7 +233,7 @@ def uniform(model, **settings):
 LAYERS = {"layer_map": [1, 2, 5]}
 WRONG = {
     "a family that cannot be compressed": (lambda: uniform(seq2seq()), ArtifactError, "encoder-decoder"),
-    "a model without blocks": (lambda: uniform(blockless()), ArtifactError, "BertLMHeadModel"),
+    "a model without blocks": (lambda: uniform(blockless()), ArtifactError, "ResNetForImageClassification"),
     "a multimodal model": (lambda: uniform(make_model("gemma3")), ArtifactError, "multimodal"),
     "weights that are elsewhere": (lambda: uniform(make_model().to("meta")), ArtifactError, "memory"),
     "a model with an adapter": (lambda: uniform(adapted()), UsageError, "adapter"),

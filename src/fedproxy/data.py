@@ -64,6 +64,8 @@ def read_rows(path: str | Path | Sequence[Row], limit: int | None = None) -> lis
     for number, row in numbered:
         where = f"{line} {number}"
         try:
+            if not isinstance(row, Mapping):
+                raise ValueError(f"a {type(row).__name__}, where an object is expected")
             row = _joined(row)
             kind = _check_row(row)
         except ValueError as error:
