@@ -281,12 +281,7 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
 def held_adapter(
     adapter: PeftModel | Mapping[str, torch.Tensor], config: LoraConfig | None, manifest: Manifest
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """An adapter in memory, checked as `read_adapter` checks one on disk: its PEFT configuration, and its tensors.
-
-    Args:
-        adapter: A model with the adapter "default"; or its state dict, as PEFT's `get_peft_model_state_dict` names it.
-        config: What the adapter of a state dict is.
-        manifest: What it belongs to.
+    """The configuration and tensors of an adapter in memory (of a state dict the former is given), checked as on disk.
 
     Raises:
         UsageError: it is neither, or a state dict comes without its configuration.
