@@ -242,19 +242,37 @@ def read_json(path: Path, most: int = 64 << 20) -> Any:
         with open(path, "rb") as file:
             content = file.read(most + 1)
         if len(content) > most:
-            raise ValueError(f"it is larger than {most >> 20} MiB")
-        return json.loads(content)
+            raise ArtifactError(f"{path} is larger than {most >> 20} MiB.")
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror or error}.") from error
+    return parse_json(content, str(path))
+
+
+def parse_json(content: str | bytes, source: str) -> Any:
+    """The value of a JSON text from outside, all of whose strings are text.
+
+    Args:
+        content: The text; UTF-8, with or without a byte order mark.
+        source: Where it stands, for the error.
+
+    Raises:
+        ArtifactError: it is no JSON, nested too deeply, or holds half a surrogate pair, which is no character.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not valid JSON: {error}.") from error
+        raise ArtifactError(f"{source} is not valid JSON: {error!s:.300}.") from error
 
 
 def event_of(line: str | bytes) -> dict[str, Any]:
     """The event in a line of events.jsonl; nothing of a line that a kill or a full disk cut short."""
     try:
-        event = json.loads(line)
-    except ValueError:
+        event = parse_json(line, "an event")
+    except ArtifactError:
         return {}
     return event if isinstance(event, dict) else {}
 

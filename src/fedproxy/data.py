@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedproxy.artifacts import parse_json
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.seeds import derive_seed
 
@@ -66,10 +67,10 @@ def read_rows(path: str | Path | Sequence[Row], limit: int | None = None) -> lis
         try:
             if not isinstance(row, Mapping):
                 raise ValueError(f"a {type(row).__name__}, where an object is expected")
-            row = _joined(row)
+            row = _called(_joined(row))
             kind = _check_row(row)
-        except ValueError as error:
-            raise ArtifactError(f"{where}: {error}.") from error
+        except (ValueError, ArtifactError) as error:
+            raise ArtifactError(f"{where}: {str(error).rstrip('.')}.") from error
         first = first or kind
         if kind != first:
             raise ArtifactError(
@@ -161,7 +162,7 @@ def _labels(rows: Sequence[Row], field: str | None) -> list[str]:
         return [json.dumps(row[field], sort_keys=True) for row in rows]
     if any("text" in row for row in rows):
         raise UsageError('rows of {"text"} have no answer to divide by: add a field "label", or use the scheme "iid".')
-    answers = [row["messages"][-1]["content"] if "messages" in row else row["completion"] for row in rows]
+    answers = [str(row["messages"][-1]["content"]) if "messages" in row else row["completion"] for row in rows]
     if (different := len(set(answers))) > len(rows) / 2:
         raise UsageError(
             f"{len(rows)} rows have {different} different answers, which are no classes to divide by: add a field "
@@ -187,10 +188,7 @@ def _numbered_objects(path: Path, limit: int | None) -> Iterator[tuple[int, Row]
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"{path}, line {number}: not valid JSON ({error}).") from error
+        row = parse_json(line, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise ArtifactError(f"{path}, line {number}: a JSON {type(row).__name__}, where an object is expected.")
         yield number, row
@@ -222,6 +220,34 @@ def _joined(row: Row) -> Row:
     return {**rest, "messages": prompt + completion}
 
 
+def _called(row: Row) -> Row:
+    """A row whose tools, and the arguments of whose tool calls, are values; some write them as JSON strings.
+
+    A message that only calls tools may lack its content.
+    """
+    if isinstance(row.get("tools"), str):
+        row = {**row, "tools": parse_json(row["tools"], "tools")}
+    if not isinstance(row.get("messages"), list):
+        return row
+    return {**row, "messages": [_with_calls(message) for message in row["messages"]]}
+
+
+def _with_calls(message: Any) -> Any:
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    if not calls:
+        return message
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise ValueError("tool_calls is no list of objects")
+    return {"content": None, **message, "tool_calls": [_parsed(call) for call in calls]}
+
+
+def _parsed(call: Row) -> Row:
+    function = call.get("function")
+    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+        return {**call, "function": {**function, "arguments": parse_json(function["arguments"], "arguments")}}
+    return call
+
+
 def _check_row(row: Mapping[str, Any]) -> str:
     """Name the format of a row, or raise ValueError with what is wrong with it."""
     named = {"prompt": "prompt", "completion": "prompt", "messages": "messages", "text": "text"}
@@ -242,11 +268,16 @@ def _check_row(row: Mapping[str, Any]) -> str:
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages is no list of messages, or an empty one")
+    if not isinstance(row.get("tools") or [], list):
+        raise ValueError(f"tools is a {type(row['tools']).__name__}, where a list is expected")
     for position, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f'message {position} is no object with "role" and "content"')
         _check_text(message["role"], f"the role of message {position}")
-        _check_text(message["content"], f"the content of message {position}", empty=message["role"] != "assistant")
+        calls = bool(message.get("tool_calls"))
+        if not (calls and message["content"] is None):
+            empty = calls or message["role"] != "assistant"
+            _check_text(message["content"], f"the content of message {position}", empty=empty)
     if messages[-1]["role"] != "assistant":
         raise ValueError(f"the last message has the role {messages[-1]['role']!r}, where 'assistant' is expected")
     return "messages"

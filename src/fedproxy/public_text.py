@@ -2,13 +2,13 @@
 
 import gzip
 import hashlib
-import json
 import random
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedproxy.artifacts import parse_json
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.seeds import derive_seed
 
@@ -19,7 +19,7 @@ def read_documents(text: str | Path | Sequence[str]) -> tuple[list[str], str]:
     """Read the documents of a text file (separated by blank lines) or of a JSON Lines file, gzipped or not.
 
     A line of a `.jsonl` file holds "text", "prompt" and "completion", or Alpaca's "instruction", "input" and "output".
-    A list of documents is taken as it is, and hashed as JSON.
+    A list of documents is taken as it is, and hashed as a file with a blank line between them.
 
     Returns:
         The documents in order, none empty, and the SHA-256 of the uncompressed file.
@@ -30,7 +30,7 @@ def read_documents(text: str | Path | Sequence[str]) -> tuple[list[str], str]:
     if not isinstance(text, str | Path):
         if not (text and all(isinstance(document, str) and document.strip() for document in text)):
             raise ArtifactError("public text in memory must be a list of strings, at least one and none empty.")
-        return list(text), hashlib.sha256(json.dumps(list(text)).encode()).hexdigest()
+        return list(text), hashlib.sha256("\n\n".join(text).encode()).hexdigest()
     path = Path(text)
     try:
         content = path.read_bytes()
@@ -65,10 +65,7 @@ def _json_lines(text: str, path: Path) -> list[str]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row: Any = json.loads(line)
-        except ValueError as error:
-            raise ArtifactError(f"public text {path}, line {number}: no valid JSON ({error}).") from error
+        row: Any = parse_json(line, f"public text {path}, line {number}")
         keys = next((keys for keys in _ROW_FORMATS if isinstance(row, dict) and set(keys) <= set(row)), None)
         if keys is None or not all(isinstance(row[key], str) for key in keys):
             raise ArtifactError(

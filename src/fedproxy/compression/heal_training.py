@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fedproxy.artifacts import parse_json
 from fedproxy.compression.heal_loss import divergence, hidden_distance
 from fedproxy.compression.heal_student import Student
 from fedproxy.compression.teacher import Teacher, check_same
@@ -141,7 +142,7 @@ def _restore(file: Path, description: dict[str, Any], student: Student, optimize
     if not file.is_file():
         return []
     try:
-        check_same(json.loads(read_header(file).metadata[_DESCRIPTION]), description, file.parent)
+        check_same(parse_json(read_header(file).metadata[_DESCRIPTION], str(file)), description, file.parent)
         tensors = load_tensors(file)
         losses = [Loss(*pair) for pair in tensors.pop("losses").tolist()]
         with torch.no_grad():

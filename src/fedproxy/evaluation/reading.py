@@ -7,6 +7,7 @@ from typing import Any
 
 from fedproxy.evaluation.library import SEED, contained
 from fedproxy.evaluation.loading import load_for_evaluation
+from fedproxy.models.tokens import text_ids
 
 _GENERATED = 256
 """Tokens that the harness lets a model generate where the task sets no limit."""
@@ -53,11 +54,10 @@ def _reading(task: Any, tokenizer: Any, limit: int | None) -> Reading:
     pairs = [_texts(instance.args) for instance in task.instances]
     contexts = {context: 0 for context, _, _ in pairs}
     wholes = [context + continuation for context, continuation, _ in pairs]
-    settings: dict[str, Any] = {"return_attention_mask": False}
-    for context, ids in zip(contexts, tokenizer(list(contexts), **settings)["input_ids"], strict=True):
+    for context, ids in zip(contexts, text_ids(tokenizer, list(contexts)), strict=True):
         contexts[context] = len(ids)
     read = sum(contexts.values())
-    for (context, _, most), ids in zip(pairs, tokenizer(wholes, **settings)["input_ids"], strict=True):
+    for (context, _, most), ids in zip(pairs, text_ids(tokenizer, wholes), strict=True):
         read += most + len(ids) - contexts[context]
     return Reading(len({instance.doc_id for instance in task.instances}), read)
 

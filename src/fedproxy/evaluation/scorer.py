@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from fedproxy.errors import ArtifactError
+from fedproxy.models.tokens import answer_ids, text_ids
+
 SLACK = 4
 """How many tokens the contexts of one batch may differ in length."""
 
@@ -15,10 +18,10 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 class Scorer(HFLM):  # type: ignore[misc]
-    """HFLM that encodes as the tokenizer does, reads a context once for all its options, and reports each answer.
+    """HFLM that encodes as training does, reads a context once for all its options, and reports each answer.
 
     Whatever the tokenizer puts before a text (a beginning-of-sequence token, or nothing) is what is scored: the ids of
-    context and continuation together are `tokenizer(context + continuation)["input_ids"]`, as in training. Log
+    context and continuation together are `tokens.text_ids(context + continuation)`, as in training. Log
     probabilities are taken in float32 whatever the model's data type, so that options do not tie by rounding.
     """
 
@@ -31,14 +34,30 @@ class Scorer(HFLM):  # type: ignore[misc]
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model
         takes = inspect.signature(bare.forward).parameters
         self._no_logits = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        self._encode = functools.lru_cache(maxsize=64)(tokenizer.encode)
+        self._encode = functools.lru_cache(maxsize=64)(
+            lambda text, special: text_ids(tokenizer, [text], special=special)[0]
+        )
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
     ) -> list[int]:
-        """Encode as `tokenizer(string)` does, unless told to add nothing (the harness does so for an empty context)."""
-        ids: list[int] = self._encode(string, add_special_tokens=add_special_tokens is not False)
+        """Encode as training does, unless told to add nothing (the harness does so for an empty context)."""
+        ids: list[int] = self._encode(string, add_special_tokens is not False)
         return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As the harness does, but that an option which melts into the context's last token is encoded by itself.
+
+        Raises:
+            ArtifactError: the option has no token; the harness would find it certain.
+        """
+        before, after = super()._encode_pair(context, continuation)
+        after = answer_ids(self.tokenizer, [*before, *after], before, continuation)
+        if not after:
+            raise ArtifactError(
+                f"The tokenizer makes no token of the option {continuation!r:.99} after {context!r:.99}."
+            )
+        return before, after
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
         """Take note of one answer: what the harness calls on its cache hook, which is this object."""

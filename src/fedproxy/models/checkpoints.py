@@ -27,6 +27,7 @@ from fedproxy.artifacts import CONFIG_BYTES, read_json
 from fedproxy.checkpoint_files import CONFIG, Checkpoint, numbered_lists, open_checkpoint
 from fedproxy.errors import ArtifactError, ResourceError
 from fedproxy.models.loading import Loader, quiet
+from fedproxy.models.tokens import prepare
 
 Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
@@ -256,10 +257,10 @@ def load_model(
 
 
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint; one without a padding token pads with its end of text.
+    """Load the tokenizer of a checkpoint, prepared for text that goes on (`tokens.prepare`).
 
     Raises:
-        ArtifactError: there is no tokenizer that can be loaded.
+        ArtifactError: there is no tokenizer that can be loaded, or it does not fit the model.
     """
     directory = resolve(path)
     try:
@@ -277,9 +278,9 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
         raise ArtifactError(
             f"{path} has no tokenizer that can be loaded ({cause}). Copy its files there anew."
         ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    raw = read_json(directory / CONFIG, CONFIG_BYTES) if (directory / CONFIG).is_file() else {}
+    vocabulary = {**raw, **(raw.get("text_config") or {})}.get("vocab_size")
+    return prepare(tokenizer, vocabulary if type(vocabulary) is int else None)
 
 
 def padding(tokenizer: Tokenizer) -> int:

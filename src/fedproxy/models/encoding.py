@@ -1,14 +1,20 @@
 """A client's rows as token ids, made once for all rounds."""
 
+import functools
+import logging
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.artifacts import read_json
+from fedproxy.errors import ArtifactError, FedproxyError, UsageError
+from fedproxy.models.tokens import answer_ids, text_ids
+
+_log = logging.getLogger(__name__)
 
 _AT_ONCE = 1000
 """Rows that the tokenizer is given together: fast ones share them out among the processors."""
@@ -39,9 +45,10 @@ def _pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, completion
     if "messages" in row:
         if tokenizer.chat_template is None:
             raise UsageError("The rows hold messages, but the model's tokenizer has no chat template.")
-        messages = row["messages"]
-        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        prompt = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
+        messages: list[dict[str, Any]] = row["messages"]
+        settings: dict[str, Any] = {"tools": row.get("tools"), "tokenize": False}
+        whole = str(tokenizer.apply_chat_template(messages, **settings))
+        prompt = str(tokenizer.apply_chat_template(messages[:-1], **settings, add_generation_prompt=True))
         if not whole.startswith(prompt):
             raise UsageError("The tokenizer's chat template does not repeat the prompt before the last answer.")
         pair = (prompt, whole[len(prompt) :], False)
@@ -58,14 +65,35 @@ def _tokens(
     pairs: Sequence[tuple[str, str, bool]], tokenizer: PreTrainedTokenizerBase, special: bool
 ) -> Iterator[tuple[list[int], int]]:
     """Token ids of each prompt with its completion, and how many of them are the prompt's."""
-    if not pairs:
-        return
-    settings = {"add_special_tokens": special, "return_attention_mask": False}
-    whole = tokenizer([prompt + completion for prompt, completion, _ in pairs], **settings)["input_ids"]
-    prompts = [prompt for prompt, _, _ in pairs if prompt]
-    begun = iter(tokenizer(prompts, **settings)["input_ids"] if prompts else ())
-    for ids, (prompt, _, _) in zip(whole, pairs, strict=True):
-        yield ids, len(next(begun)) if prompt else 0
+    whole = text_ids(tokenizer, [prompt + completion for prompt, completion, _ in pairs], special=special)
+    begun = iter(text_ids(tokenizer, [prompt for prompt, _, _ in pairs if prompt], special=special))
+    for ids, (prompt, completion, _) in zip(whole, pairs, strict=True):
+        before = next(begun) if prompt else []
+        yield ids if len(ids) > len(before) else before + answer_ids(tokenizer, ids, before, completion), len(before)
+
+
+def _tell_end(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int]) -> None:
+    """Warn, once, of a chat template whose answers end in a token at which the model does not stop."""
+    stops = {tokenizer.eos_token_id}
+    settings = Path(tokenizer.name_or_path) / "generation_config.json"
+    if settings.is_file():
+        given = read_json(settings).get("eos_token_id")
+        stops |= set(given if isinstance(given, list) else [given])
+    if stops.isdisjoint(answer):
+        marks = [number for number in answer if number in tokenizer.added_tokens_decoder]
+        turn = tokenizer.convert_ids_to_tokens(marks[-1]) if marks else "no token of its own"
+        _warn_of_end(str(turn), str(tokenizer.eos_token))
+
+
+@functools.cache
+def _warn_of_end(turn: str, text: str) -> None:
+    _log.warning(
+        "The chat template ends an answer with %s, the tokenizer's end of text is %s: the tuned model will not stop "
+        "after an answer. Set eos_token in tokenizer_config.json, or eos_token_id in generation_config.json, to the "
+        "token that ends an answer.",
+        turn,
+        text,
+    )
 
 
 def encode(
@@ -94,7 +122,9 @@ def encode(
         for number, row in enumerate(rows[begin : begin + _AT_ONCE], begin + 1):
             try:
                 pairs.append(_pair(row, tokenizer, completion_only))
-            except TemplateError as error:
+            except FedproxyError:
+                raise
+            except Exception as error:  # a template is the model's own program
                 raise ArtifactError(f"Row {number}: the model's chat template does not take it: {error}.") from error
         found = {
             special: _tokens([pair for pair in pairs if pair[2] is special], tokenizer, special)
@@ -102,6 +132,8 @@ def encode(
         }
         for _, _, special in pairs:
             ids, start = next(found[special])
+            if not special:
+                _tell_end(tokenizer, ids[start:])
             if special and end is not None and (not ids or ids[-1] != end):
                 ids.append(end)
             whole, cut = len(ids), max(0, min(start, len(ids) - max_length))

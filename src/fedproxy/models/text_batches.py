@@ -7,6 +7,7 @@ import torch
 
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.checkpoints import Tokenizer, padding
+from fedproxy.models.tokens import text_ids
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ def batches(tokenizer: Tokenizer, documents: Sequence[str], *, max_length: int, 
     """
     if max_length < 1 or batch_size < 1:
         raise UsageError(f"max_length and batch_size must be at least 1, got {max_length} and {batch_size}.")
-    rows = [tokenizer(document, truncation=True, max_length=max_length)["input_ids"] for document in documents]
-    rows = sorted((row for row in rows if row), key=len)
+    rows = sorted((row[:max_length] for row in text_ids(tokenizer, documents) if row), key=len)
     if not rows:
         raise ArtifactError("the tokenizer makes no token of the public text. Give text in the model's language.")
     pad = padding(tokenizer)

@@ -9,7 +9,6 @@ hashed, and the damaged parts alone are fetched again. What a failing disk chang
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import threading
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fedproxy.artifacts import new_file, os_error, read_json, write_json
+from fedproxy.artifacts import new_file, os_error, parse_json, read_json, write_json
 from fedproxy.deployment.handout.download import Crew, Progress, open_file, tried
 from fedproxy.deployment.handout.link import Link
 from fedproxy.deployment.handout.parts import LISTING_BYTES, File, Listing, Part, hash_range, is_sha256
@@ -125,11 +124,7 @@ def _listing(link: Link, sha256: str, work: Path) -> Listing:
             raise ArtifactError(f"{link.where} sent a listing other than {sha256[:12]}: it hands out another proxy.")
         with new_file(path) as file:
             file.write(content)
-    try:
-        record = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"the listing from {link.where} is not valid JSON: {error}.") from error
-    return Listing.parse(record)
+    return Listing.parse(parse_json(content, f"the listing from {link.where}"))
 
 
 def _get_listing(link: Link) -> bytes:
