@@ -6,7 +6,8 @@
     merged, analysis = fedproxy.merge(updates, rule="h-ties")
     table = fedproxy.compare("experiment.toml", "runs/comparison")
 
-Importing the package is cheap: torch and transformers are loaded with the first use of a name.
+`compress`, `fuse` and `evaluate` take models in memory, too; `attach_adapter` and `client_update` are a client's part
+of a federation with a loop of its own. Importing the package is cheap: torch is loaded with the first use of a name.
 """
 
 import importlib
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedproxy.comparison import compare
+    from fedproxy.config import Train
+    from fedproxy.federation.client_update import client_update
+    from fedproxy.models.trainable import attach_adapter
     from fedproxy.pipeline import Proxy, Run, compress, evaluate, federate, fuse, merge, merge_files, report, run
     from fedproxy.pipeline import register_encoding as register_encoding
     from fedproxy.pipeline import register_regulariser as register_regulariser
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Proxy",
     "Run",
+    "Train",
+    "attach_adapter",
+    "client_update",
     "compare",
     "compress",
     "evaluate",
@@ -39,14 +46,20 @@ __all__ = [
     "report",
     "run",
 ]
+_HOMES = {
+    "Train": "config",
+    "attach_adapter": "models.trainable",
+    "client_update": "federation.client_update",
+    "compare": "comparison",
+}
+"""Where names come from that are not from `pipeline`."""
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'fedproxy' has no attribute {name!r}")
-    module = "comparison" if name == "compare" else "pipeline"
-    return getattr(importlib.import_module(f"fedproxy.{module}"), name)
+    return getattr(importlib.import_module(f"fedproxy.{_HOMES.get(name, 'pipeline')}"), name)
 
 
 def __dir__() -> list[str]:

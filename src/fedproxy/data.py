@@ -37,11 +37,11 @@ def read_objects(path: Path, limit: int | None = None) -> list[Row]:
     return [row for _, row in _numbered_objects(Path(path), limit)]
 
 
-def read_rows(path: Path, limit: int | None = None) -> list[Row]:
+def read_rows(path: str | Path | Sequence[Row], limit: int | None = None) -> list[Row]:
     """Read training rows in one of TRL's formats; further fields, such as a label, are kept.
 
     Args:
-        path: A JSON Lines file, UTF-8; a name ending in .gz is unpacked.
+        path: A JSON Lines file, UTF-8; a name ending in .gz is unpacked. Or the rows themselves, to be checked.
         limit: Read at most this many rows; None reads all.
 
     Returns:
@@ -56,19 +56,25 @@ def read_rows(path: Path, limit: int | None = None) -> list[Row]:
     Example:
         A line of a file that `read_rows` takes: `{"prompt": "2 + 2 =", "completion": " 4"}`
     """
-    path = Path(path)
+    if isinstance(path, str | Path):
+        numbered, line = _numbered_objects(Path(path), limit), f"{path}, line"
+    else:
+        numbered, line = iter(enumerate(path[:limit], 1)), "row"
     rows: list[Row] = []
     first = ""
-    for number, row in _numbered_objects(path, limit):
+    for number, row in numbered:
+        where = f"{line} {number}"
         try:
+            if not isinstance(row, Mapping):
+                raise ValueError(f"a {type(row).__name__}, where an object is expected")
             row = _called(_joined(row))
             kind = _check_row(row)
         except (ValueError, ArtifactError) as error:
-            raise ArtifactError(f"{path}, line {number}: {str(error).rstrip('.')}.") from error
+            raise ArtifactError(f"{where}: {str(error).rstrip('.')}.") from error
         first = first or kind
         if kind != first:
             raise ArtifactError(
-                f"{path}, line {number}: a row of the format {kind}, the rows above are of the format {first}. "
+                f"{where}: a row of the format {kind}, the rows above are of the format {first}. "
                 "Give each format a file of its own."
             )
         rows.append(row)

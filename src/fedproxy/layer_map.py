@@ -68,6 +68,16 @@ def rekey(name: str, layer_map: Sequence[int], blocks_path: str) -> str:
     return f"{ADAPTER_PREFIX}{path}.{layer_map[block]}.{rest}"
 
 
+def check_layer_map(layers: Sequence[int], count: int) -> None:
+    """Check that a proxy can keep these blocks of an LLM that has so many.
+
+    Raises:
+        UsageError: they are no rising list of its blocks.
+    """
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
+        raise UsageError(f"blocks to keep must be a rising list of numbers from 0 to {count - 1}, got {list(layers)}.")
+
+
 def block_numbers(chosen: Sequence[int], count: int) -> list[int]:
     """The blocks that numbers mean, rising and once each; negative ones count from the end.
 

@@ -151,7 +151,9 @@ def configured(method: Method, experiment: Experiment, *, seed: int, remove: flo
         remove: Share of the LLM's blocks that is removed, unless the method takes the LLM itself.
 
     Example:
-        >>> configured(METHODS["fedavg-llm"], experiment, seed=1, remove=0.5).compress.remove
+        >>> from fedproxy.config import LLM, Compress
+        >>> shared = Experiment(llm=LLM("llm"), compress=Compress(calibration="public.txt"))
+        >>> configured(METHODS["fedavg-llm"], shared, seed=1, remove=0.5).compress.remove
         0.0
     """
     settings: dict[str, dict[str, Any]] = {table: dict(_PLAIN.get(table, {})) for table in VARIED}

@@ -178,11 +178,17 @@ def federate(
         on_ready: Told the address that clients can join, by the engine deployment.
         on_poll: Called several times a second by the engines simulation and deployment.
 
+    Returns:
+        The outcome, whose `adapter` `fuse` takes.
+
     Raises:
         ConfigError, UsageError: the experiment or a path cannot be used.
         ArtifactError: the LLM or a client's data cannot be used.
         FederationError: a round has no quorum.
         ResourceError: the disk is full; what was complete stays.
+
+    Example:
+        `federate("experiment.toml", "runs/first").rounds[-1]["clients"]["bank"]["loss"]` → `0.41`
     """
     if engine not in ENGINES:
         raise UsageError(f'There is no engine "{engine}"; choose from {", ".join(ENGINES)}.')
@@ -309,7 +315,7 @@ def run(
     on_progress: OnProgress | None = None,
     on_sheet: OnSheet | None = None,
 ) -> dict[str, Any]:
-    """The whole job: compress, federate, fuse, tune centrally if asked for, evaluate; returns what results.json holds.
+    """The whole job: compress, federate, fuse, tune centrally if asked for, evaluate.
 
     Args:
         experiment: An experiment file, or one loaded.
@@ -319,8 +325,14 @@ def run(
         on_progress: Told stage, fraction and text.
         on_sheet: Told the exposure sheet before the proxy is written.
 
+    Returns:
+        What results.json holds.
+
     Raises:
         As `federate` and `evaluate`.
+
+    Example:
+        `run("experiment.toml", "runs/first")["evaluation"]["fused"]["average"]` → `0.91`
     """
     progress, path = on_progress or _silent, Path(out)
     served = resume and has_members(path)

@@ -15,10 +15,11 @@ from fedproxy.seeds import derive_seed
 _ROW_FORMATS = (("text",), ("prompt", "completion"), ("instruction", "input", "output"), ("instruction", "output"))
 
 
-def read_documents(path: Path) -> tuple[list[str], str]:
+def read_documents(text: str | Path | Sequence[str]) -> tuple[list[str], str]:
     """Read the documents of a text file (separated by blank lines) or of a JSON Lines file, gzipped or not.
 
     A line of a `.jsonl` file holds "text", "prompt" and "completion", or Alpaca's "instruction", "input" and "output".
+    A list of documents is taken as it is, and hashed as a file with a blank line between them.
 
     Returns:
         The documents in order, none empty, and the SHA-256 of the uncompressed file.
@@ -26,19 +27,23 @@ def read_documents(path: Path) -> tuple[list[str], str]:
     Raises:
         ArtifactError: the file is missing, damaged, of another format, or holds no text; a bad line is named.
     """
-    path = Path(path)
+    if not isinstance(text, str | Path):
+        if not (text and all(isinstance(document, str) and document.strip() for document in text)):
+            raise ArtifactError("public text in memory must be a list of strings, at least one and none empty.")
+        return list(text), hashlib.sha256("\n\n".join(text).encode()).hexdigest()
+    path = Path(text)
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-        text = content.decode("utf-8-sig")
+        decoded = content.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ArtifactError(f"public text {path} cannot be read: {reason}.") from error
     kind = Path(path.stem if path.suffix == ".gz" else path.name).suffix
     if kind == ".json":
         raise ArtifactError(f"public text {path} is JSON. Write it as JSON Lines (.jsonl), one object a line.")
-    documents = _json_lines(text, path) if kind == ".jsonl" else _paragraphs(text)
+    documents = _json_lines(decoded, path) if kind == ".jsonl" else _paragraphs(decoded)
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise ArtifactError(f"public text {path} holds no text. Give some hundred documents of public text.")

@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fedproxy.checkpoint_files import open_checkpoint
 from fedproxy.compression.prune import check_proxy, prune
 from fedproxy.errors import ArtifactError, ResourceError, UsageError
+from fedproxy.models.families import keep_blocks
 from fedproxy.models.source import open_source
 from tests.conftest import FAMILIES, MULTIMODAL, make_model, make_tokenizer
-from tests.in_memory import keep_blocks, skipping
+from tests.in_memory import skipping
 
 Checkpoint = Callable[..., Path]
 KEEP = [0, 3, 4]

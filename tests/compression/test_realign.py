@@ -16,11 +16,10 @@ from fedproxy.compression.realign import Realigner, emulator_blocks
 from fedproxy.config import Heal
 from fedproxy.errors import UsageError
 from fedproxy.layer_map import split_name
-from fedproxy.models.families import blocks
+from fedproxy.models.families import blocks, keep_blocks
 from fedproxy.models.lora import adapter_state, attach, train_only
 from fedproxy.pipeline import prepare, read_experiment
 from tests.conftest import BLOCKS, make_model, make_tokenizer
-from tests.in_memory import keep_blocks
 from tests.test_pipeline import adapter_bytes, write_experiment
 
 

@@ -1,3 +1,4 @@
+import copy
 import importlib
 import json
 import logging
@@ -15,6 +16,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedproxy.errors import ArtifactError, MissingExtraError, UsageError
 from fedproxy.evaluation import evaluate, training_rows
+from fedproxy.fusion import fuse
+from fedproxy.models import lora
+from fedproxy.models.families import keep_blocks
 
 
 def likelihood(model: Any, tokenizer: Any, prompt: str, completion: str) -> float:
@@ -151,6 +155,25 @@ def test_a_checkpoint_is_loaded_with_its_tokenizer(
     assert evaluate(tmp_path, tasks=["sst2"], data=data) == loaded
     with pytest.raises(ArtifactError):
         evaluate(tmp_path / "none", tasks=["sst2"], data=data)
+
+
+def test_a_fused_model_in_memory_scores_as_its_checkpoint(
+    data: Path, tmp_path: Path, model: LlamaForCausalLM, make_tokenizer: Callable[[bool], PreTrainedTokenizerFast]
+) -> None:
+    tokenizer = make_tokenizer(True)
+    model.save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    tuned = lora.attach(keep_blocks(model, [1]), r=4, alpha=8, dropout=0.0, seed=0)
+    state = {name: torch.full_like(tensor, 0.2) for name, tensor in lora.adapter_state(tuned).items()}
+    lora.set_adapter_state(tuned, state)
+    wrapped = fuse(copy.deepcopy(model), tuned, layer_map=[1])
+    fused = fuse(tmp_path / "llm", tuned, tmp_path / "fused", layer_map=[1], form="checkpoint")
+    options: dict[str, Any] = {"tasks": ["sst2", "arc_easy", "openbookqa"], "data": data}
+    found = evaluate(wrapped, tokenizer=tokenizer, **options)
+    assert found == evaluate(fused, **options)
+    assert found != evaluate(model, tokenizer=tokenizer, **options)
+    with pytest.raises(UsageError, match="dict"):
+        evaluate({"w": "no model"}, tokenizer=tokenizer, **options)
 
 
 @pytest.mark.parametrize(

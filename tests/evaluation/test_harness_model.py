@@ -21,8 +21,8 @@ from fedproxy.evaluation import evaluate, harness_model
 from fedproxy.evaluation.loading import load_for_evaluation
 from fedproxy.models import lora
 from fedproxy.models.checkpoints import save_checkpoint
+from fedproxy.models.families import keep_blocks
 from fedproxy.models.proxy_tuned_model import ProxyTunedModel
-from tests.in_memory import keep_blocks
 
 TASKS = ["sst2", "arc_easy", "colours", "spelling"]
 KEPT = [1]
@@ -44,7 +44,7 @@ class Reference(LlamaForCausalLM):
 
 @pytest.fixture
 def proxy(model: LlamaForCausalLM) -> PeftModel:
-    tuned = lora.attach(keep_blocks(copy.deepcopy(model), KEPT), r=4, alpha=8, dropout=0.0, seed=0)
+    tuned = lora.attach(keep_blocks(model, KEPT), r=4, alpha=8, dropout=0.0, seed=0)
     generator = torch.Generator().manual_seed(0)
     state = {n: 0.3 * torch.randn(t.shape, generator=generator) for n, t in lora.adapter_state(tuned).items()}
     lora.set_adapter_state(tuned, state)
@@ -56,7 +56,7 @@ def reference(model: LlamaForCausalLM, proxy: PeftModel) -> Callable[[float], Re
     def make(alpha: float) -> Reference:
         llm = copy.deepcopy(model)
         llm.__class__ = Reference
-        untuned = keep_blocks(copy.deepcopy(model), KEPT)
+        untuned = keep_blocks(model, KEPT)
         llm.others = SimpleNamespace(tuned=copy.deepcopy(proxy).merge_and_unload(), untuned=untuned, alpha=alpha)
         return llm
 
@@ -76,7 +76,7 @@ def artifacts(
     sha256 = model_identity(tmp_path / "llm")
     for name in ("proxy", "adapter"):
         (tmp_path / name).mkdir()
-    save_checkpoint(tmp_path / "proxy", keep_blocks(copy.deepcopy(model), KEPT), tmp_path / "llm")
+    save_checkpoint(tmp_path / "proxy", keep_blocks(model, KEPT), tmp_path / "llm")
     Manifest("proxy", sha256, 2, KEPT).write(tmp_path / "proxy")
     manifest = Manifest("proxy-adapter", sha256, 2, KEPT)
     lora.write_adapter(tmp_path / "adapter", proxy, lora.adapter_state(proxy), manifest)

@@ -16,10 +16,9 @@ from fedproxy.checkpoint_files import Stored, model_identity
 from fedproxy.errors import ArtifactError, FedproxyError, ResourceError, UsageError
 from fedproxy.fusion import fuse
 from fedproxy.models import lora
-from fedproxy.models.families import blocks
+from fedproxy.models.families import blocks, keep_blocks
 from fedproxy.models.source import open_source
 from tests.conftest import MULTIMODAL, make_model
-from tests.in_memory import keep_blocks
 
 Checkpoint = Callable[..., Path]
 KEEP = [1, 2, 5]

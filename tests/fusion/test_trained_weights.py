@@ -19,9 +19,8 @@ from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.fusion import fuse, serving_note
 from fedproxy.models import lora
 from fedproxy.models.checkpoints import save_checkpoint
-from fedproxy.models.families import blocks, stored_transposed
+from fedproxy.models.families import blocks, keep_blocks, stored_transposed
 from tests.conftest import make_model
-from tests.in_memory import keep_blocks
 
 Checkpoint = Callable[..., Path]
 KEEP = [1, 2, 5]

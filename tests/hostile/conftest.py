@@ -10,9 +10,9 @@ import torch
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.models import lora
+from fedproxy.models.families import keep_blocks
 from fedproxy.tensor_files import save_tensors
 from tests.conftest import make_model, make_tokenizer
-from tests.in_memory import keep_blocks
 
 KEEP = [1, 2, 5]
 

@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForCondit
 
 from fedproxy.errors import ArtifactError
 from fedproxy.models.families import FAMILIES as TESTED
-from fedproxy.models.families import blocks_path
+from fedproxy.models.families import blocks_path, keep_blocks
 from tests.conftest import BLOCKS, FAMILIES, make_model
-from tests.in_memory import keep_blocks, skipping
+from tests.in_memory import skipping
 
 KEEP = [0, 3, 4]
 PATHS = {

@@ -15,10 +15,10 @@ from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models import lora
 from fedproxy.models.checkpoints import save_checkpoint
+from fedproxy.models.families import keep_blocks
 from fedproxy.models.proxy_tuned_model import ProxyTunedModel, load_proxy_tuned
 from fedproxy.models.proxy_tuning import ProxyTuning, padding_mask
 from tests.conftest import FAMILIES, make_model
-from tests.in_memory import keep_blocks
 
 PAD, END = 256, 258
 KEPT = [0, 2, 5]

@@ -63,7 +63,7 @@ def compare(
     on_progress: OnCellProgress = lambda key, stage, fraction, text: None,
     on_cell: Callable[[dict[str, Any]], None] = lambda cell: None,
 ) -> dict[str, Any]:
-    """Run every method with every seed at every ratio of [compare]; returns what compare.json holds.
+    """Run every method with every seed at every ratio of [compare].
 
     Args:
         experiment: An experiment file, or one loaded.
@@ -75,12 +75,18 @@ def compare(
         on_progress: Told cell, stage, fraction and text of what is being done.
         on_cell: Told the record of each cell, also of those that were there.
 
+    Returns:
+        What compare.json holds.
+
     Raises:
         ConfigError, UsageError: the experiment or a path cannot be used, a method does not fit the experiment, or a
             cell that is there is of a variant with other settings.
         ArtifactError: the LLM, a client's data or a task cannot be used.
         FederationError: a round has no quorum.
         ResourceError: memory or disk do not suffice; what was complete stays.
+
+    Example:
+        `compare("experiment.toml", "compared")["cells"][0]["method"]` → `"fedavg"`
     """
     folder = None if isinstance(experiment, Experiment) else Path(experiment).resolve().parent
     path, experiment = Path(out), read_experiment(experiment)

@@ -1,7 +1,7 @@
 """Compress an LLM into a proxy: score its blocks on public text, remove the least important, keep all else."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from fedproxy.compression.select import between, check_remove, removed_count
 from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.block_stream import BlockStream, Passage
-from fedproxy.models.checkpoints import Tokenizer, load_tokenizer
-from fedproxy.models.families import readable, vocabulary
+from fedproxy.models.checkpoints import Model, Tokenizer, load_tokenizer
+from fedproxy.models.families import keep_blocks, readable, vocabulary
 from fedproxy.models.placement import check_placement, open_stream
 from fedproxy.models.source import open_source
 from fedproxy.models.text_batches import batches
@@ -31,17 +31,19 @@ MEASURED = 64
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy on disk.
+    """A proxy, on disk or in memory.
 
     Attributes:
-        path: Its checkpoint.
+        path: Its checkpoint; none if it is in memory.
         layer_map: Position = proxy block, value = LLM block, 0-based.
         scores: Score of every LLM block.
+        model: The proxy in memory; it shares no weight with the LLM.
     """
 
-    path: Path
+    path: Path | None
     layer_map: list[int]
     scores: list[float]
+    model: Model | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Text:
     sha256: str
 
 
-def read_text(calibration: str | Path | None, score: str, samples: int, seed: int) -> Text | None:
+def read_text(calibration: str | Path | Sequence[str] | None, score: str, samples: int, seed: int) -> Text | None:
     """Read the public text and draw from it; none if there is none and the score needs none.
 
     Raises:
@@ -69,19 +71,19 @@ def read_text(calibration: str | Path | None, score: str, samples: int, seed: in
         if SCORES[score].reads_text:
             raise UsageError(f"The score {score!r} needs public text: give calibration = FILE.")
         return None
-    documents, sha256 = read_documents(Path(calibration))
+    documents, sha256 = read_documents(calibration)
     return Text(draw(documents, samples, seed), sha256)
 
 
 def enter(
-    stream: BlockStream, tokenizer: Tokenizer, text: Text | None, *, max_length: int, batch_size: int
+    stream: BlockStream, tokenizer: Tokenizer | None, text: Text | None, *, max_length: int, batch_size: int
 ) -> list[Passage]:
     """Put public text before the first block of a decoder.
 
     Raises:
         ArtifactError: the tokenizer makes tokens that the model does not know.
     """
-    if text is None:
+    if text is None or tokenizer is None:
         return []
     longest = readable(stream.model.config, max_length)
     found = batches(tokenizer, text.documents, max_length=longest, batch_size=batch_size)
@@ -92,11 +94,11 @@ def enter(
 
 
 def compress(
-    llm: str | Path,
-    out: str | Path,
+    llm: str | Path | Model,
+    out: str | Path | None = None,
     *,
     remove: float = 0.5,
-    calibration: str | Path | None = None,
+    calibration: str | Path | Sequence[str] | None = None,
     score: str = "block-influence",
     keep_first: int = 0,
     keep_last: int = 0,
@@ -106,22 +108,23 @@ def compress(
     seed: int = 0,
     placement: str = "auto",
     heal: Heal | None = None,
+    tokenizer: Tokenizer | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[float, str], None] | None = None,
     on_sheet: Callable[[dict[str, Any]], None] | None = None,
 ) -> Proxy:
-    """Write the proxy of an LLM: a Hugging Face checkpoint with tokenizer and `fedproxy.json`.
+    """Make the proxy of an LLM: a Hugging Face checkpoint with tokenizer and `fedproxy.json`, or a model in memory.
 
-    The LLM is never loaded as a whole unless there is room for it: blocks are scored one after the other, and the
-    proxy's tensors are copied as bytes.
+    For a checkpoint the LLM is never loaded as a whole unless there is room for it: blocks are scored one after the
+    other, and the proxy's tensors are copied as bytes.
 
     Args:
-        llm: The LLM: directory or Hub id.
-        out: Directory to write.
+        llm: The LLM: directory or Hub id; or, without `out`, a model in memory, which is put into evaluation state.
+        out: Directory to write; if none, nothing is written, and the proxy is the result's `model`.
         remove: Share of the blocks to remove, from 0 to below 1; the number is rounded down, but above 0 not to none.
-        calibration: Public text to score the blocks on: text with a blank line between documents, or JSON Lines. Scores
-            that read no text do without.
+        calibration: Public text to score the blocks on: text with a blank line between documents, or JSON Lines; or a
+            list of documents. Scores that read no text do without.
         score: Name in `SCORES`.
         keep_first: Blocks at the beginning that are kept whatever they score.
         keep_last: Blocks at the end, likewise.
@@ -132,6 +135,7 @@ def compress(
         placement: Where the LLM is run: "memory", "stream" (one block at a time from its files), or "auto".
         heal: How the LLM teaches the proxy on public text afterwards; not at all if none or with 0 steps. Killed, and
             called again with the same arguments, it goes on from `out`.heal beside `out`.
+        tokenizer: The tokenizer of a model in memory; a checkpoint brings its own.
         trust_remote_code: Let the LLM's own Python code run.
         overwrite: Replace `out`, if fedproxy made it.
         on_progress: Told the fraction done and what is being done.
@@ -142,8 +146,12 @@ def compress(
 
     Raises:
         ArtifactError: the LLM or the calibration text cannot be used.
-        UsageError: a setting is impossible, or `out` exists, cannot be written, or is, holds or lies in what is read.
+        UsageError: a setting is impossible or misses another, or `out` exists, cannot be written, or is, holds or lies
+            in what is read.
         ResourceError: memory or disk do not suffice.
+
+    Example:
+        `compress(model, tokenizer=tokenizer, calibration=texts).model` is `model` with half of its blocks.
 
     Reference:
         FedProxy, Eq. 4.
@@ -155,12 +163,17 @@ def compress(
     healing = heal is not None and heal.steps > 0
     if heal is not None and healing:
         _documents(heal.text or calibration)
-    out = Path(out)
-    texts = (calibration, heal.text if heal is not None else None)
-    check_output(out, [llm, *(text for text in texts if text)], overwrite=overwrite)
+    if out is not None:
+        out, inputs = Path(out), (llm, calibration, heal.text if heal is not None else None)
+        check_output(out, [path for path in inputs if path and isinstance(path, str | Path)], overwrite=overwrite)
+    elif healing:
+        raise UsageError("Healing keeps what the LLM teaches beside the proxy on disk: give out, or heal nothing.")
     report(0.0, "looking at the LLM")
-    source = open_source(llm, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
+    source = open_source(llm, trust_remote_code=trust_remote_code, load=out is None)
+    if isinstance(llm, str | Path):
+        tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
+    elif text is not None and tokenizer is None:
+        raise UsageError(f"{source.path} is to read text: give the tokenizer that belongs to it.")
     stream = open_stream(source, placement)
     passages = enter(stream, tokenizer, text, max_length=max_length, batch_size=batch_size)
     most = removed_count(source.count, remove)
@@ -180,6 +193,11 @@ def compress(
     sheet = exposure(source, keep, perplexity=perplexity, healed=healing)
     if on_sheet is not None:
         on_sheet(sheet)
+    if out is None:
+        model = keep_blocks(source.decoder, keep)
+        check_proxy(source, keep, model)
+        report(1.0, "proxy made")
+        return Proxy(None, keep, importance.scores, model)
     settings: dict[str, Any] = {
         "remove": remove,
         "score": score,
@@ -205,7 +223,7 @@ def compress(
         prune(source, keep, directory, on_bytes=on_bytes)
         report(pruned, "checking the proxy's blocks against the LLM's")
         check_proxy(source, keep, directory)
-        if heal is not None and healing:
+        if heal is not None and healing and tokenizer is not None:
             del stream, passages, some
             settings["heal"] = heal_proxy(
                 source,
@@ -236,7 +254,7 @@ def compress(
     return Proxy(out, keep, importance.scores)
 
 
-def _documents(file: str | Path | None) -> list[str]:
-    if file is None:
+def _documents(text: str | Path | Sequence[str] | None) -> list[str]:
+    if text is None:
         raise UsageError("Healing needs public text: give calibration = FILE, or a text of its own.")
-    return read_documents(Path(file))[0]
+    return read_documents(text)[0]

@@ -10,9 +10,10 @@ from torch import nn
 
 from fedproxy.artifacts import write_json
 from fedproxy.checkpoint_files import CONFIG, split_number, write_shards
-from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.errors import ArtifactError
+from fedproxy.layer_map import check_layer_map
 from fedproxy.models.block_stream import BlockStream
-from fedproxy.models.checkpoints import copy_tokenizer
+from fedproxy.models.checkpoints import Model, copy_tokenizer
 from fedproxy.models.families import per_block_lists
 from fedproxy.models.loading import release
 from fedproxy.models.source import Source, open_source
@@ -38,9 +39,7 @@ def prune(
         ArtifactError: the LLM's files cannot be read.
         ResourceError: the disk is too small, or full.
     """
-    keep = list(keep)
-    if not keep or keep != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= source.count:
-        raise UsageError(f"blocks to keep must be a rising list of numbers from 0 to {source.count - 1}, got {keep}.")
+    check_layer_map(keep, source.count)
     renamed = ({_new_name(source, name, keep): stored for name, stored in s.items()} for s in source.files.shards)
     write_shards(
         directory, [{name: s for name, s in shard.items() if name is not None} for shard in renamed], on_bytes=on_bytes
@@ -79,36 +78,45 @@ def pruned_config(source: Source, keep: Sequence[int]) -> dict[str, Any]:
     return record
 
 
-def check_proxy(source: Source, keep: Sequence[int], directory: Path) -> None:
-    """Check that each block of a written proxy computes what the same block of the LLM computes, one at a time.
+def check_proxy(source: Source, keep: Sequence[int], made: Path | Model) -> None:
+    """Check that each block of a proxy computes what the same block of the LLM computes, one at a time.
 
     Args:
         source: The LLM.
         keep: The blocks that were kept.
-        directory: The proxy.
+        made: The proxy: its directory, or of an LLM in memory the model.
 
     Raises:
         ArtifactError: what a block computes depends on its position, so that it cannot be moved.
     """
+    if not isinstance(made, Path):
+        _compare(BlockStream(source.decoder), BlockStream(made), keep)
+        return
     llm = open_source(source.path, trust_remote_code=source.trust_remote_code)
-    whole = BlockStream(llm.decoder, llm)
     try:
-        written = open_source(directory, trust_remote_code=source.trust_remote_code)
+        written = open_source(made, trust_remote_code=source.trust_remote_code)
     except ArtifactError as error:
         raise ArtifactError(
             f"{source.path} cannot be compressed: what a block is made of depends on its position ({error})"
         ) from error
-    proxy = BlockStream(written.decoder, written)
+    _compare(BlockStream(llm.decoder, llm), BlockStream(written.decoder, written), keep)
+
+
+def _compare(whole: BlockStream, proxy: BlockStream, keep: Sequence[int]) -> None:
     tokens = torch.arange(_PROBE_TOKENS)[None]
     before, after = (stream.enter(tokens, torch.ones_like(tokens)) for stream in (whole, proxy))
     for number, block in proxy.walk(read_ahead=False):
-        _lend(block, whole.blocks[keep[number]])
+        same = whole.blocks[keep[number]]
+        empty = any(weight.is_meta for weight in same.parameters())
+        if empty:
+            _lend(block, same)
         expected, found = whole.run(keep[number], before), proxy.run(number, after)
-        release(whole.blocks[keep[number]])
+        if empty:
+            release(same)
         tolerance = 8 * torch.finfo(found.dtype).eps * float(expected.abs().max())
         if not torch.allclose(found.float(), expected.float(), rtol=0, atol=tolerance, equal_nan=True):
             raise ArtifactError(
-                f"{type(llm.decoder).__name__} cannot be compressed: as block {number} of the proxy, block "
+                f"{type(whole.model).__name__} cannot be compressed: as block {number} of the proxy, block "
                 f"{keep[number]} of the LLM computes something else (by {float((found - expected).abs().max()):.2g}), "
                 "so what a block computes depends on its position."
             )

@@ -293,7 +293,11 @@ class Node:
         )
 
     def revive(self) -> None:
-        """Start the SuperNode again if it ended, as it does when the server was started anew."""
+        """Start the SuperNode again if it ended, as it does when the server was started anew.
+
+        Raises:
+            FederationError: what starts ClientApps ended, too.
+        """
         assert self._forker is not None
         assert self._node is not None
         if self._forker.poll() is not None:

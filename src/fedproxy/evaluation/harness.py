@@ -149,8 +149,9 @@ def _model(
     if proxy is not None and adapter is None:
         raise UsageError(f"the proxy {proxy} adds what its adapter changes: give the adapter that was tuned on it.")
     if not isinstance(model, (str, Path)):
-        if tokenizer is None or adapter is not None:
-            raise UsageError("a loaded model needs tokenizer=, and takes no adapter= or proxy=: load them first.")
+        if tokenizer is None or adapter is not None or not isinstance(model, torch.nn.Module):
+            name = type(model).__name__
+            raise UsageError(f"a loaded model (here {name}) needs tokenizer=, and takes no adapter= or proxy=.")
         return model, tokenizer
     device, dtype = ("cuda", None) if torch.cuda.is_available() else ("cpu", torch.float32)
     loaded: Any

@@ -28,7 +28,11 @@ ALIGNMENT, ALIGNED = "alignment", "aligned"
 
 
 def open_aligner(experiment: Experiment, directory: RunDirectory, tokenizer: Any) -> tuple[AdaptedModel, Realigner]:
-    """The proxy with an adapter on all blocks, RUN/start in those that clients train, and what aligns the others."""
+    """The proxy with an adapter on all blocks, RUN/start in those that clients train, and what aligns the others.
+
+    Raises:
+        UsageError: this is one of several processes.
+    """
     if team() is not None:
         raise UsageError("[heal] realign_steps needs a single process: run fedproxy without a launcher.")
     proxy = directory.path / "proxy"

@@ -48,6 +48,9 @@ def merge_files(
             be written, or is one of the updates.
         ArtifactError: as of `merge`; or a file is missing or damaged.
         ResourceError: the disk is full.
+
+    Example:
+        `merge_files([Path("bank.safetensors"), Path("shop.safetensors")], Path("merged.safetensors")).weights`
     """
     row, chosen = configured(rule, options)
     if rows is not None and not row.by_rows(chosen):

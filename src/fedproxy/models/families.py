@@ -1,10 +1,13 @@
 """The blocks of a decoder, found by looking at the model."""
 
+import copy
+from collections.abc import Sequence
+
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fedproxy.errors import ArtifactError
+from fedproxy.errors import ArtifactError, UsageError
 
 LinearLayer = nn.Linear | Conv1D
 FAMILIES = (
@@ -32,6 +35,17 @@ def _refuse(model: PreTrainedModel, reason: str) -> ArtifactError:
         f"{type(model).__name__} cannot be compressed or fused: {reason}. "
         f"Use a decoder-only transformer; tested are {', '.join(FAMILIES)}, and the text decoders of gemma3 and llava."
     )
+
+
+def check_plain(model: object) -> None:
+    """Check that an object given as a model is one of transformers, as yet without an adapter.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(model, PreTrainedModel) or getattr(model, "peft_config", None):
+        what = "has an adapter already" if isinstance(model, nn.Module) else "is no model"
+        raise UsageError(f"{type(model).__name__} {what}. Give a plain model of transformers, or a directory.")
 
 
 def block_index_holders(block: nn.Module) -> list[nn.Module]:
@@ -75,6 +89,28 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
     found = model.get_submodule(blocks_path(model))
     assert isinstance(found, nn.ModuleList)
     return found
+
+
+def keep_blocks(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
+    """Copy a model without its other blocks; what counts the blocks, in model and config, counts those of the copy.
+
+    Raises:
+        ArtifactError: see `blocks_path`.
+    """
+    path, old = blocks_path(model), blocks(model)
+    gone = {id(block): nn.Identity() for number, block in enumerate(old) if number not in keep}
+    small = copy.deepcopy(model, gone)
+    parent, _, attribute = path.rpartition(".")
+    kept = nn.ModuleList([small.get_submodule(f"{path}.{number}") for number in keep])
+    setattr(small.get_submodule(parent), attribute, kept)
+    for number, block in enumerate(kept):
+        for holder in block_index_holders(block):
+            holder.layer_idx = number  # type: ignore[assignment]
+    for name in per_block_lists(small.config, len(old)):
+        values = getattr(small.config, name)
+        setattr(small.config, name, type(values)(values[number] for number in keep))
+    small.config.num_hidden_layers = len(keep)
+    return small
 
 
 def linear_layers(block: nn.Module) -> dict[str, LinearLayer]:

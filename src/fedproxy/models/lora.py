@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -26,6 +26,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 AdaptedModel = PeftModel
 """A model with an adapter."""
+AdapterConfig = LoraConfig
 
 KINDS = ("proxy-adapter", "llm-adapter")
 
@@ -204,9 +205,9 @@ def set_adapter_state(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> 
             parameter.copy_(tensors[name])
 
 
-def adapter_config(model: PeftModel) -> dict[str, Any]:
+def adapter_config(model: PeftModel | LoraConfig) -> dict[str, Any]:
     """Return the adapter's PEFT configuration as plain, ordered JSON values, without the path of a local base model."""
-    record: dict[str, Any] = model.peft_config["default"].to_dict()
+    record: dict[str, Any] = (model.peft_config["default"] if isinstance(model, PeftModel) else model).to_dict()
     base = record.get("base_model_name_or_path")
     if base and Path(base).exists():
         record["base_model_name_or_path"] = None
@@ -277,6 +278,31 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
     return config, tensors, manifest
 
 
+def held_adapter(
+    adapter: PeftModel | Mapping[str, torch.Tensor], config: LoraConfig | None, manifest: Manifest
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The configuration and tensors of an adapter in memory (of a state dict the former is given), checked as on disk.
+
+    Raises:
+        UsageError: it is neither, or a state dict comes without its configuration.
+        ArtifactError: as of `read_adapter`.
+    """
+    what: Any = config
+    if isinstance(adapter, PeftModel) and "default" in adapter.peft_config:
+        what = adapter.peft_config["default"]
+        adapter = dict(get_peft_model_state_dict(adapter, save_embedding_layers=False))
+    if not isinstance(what, LoraConfig) or not isinstance(adapter, Mapping):
+        raise UsageError(
+            f"the adapter is a {type(adapter).__name__} with the config {type(what).__name__}. Give its directory, a "
+            "PeftModel whose adapter is LoRA and called default, or a state dict and its LoraConfig as config."
+        )
+    record, tensors = adapter_config(what), {name: tensor.detach().cpu() for name, tensor in sorted(adapter.items())}
+    check_config(record, Path("config"))
+    check_layout(tensors, record, manifest, Path("the adapter"))
+    check_finite(tensors, "the adapter")
+    return record, tensors
+
+
 def check_base(base: Path, manifest: Manifest) -> None:
     """Check that the checkpoint `base` is the model that an adapter with `manifest` counts the blocks of.
 
@@ -318,11 +344,19 @@ def load_with_adapter(
     config, tensors, manifest = read_adapter(Path(adapter))
     directory = resolve(base)
     check_base(directory, manifest)
-    model = load_model(directory, dtype=dtype, trust_remote_code=trust_remote_code)
+    return put_on(load_model(directory, dtype=dtype, trust_remote_code=trust_remote_code), config, tensors)
+
+
+def put_on(model: PreTrainedModel, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> PeftModel:
+    """Put a trained adapter, as `read_adapter` gives it, on a model, which PEFT changes in place.
+
+    Raises:
+        ArtifactError: it does not fit.
+    """
     try:
         adapted = _wrap(model, LoraConfig(**{**config, "inference_mode": True}))
     except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{Path(adapter) / CONFIG_FILE} does not fit {base}: {error}") from error
+        raise ArtifactError(f"the adapter's {CONFIG_FILE} does not fit {type(model).__name__}: {error}") from error
     set_adapter_state(adapted, {name: tensor for name, tensor in tensors.items() if is_lora(name)})
     _set_weights(adapted, {name: tensor for name, tensor in tensors.items() if not is_lora(name)})
     return adapted.eval()

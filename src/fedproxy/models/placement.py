@@ -22,7 +22,7 @@ def open_stream(source: Source, placement: str = "auto") -> BlockStream:
     """Make an LLM ready to be run block by block; what was chosen, and why, is logged.
 
     Args:
-        source: The LLM.
+        source: The LLM; one in memory is run where it is.
         placement: "memory" (on the GPUs if there are any), "stream" (one block at a time from the files), or "auto":
             memory if there is room for it.
 
@@ -31,6 +31,8 @@ def open_stream(source: Source, placement: str = "auto") -> BlockStream:
         ArtifactError: weights are missing.
     """
     check_placement(placement)
+    if source.loaded:
+        return BlockStream(source.decoder)
     needed = int(source.files.bytes * ROOM)
     gpus = [torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())]
     largest = torch.device("cuda", gpus.index(max(gpus))) if gpus else torch.device("cpu")

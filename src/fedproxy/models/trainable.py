@@ -9,8 +9,8 @@ import torch
 from fedproxy.config import Train
 from fedproxy.errors import ResourceError
 from fedproxy.layer_map import trained_blocks
-from fedproxy.models.checkpoints import load_model
-from fedproxy.models.families import blocks
+from fedproxy.models.checkpoints import Model, load_model
+from fedproxy.models.families import blocks, check_plain
 from fedproxy.models.lora import AdaptedModel, attach
 from fedproxy.models.parallel import team
 from fedproxy.models.quantization import four_bit, keep_gradients
@@ -68,13 +68,35 @@ def load_alone(path: Path, settings: Train, *, seed: int, trust_remote_code: boo
         quantization=four_bit() if settings.quantization == "4bit" else None,
         trust_remote_code=trust_remote_code,
     )
+    return attach_adapter(model, settings, seed=seed)
+
+
+def attach_adapter(model: Model, train: Train, *, seed: int = 0) -> AdaptedModel:
+    """Put a fresh LoRA adapter on a model in memory, which PEFT changes in place; all else is frozen.
+
+    Args:
+        model: The proxy, in the data type that it is to be trained in.
+        train: What the adapter is: lora_r, lora_alpha, lora_dropout, lora_targets, blocks.
+        seed: The experiment's seed; the adapter's first values depend on it alone.
+
+    Returns:
+        PEFT's model, to train with `client_update`.
+
+    Raises:
+        ArtifactError: the model has no blocks that can be found.
+        UsageError: it has an adapter already, or the settings do not fit it.
+
+    Example:
+        `attach_adapter(proxy.model, Train(lora_r=8, lora_alpha=16))`
+    """
+    check_plain(model)
     keep_gradients(model)
     return attach(
         model,
-        r=settings.lora_r,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        targets=settings.lora_targets,
-        layers=trained_blocks(settings.blocks, len(blocks(model))),
+        r=train.lora_r,
+        alpha=train.lora_alpha,
+        dropout=train.lora_dropout,
+        targets=train.lora_targets,
+        layers=trained_blocks(train.blocks, len(blocks(model))),
         seed=derive_seed(seed, "adapter"),
     )

@@ -28,6 +28,9 @@ def report(run_dir: Path | str) -> Path:
         ArtifactError: results.json or a round's conflict is missing or damaged.
         MissingExtraError: the extra `report` is not installed.
         UsageError: the page cannot be written.
+
+    Example:
+        `report("runs/first")` → `Path("runs/first/report.html")`
     """
     run_dir = Path(run_dir)
     results = load(run_dir)

@@ -23,7 +23,11 @@ T = TypeVar("T")
 
 
 def tried(request: Callable[[], T], what: str, stop: threading.Event) -> T:
-    """Make a request, and again after pauses while the connection breaks."""
+    """Make a request, and again after pauses while the connection breaks.
+
+    Raises:
+        FederationError: no attempt succeeded.
+    """
     for attempt in range(1, TRIES + 1):
         try:
             return request()

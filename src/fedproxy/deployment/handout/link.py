@@ -120,7 +120,12 @@ class Link:
 
     @contextlib.contextmanager
     def broken(self) -> Iterator[None]:
-        """On an error close the connection, and raise `BrokenLinkError` or one that says what is wrong."""
+        """On an error close the connection, and say what is wrong.
+
+        Raises:
+            BrokenLinkError: the connection broke.
+            FederationError: it can be of no use, whatever is tried again.
+        """
         try:
             yield
         except ssl.SSLCertVerificationError as error:

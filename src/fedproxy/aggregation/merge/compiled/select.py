@@ -83,7 +83,10 @@ def _collect(typing: Any, bits: Any, low: Any, high: Any, counts: Any, found: An
 
 @compiled
 def sample(addresses, k, starts, formats, step, run, magnitudes):
-    """Magnitudes of one client at runs of `run` neighbours every `step` coordinates; returns how many."""
+    """Magnitudes of one client at runs of `run` neighbours every `step` coordinates; returns how many.
+
+    The tables are as of `bracket`.
+    """
     bits, taken = np.zeros(BLOCK, np.int32), 0
     for begin in range(0, starts[-1], step):
         stop = min(begin + run, starts[-1])
@@ -137,7 +140,7 @@ def bracket(addresses, starts, formats, segment, low, high, below, equal, found,
 
 @compiled
 def count_equal(addresses, starts, formats, segment, limits, equal):
-    """Count one segment's magnitudes of exactly the bits `limits`, [K], into `equal`, [K]."""
+    """Count one segment's magnitudes of exactly the bits `limits`, [K], into `equal`, [K]; tables as of `bracket`."""
     bits = np.zeros(BLOCK, np.int32)
     end = min((segment + 1) * SEGMENT, starts[-1])
     for k in range(len(addresses)):
