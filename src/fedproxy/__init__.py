@@ -18,12 +18,23 @@ if TYPE_CHECKING:
     from fedproxy.config import Train
     from fedproxy.federation.client_update import client_update
     from fedproxy.models.trainable import attach_adapter
-    from fedproxy.pipeline import Proxy, Run, compress, evaluate, federate, fuse, merge, merge_files, report, run
-    from fedproxy.pipeline import register_encoding as register_encoding
-    from fedproxy.pipeline import register_regulariser as register_regulariser
-    from fedproxy.pipeline import register_rule as register_rule
-    from fedproxy.pipeline import register_score as register_score
-    from fedproxy.pipeline import register_space as register_space
+    from fedproxy.pipeline import (
+        Proxy,
+        Run,
+        compress,
+        evaluate,
+        federate,
+        fuse,
+        merge,
+        merge_files,
+        register_encoding,
+        register_regulariser,
+        register_rule,
+        register_score,
+        register_space,
+        report,
+        run,
+    )
 
 __all__ = [
     "Proxy",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedproxy.aggregation.regularise import penalty
+from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.config import Federate, Train
 from fedproxy.data import read_rows
 from fedproxy.errors import UsageError
@@ -46,7 +46,7 @@ def client_update(
         client: The client's name; batch order and dropout depend on it, the round and the seed.
         round: The round, counted from 1.
         seed: The experiment's seed.
-        regulariser: "none", "fedprox" or "pcr".
+        regulariser: Its name; one that carries nothing from round to round, such as "fedprox" or "pcr".
         strength: Its strength; its own default if none.
         conflict: For "pcr", the conflict of the round before (Eq. 7), by name and shape as `adapter`; none at first.
         on_step: Told each optimizer step: its number, how many there are, the loss.
@@ -63,7 +63,10 @@ def client_update(
     Example:
         `client_update(model, rows, adapter, tokenizer=tokenizer, train=train, client="bank", round=1).update`
     """
-    penalty(regulariser)  # one of those that keep no state
+    if (carried := REGULARISERS.choose(regulariser).carried) is not None:
+        raise UsageError(
+            f"The regulariser {regulariser!r} carries a state over rounds ({carried.name}): use `federate`."
+        )
     if not isinstance(model, AdaptedModel) or not any(p.requires_grad for p in adapter_parameters(model).values()):
         raise UsageError(f"{type(model).__name__} has no adapter that can be trained: put one on with attach_adapter.")
     base: Any = model.get_base_model()
