@@ -160,7 +160,7 @@ def test_wishes_that_do_not_go_together_are_usage_errors(
             evaluate(llm, tasks=["sst2"], data=data, **options)
         with pytest.raises(UsageError, match=said):
             harness_model(llm, **options)
-    with pytest.raises(UsageError, match="load them first"):
+    with pytest.raises(UsageError, match="LlamaForCausalLM"):
         harness_model(model, tokenizer=make_tokenizer(True), proxy=proxy, adapter=adapter)
     with pytest.raises(ArtifactError, match="proxy of another LLM"):
         evaluate(proxy, proxy=proxy, adapter=adapter, tasks=["sst2"], data=data)
