@@ -11,19 +11,18 @@ All survive a kill: a proxy and a score appear complete or not at all, a trainin
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedproxy.artifacts import new_directory, os_error, read_json, write_json
+from fedproxy.artifacts import locked, new_directory, os_error, read_json, write_json
 from fedproxy.config import Experiment
 from fedproxy.evaluation import evaluate
 from fedproxy.federation.tuning import ALIGNED, OnProgress, Rows, tune_inline, write_aligned
@@ -178,20 +177,9 @@ class Work:
         tasks_found = {task: float(metrics[main_metric(metrics)]) for task, metrics in record["tasks"].items()}
         return Scored(tasks_found, load_tensors(path / DOCUMENTS), record["seconds"])
 
-    @contextlib.contextmanager
-    def _alone(self, path: Path) -> Iterator[None]:
+    def _alone(self, path: Path) -> AbstractContextManager[None]:
         """Let one process at a time make what `path` is to hold; others wait, and find it there."""
-        file = self._folder / "locks" / f"{path.parent.name}-{path.name}"
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(file, os.O_CREAT | os.O_RDWR)
-        except OSError as error:
-            raise os_error(error, file) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+        return locked(self._folder / "locks" / f"{path.parent.name}-{path.name}")
 
     def _evaluate(
         self,

@@ -6,18 +6,16 @@ change of every file are those noted when it was completed, so a file that anyon
 hashed, and the damaged parts alone are fetched again. What a failing disk changes by itself is not noticed.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fedproxy.artifacts import new_file, os_error, read_json, write_json
+from fedproxy.artifacts import locked, new_file, os_error, read_json, write_json
 from fedproxy.deployment.handout.download import Crew, Progress, open_file, tried
 from fedproxy.deployment.handout.link import Link
 from fedproxy.deployment.handout.parts import LISTING_BYTES, File, Listing, Part, hash_range, is_sha256
@@ -69,7 +67,7 @@ def fetch_proxy(
     place, work = Path(cache) / listing_sha256, Path(cache) / f".{listing_sha256}.partial"
     try:
         Path(cache).mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(Path(cache) / f".{listing_sha256}.lock"):
+        with locked(Path(cache) / f".{listing_sha256}.lock"):
             if _is_intact(place):
                 return place
             if place.exists():
@@ -88,17 +86,6 @@ def fetch_proxy(
     except OSError as error:
         raise os_error(error, place) from error
     return place
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _state(folder: Path) -> dict[str, list[int]]:
