@@ -14,6 +14,7 @@ import fedproxy
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.errors import ArtifactError, ConfigError, FederationError, MissingExtraError, UsageError
 from fedproxy.federation import client as client_module
+from fedproxy.federation import client_rows
 from fedproxy.forecast import forecast_run, given_speed
 from fedproxy.pipeline import run
 
@@ -91,15 +92,27 @@ def test_a_run_leaves_what_the_contract_promises(experiment, tmp_path, tiny_chec
 
 
 def test_rows_that_are_cut_are_told_once_and_recorded(experiment, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "fedproxy.federation.tuning")
+    caplog.set_level(logging.INFO, "fedproxy.federation.inline")
     pairs = ("say:", " x"), ("say:" * 10, " x"), ("say:", " x" * 40)
     rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
     (tmp_path / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
     fedproxy.federate(experiment, tmp_path / "run")
-    told = [record.getMessage() for record in caplog.records if record.name == "fedproxy.federation.tuning"]
+    told = [record.getMessage() for record in caplog.records if record.name == "fedproxy.federation.inline"]
     assert told == ["[train] max_length: 2 of 3 rows of numbers are cut."]
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert [(one["cut"], one["left_out"]) for one in events if one["event"] == "rows_encoded"] == [({"numbers": 2}, {})]
+
+
+def test_each_row_is_encoded_once(experiment, tmp_path, monkeypatch):
+    """By the early check, for the rounds, and for the training on pooled rows."""
+    experiment.write_text(experiment.read_text() + "[evaluate]\ncentralized = true\n")
+    seen, real = [], client_rows.encode
+    monkeypatch.setattr(
+        client_rows, "encode", lambda rows, *given, **named: seen.extend(rows) or real(rows, *given, **named)
+    )
+    run(experiment, tmp_path / "run")
+    texts = [row["prompt"] for row in seen]
+    assert len(texts) == len(set(texts)) > 0
 
 
 def test_the_conflict_of_a_round_is_that_of_its_updates(experiment, tmp_path):

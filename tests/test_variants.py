@@ -11,16 +11,17 @@ from safetensors.torch import load_file
 
 import fedproxy
 from fedproxy.artifacts import Manifest, read_json
-from fedproxy.deployment.simulation import LocalClients
 from fedproxy.errors import ConfigError, FederationError, UsageError
 from fedproxy.federation import client
+from fedproxy.federation.client_rows import client_names
 from fedproxy.federation.client_state import ClientState
+from fedproxy.federation.local_clients import LocalClients
 from fedproxy.federation.messages import Order
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.session import Session
 from fedproxy.federation.store import RoundStore
-from fedproxy.federation.tuning import client_names, read_run, tune
+from fedproxy.federation.tuning import read_run, tune
 from fedproxy.layer_map import split_name
 from fedproxy.models.lora import read_adapter
 from fedproxy.pipeline import prepare, read_experiment
@@ -46,7 +47,7 @@ class BytesExchange:
     """Clients of this process behind the bytes of the protocol, as over a network."""
 
     def __init__(self, run, experiment, folder):
-        self._clients, self._names, self._folder = LocalClients(run), client_names(experiment), folder
+        self._clients, self._names, self._folder = LocalClients.of(run), client_names(experiment), folder
         self._wire = experiment.federate.wire, experiment.federate.wire_options
         self.sent = {}
 
@@ -55,7 +56,7 @@ class BytesExchange:
 
     def ask(self, orders, deadline):
         for name, order in orders.items():
-            answer = self._clients.answer(name, encode_order(order))
+            answer = self._clients.session(name).answer(name, encode_order(order))[0]
             self.sent[order.round, name] = len(answer)
             yield name, take_reply(answer, self._folder / f"{order.round}-{name}", order, name, *self._wire)
 
@@ -286,7 +287,7 @@ def test_first_values_that_differ_from_the_servers_are_noticed_where_they_matter
         federate = dataclasses.replace(settings.federate, **changes)
         experiment = dataclasses.replace(settings, federate=federate)
         offer = make_offer(experiment, "colours", run_id="r", proxy="0" * 64, start="0" * 64)
-        return Session(tmp_path / "run" / "proxy", offer, state=tmp_path / "state")
+        return Session.open(tmp_path / "run" / "proxy", offer, state=tmp_path / "state")
 
     session(wire_down="fp32")
     for changes in ({}, {"wire_down": "fp32", "space": "frozen-a"}):
@@ -301,7 +302,7 @@ def test_a_client_elsewhere_cuts_its_rows_to_the_positions_that_the_proxy_has(tm
     path.write_text(path.read_text().replace("max_length = 32\n[federate]", "max_length = 300\n[federate]"))
     with prepare(path, tmp_path / "run") as run:
         order = Order(1, read_adapter(run.path / "start")[1])
-        answer = LocalClients(run.path).answer("colours", encode_order(order))
+        answer = LocalClients.of(run.path).session("colours").answer("colours", encode_order(order))[0]
     reply = take_reply(answer, tmp_path / "reply", order, "colours")
     assert reply.tokens == 4 * 128
 

@@ -20,24 +20,15 @@ from fedproxy.compression import SCORES, Proxy, compress
 from fedproxy.config import Experiment, load_experiment
 from fedproxy.errors import UsageError
 from fedproxy.evaluation import evaluate, load_for_evaluation
+from fedproxy.federation.aligning import ALIGNED, write_aligned
+from fedproxy.federation.client_rows import ClientRows, client_rows, encode_for
 from fedproxy.federation.fitting import check_experiment
+from fedproxy.federation.inline import tune_inline
 from fedproxy.federation.merge_files import merge_files
 from fedproxy.federation.settings import check_settings
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tracking import check_trackers
-from fedproxy.federation.tuning import (
-    ALIGNED,
-    OnProgress,
-    Rows,
-    adapter_manifest,
-    begin,
-    client_rows,
-    encode_for,
-    load_proxy,
-    steps_of_all,
-    tune_inline,
-    write_aligned,
-)
+from fedproxy.federation.tuning import OnProgress, adapter_manifest, begin, load_proxy, steps_of_all
 from fedproxy.federation.wire import ENCODINGS, TOP_K
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
@@ -235,7 +226,7 @@ def prepare(
     experiment: Experiment | str | Path,
     out: str | Path,
     *,
-    rows: dict[str, Rows] | None = None,
+    rows: ClientRows | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -254,14 +245,14 @@ def prepare(
             f"[heal] realign_steps = {experiment.heal.realign_steps} changes the proxy between rounds, which only "
             "the engine inline can. Choose it, or 0."
         )
-    _check(experiment, Path(out), rows or {}, overwrite)
+    _check(experiment, Path(out), rows or ClientRows({}), overwrite)
     with owned(Path(out), experiment, resume=resume, overwrite=overwrite) as directory:
         _proxy(experiment, directory, on_progress or _silent, on_sheet)
         begin(experiment, directory)
         yield directory
 
 
-def _check(experiment: Experiment, run: Path, rows: dict[str, Rows], overwrite: bool) -> None:
+def _check(experiment: Experiment, run: Path, rows: ClientRows, overwrite: bool) -> None:
     """See `check_experiment`; a run that is gone on with, and has its proxy, was checked."""
     if overwrite or not (run / "proxy").is_dir():
         check_experiment(experiment, rows)
@@ -277,7 +268,7 @@ def _proxy(experiment: Experiment, directory: RunDirectory, on_progress: OnProgr
 def _federate(
     experiment: Experiment,
     directory: RunDirectory,
-    rows: dict[str, list[dict[str, Any]]],
+    rows: ClientRows,
     on_progress: OnProgress,
     on_sheet: OnSheet | None,
 ) -> None:
@@ -289,9 +280,7 @@ def _federate(
     on_progress("federate", 1.0, "adapter written")
 
 
-def _centralized(
-    experiment: Experiment, directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], on_progress: OnProgress
-) -> None:
+def _centralized(experiment: Experiment, directory: RunDirectory, rows: ClientRows, on_progress: OnProgress) -> None:
     """Tune the LLM itself on the pooled rows, with as many optimizer steps as all clients took together."""
     llm = resolve(experiment.llm.path)
     tokenizer, examples = encode_for(llm, rows, experiment)
@@ -344,7 +333,7 @@ def run(
     experiment = read_experiment(experiment, remote=served)
     if served:
         _check_served(experiment, path)
-    rows = {} if served else client_rows(experiment)
+    rows = ClientRows({}) if served else client_rows(experiment)
     check_tasks(experiment)
     _check(experiment, path, rows, overwrite)
     with owned(path, experiment, resume=resume, overwrite=overwrite) as directory:

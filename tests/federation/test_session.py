@@ -25,8 +25,8 @@ def told(tmp_path_factory, tiny_checkpoint, calibration):
         pass
     settings = read_experiment(experiment)
     offer = make_offer(settings, "numbers", run_id="r", proxy="0" * 64, start="0" * 64)
-    session = Session(folder / "run" / "proxy", offer, state=folder / "state")
-    session.add("numbers", ROWS)
+    session = Session.open(folder / "run" / "proxy", offer, state=folder / "state")
+    session.add("numbers", session.encode(ROWS))
     adapter = read_adapter(folder / "run" / "start")[1]
 
     def tell(change=lambda data: data, adapter=adapter, **fields):

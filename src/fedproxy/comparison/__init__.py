@@ -25,9 +25,9 @@ from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
 from fedproxy.comparison.work import DOCUMENTS, digest
 from fedproxy.config import VARIED, Compare, Experiment, from_folder
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.federation.client_rows import encode_for
 from fedproxy.federation.fitting import check_compression, check_fit
 from fedproxy.federation.settings import check_settings
-from fedproxy.federation.tuning import encode_for
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.costs import FORMULA

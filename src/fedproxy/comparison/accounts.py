@@ -14,9 +14,9 @@ from fedproxy.checkpoint_files import weight_files
 from fedproxy.comparison.work import Work, cost_of_fusing
 from fedproxy.compression.realign import aligned_tokens, last_aligned
 from fedproxy.config import LLM
+from fedproxy.federation.aligning import ALIGNMENT
 from fedproxy.federation.messages import size_in_bytes
 from fedproxy.federation.store import RoundStore
-from fedproxy.federation.tuning import ALIGNMENT
 from fedproxy.layer_map import split_name
 from fedproxy.models.checkpoints import resolve
 from fedproxy.models.costs import Matrices, matrices, reading, training

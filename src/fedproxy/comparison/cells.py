@@ -13,8 +13,9 @@ from fedproxy.comparison.accounts import costs, costs_of_proxy, costs_of_trainin
 from fedproxy.comparison.history import history
 from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored, tuned_adapter
 from fedproxy.config import Client, Experiment, Federate
+from fedproxy.federation.client_rows import ClientRows, client_rows, encode_for
 from fedproxy.federation.store import RoundStore
-from fedproxy.federation.tuning import OnProgress, Rows, client_rows, encode_for, steps_of_all, turns
+from fedproxy.federation.tuning import OnProgress, steps_of_all, turns
 from fedproxy.methods import Method, configured
 from fedproxy.models.checkpoints import resolve
 from fedproxy.models.training import optimizer_steps
@@ -27,7 +28,7 @@ RECORD = "cell.json"
 
 Key = tuple[str, int, float]
 """Method, seed, share of blocks removed."""
-RowsOf = Callable[[int], dict[str, Rows]]
+RowsOf = Callable[[int], ClientRows]
 """A seed → each client's rows, which the seed chooses as in any run."""
 
 
@@ -159,7 +160,7 @@ class Bench:
         clients = self._rows(experiment.seed)
         for name, rounds in rounds_alone(experiment, clients).items():
             alone = lone_experiment(experiment, name, rounds)
-            run = self._work.training(alone, {name: clients[name]}, f"alone: {name}")
+            run = self._work.training(alone, ClientRows({name: clients[name]}), f"alone: {name}")
             fused, proxy = self._scores(method, alone, run, [own[name]] if name in own else self.tasks)
             runs.append(run)
             scored.append(fused)
@@ -172,12 +173,12 @@ class Bench:
         spent["bytes_down"] = 0  # nothing but the proxy comes, nothing but the last adapter goes
         return mean_scored(scored), mean_scored(proxies) if proxies else None, spent
 
-    def _pooled(self, experiment: Experiment, rows: Mapping[str, Rows]) -> tuple[Experiment, dict[str, Rows], str]:
+    def _pooled(self, experiment: Experiment, rows: ClientRows) -> tuple[Experiment, ClientRows, str]:
         """One client with all rows, that takes in one round as many steps as all clients took in all."""
         _, encoded = encode_for(resolve(experiment.llm.path), rows, experiment)
         pooled = pooled_experiment(experiment, {name: len(examples) for name, examples in encoded.items()})
         name = next(iter(rows)) if len(rows) == 1 else POOLED
-        return pooled, {name: [row for part in sorted(rows) for row in rows[part]]}, POOLED
+        return pooled, ClientRows({name: [row for part in sorted(rows) for row in rows[part]]}), POOLED
 
     def _scores(
         self, method: Method, experiment: Experiment, run: RunDirectory, tasks: list[str]

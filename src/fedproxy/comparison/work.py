@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,10 @@ import torch
 from fedproxy.artifacts import locked, new_directory, os_error, read_json, write_json
 from fedproxy.config import Experiment
 from fedproxy.evaluation import evaluate
-from fedproxy.federation.tuning import ALIGNED, OnProgress, Rows, tune_inline, write_aligned
+from fedproxy.federation.aligning import ALIGNED, write_aligned
+from fedproxy.federation.client_rows import ClientRows
+from fedproxy.federation.inline import tune_inline
+from fedproxy.federation.tuning import OnProgress
 from fedproxy.memory import peak_memory, restart_peak
 from fedproxy.metrics import main_metric
 from fedproxy.pipeline import fuse_run, make_proxy
@@ -118,7 +121,7 @@ class Work:
         """Seconds and peak memory that making it took; none if a kill came between it and its record."""
         return dict(read_json(_beside(proxy))) if _beside(proxy).is_file() else {}
 
-    def training(self, experiment: Experiment, rows: Mapping[str, Rows], label: str) -> RunDirectory:
+    def training(self, experiment: Experiment, rows: ClientRows, label: str) -> RunDirectory:
         """Tune the proxy of an experiment, and plug what was learned into the LLM.
 
         Args:
@@ -133,7 +136,7 @@ class Work:
         with self._alone(path):
             return self._train(experiment, path, proxy, rows)
 
-    def _train(self, experiment: Experiment, path: Path, proxy: Path, rows: Mapping[str, Rows]) -> RunDirectory:
+    def _train(self, experiment: Experiment, path: Path, proxy: Path, rows: ClientRows) -> RunDirectory:
         with owned(path, experiment, resume=True, overwrite=False) as directory:
             if not (path / "proxy").is_dir():
                 try:
@@ -142,7 +145,7 @@ class Work:
                     raise os_error(error, path / "proxy") from error
             if not (path / "adapter").is_dir():
                 with directory.stage("federate"):
-                    tune_inline(experiment, directory, dict(rows), self._progress)
+                    tune_inline(experiment, directory, rows, self._progress)
             write_aligned(directory)
             if not (path / "fused").is_dir():
                 with directory.stage("fuse"), measured() as cost:

@@ -29,9 +29,9 @@ from fedproxy.deployment.handout.link import BrokenLinkError, Link
 from fedproxy.deployment.keys import read_client_key
 from fedproxy.deployment.welcome import MOST_BYTES, PATH, Welcome, introduce
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError
+from fedproxy.federation.client_rows import rows_of
 from fedproxy.federation.offer import Limits, Offer
 from fedproxy.federation.session import Session
-from fedproxy.federation.tuning import rows_of
 from fedproxy.federation.wire import ENCODINGS
 
 log = logging.getLogger(__name__)
@@ -112,8 +112,8 @@ def join(
     cache = joining.cache or default_cache()
     proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes)
     state = cache / "clients" / offer.id
-    session = Session(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
-    steps = session.add(name, rows)
+    session = Session.open(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
+    steps = session.add(name, session.encode(rows))
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
         node, answered = Node(Path(folder), owner, welcome.pause), -ANSWER_SECONDS
         try:

@@ -19,8 +19,9 @@ from fedproxy.deployment.handout.parts import PART_BYTES, describe
 from fedproxy.deployment.keys import CA, SERVER, SERVER_KEY, read_registry
 from fedproxy.deployment.members import Members
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
+from fedproxy.federation.client_rows import client_names
 from fedproxy.federation.offer import make_offer
-from fedproxy.federation.tuning import START, client_names
+from fedproxy.federation.tuning import START
 from fedproxy.models.lora import read_adapter
 from fedproxy.run_directory import RunDirectory, raise_outcome
 from fedproxy.tensors import digest

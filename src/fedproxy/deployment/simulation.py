@@ -10,13 +10,8 @@ from fedproxy.config import Experiment
 from fedproxy.deployment.flower import OUTCOME_VARIABLE, RUN_VARIABLE
 from fedproxy.deployment.flower.superlink import SuperLink
 from fedproxy.errors import MissingExtraError
-from fedproxy.federation.offer import make_offer
-from fedproxy.federation.session import Session
-from fedproxy.federation.tuning import CLIENTS, START, Rows, client_names, client_rows, read_run
-from fedproxy.models.lora import read_adapter
+from fedproxy.federation.client_rows import client_names
 from fedproxy.run_directory import RunDirectory, raise_outcome
-from fedproxy.seeds import derive_seed
-from fedproxy.tensors import digest
 
 POLL_SECONDS = 0.2
 
@@ -65,36 +60,3 @@ def require_ray() -> None:
         import ray  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("the engine simulation", "simulation") from error
-
-
-class LocalClients:
-    """All clients of a run in this process, each made ready when it is first asked.
-
-    Args:
-        run: The run directory.
-    """
-
-    def __init__(self, run: Path) -> None:
-        self._run, self._experiment = run, read_run(run)
-        self._start = digest(read_adapter(run / START)[1])
-        self._sessions: dict[int, Session] = {}
-        self._rows: dict[str, Rows] = client_rows(self._experiment)
-
-    def _session(self, client: str) -> Session:
-        """The session that clients of its rank share."""
-        rank = self._experiment.train_of(client).lora_r
-        if rank not in self._sessions:
-            identity = str(derive_seed(0, str(self._run)))
-            offer = make_offer(self._experiment, client, run_id=identity, proxy="0" * 64, start=self._start)
-            trust = self._experiment.llm.trust_remote_code
-            self._sessions[rank] = Session(
-                self._run / "proxy", offer, state=self._run / CLIENTS, trust_remote_code=trust
-            )
-        return self._sessions[rank]
-
-    def answer(self, client: str, order: bytes) -> bytes:
-        """Train as `client`; see `Session.answer`."""
-        session = self._session(client)
-        if not session.knows(client):
-            session.add(client, self._rows.pop(client))
-        return session.answer(client, order)[0]

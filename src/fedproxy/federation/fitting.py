@@ -5,7 +5,7 @@ from fedproxy.compression.realign import emulator_blocks
 from fedproxy.compression.select import between, removed_count
 from fedproxy.config import Experiment
 from fedproxy.errors import UsageError
-from fedproxy.federation.tuning import Rows, encode_for
+from fedproxy.federation.client_rows import ClientRows, encode_for
 from fedproxy.layer_map import trained_blocks
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.families import blocks
@@ -51,7 +51,7 @@ def check_fit(experiment: Experiment, decoder: Model) -> None:
             raise UsageError("[heal] realign_steps needs one rank for all clients: leave lora_r out of [[client]].")
 
 
-def check_experiment(experiment: Experiment, rows: dict[str, Rows]) -> None:
+def check_experiment(experiment: Experiment, rows: ClientRows) -> None:
     """Check that an experiment fits its LLM, and that the tokenizer can render the clients' rows.
 
     Args:

@@ -1,9 +1,21 @@
 """The inline engine: all clients one after the other in this process, on one proxy whose adapter is swapped."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from fedproxy.config import Experiment
 from fedproxy.errors import ArtifactError, FedproxyError, ResourceError, UsageError
+from fedproxy.federation.aligning import open_aligner
+from fedproxy.federation.client_rows import ClientRows, encode_for
+from fedproxy.federation.local_clients import LocalClients
 from fedproxy.federation.messages import Order, Refusal, Reply
+from fedproxy.federation.tracking import open_tracker
+from fedproxy.federation.tuning import START, OnProgress, begin, load_proxy, tune
+from fedproxy.models.encoding import Encoded
+from fedproxy.models.lora import read_adapter
+from fedproxy.run_directory import RunDirectory
+
+_log = logging.getLogger(__name__)
 
 
 class InlineExchange:
@@ -36,3 +48,49 @@ class InlineExchange:
             raise
         except FedproxyError as error:
             return Refusal(name, order.round, str(error))
+
+
+def tune_inline(experiment: Experiment, directory: RunDirectory, rows: ClientRows, on_progress: OnProgress) -> None:
+    """Run the rounds with all clients one after the other in this process."""
+    tokenizer, examples = encode_for(directory.path / "proxy", rows, experiment)
+    _tell_cut(directory, rows, examples)
+    aligner = None
+    if experiment.heal.realign_steps:
+        begin(experiment, directory)
+        model, aligner = open_aligner(experiment, directory, tokenizer)
+    else:
+        model = load_proxy(experiment, directory.path / "proxy")
+        begin(experiment, directory, model)
+    clients = LocalClients(experiment, directory.path, rows, model)
+    _, fresh, _ = read_adapter(directory.path / START)
+    names, rounds = sorted(examples), experiment.federate.rounds
+
+    def reply(order: Order, name: str) -> Reply:
+        done = order.round - 1 + names.index(name) / len(names)
+
+        def on_step(number: int, step: int, steps: int, loss: float) -> None:
+            on_progress(
+                "federate",
+                (done + step / steps / len(names)) / rounds,
+                f"round {number}/{rounds} · {name} · step {step}/{steps} · loss {loss:.3f}",
+            )
+            tracker.step(name, loss)
+
+        session = clients.session(name)
+        if aligner is not None:
+            aligner.before(order.round, {**fresh, **order.adapter})
+        return session.train(name, order, on_step)
+
+    with directory.driven(), open_tracker(experiment, directory.path) as tracker:
+        tune(experiment, directory, lambda store: InlineExchange(reply, names), names, tracker.round_closed)
+
+
+def _tell_cut(directory: RunDirectory, rows: ClientRows, examples: dict[str, list[Encoded]]) -> None:
+    """Tell and record how many rows of each client `max_length` cuts; those without a token to learn are left out."""
+    left_out = {name: lost for name, part in examples.items() if (lost := len(rows[name]) - len(part))}
+    cut = {name: n for name, part in examples.items() if (n := sum(one.cut for one in part))}
+    if cut or left_out:
+        told = [f"{n} of {len(rows[name])} rows of {name} are cut" for name, n in cut.items()]
+        told += [f"{n} of {len(rows[name])} rows of {name} have no token to learn" for name, n in left_out.items()]
+        _log.info("[train] max_length: %s.", "; ".join(told))
+        directory.event("rows_encoded", cut=cut, left_out=left_out)

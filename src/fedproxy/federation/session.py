@@ -10,14 +10,15 @@ from fedproxy.aggregation.space import space, trained
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained
 from fedproxy.federation.client import answer
 from fedproxy.federation.client_state import ClientState
-from fedproxy.federation.messages import Order, Refusal
+from fedproxy.federation.messages import Order, Refusal, Reply
 from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.parcel import PLAIN
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
-from fedproxy.models.checkpoints import load_tokenizer, padding
+from fedproxy.layer_map import split_name, trained_blocks
+from fedproxy.models.checkpoints import Tokenizer, load_tokenizer, padding
 from fedproxy.models.encoding import Encoded, encode
-from fedproxy.models.families import readable
-from fedproxy.models.lora import adapter_state, train_only
+from fedproxy.models.families import blocks, readable
+from fedproxy.models.lora import AdaptedModel, adapter_state, train_only
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import optimizer_steps
 from fedproxy.tensors import Tensors, digest
@@ -27,66 +28,106 @@ OnStep = Callable[[int, int, int, float], None]
 
 
 class Session:
-    """The training of one proxy in this process, for one client or, in a simulation, for several.
+    """The training of one proxy in this process, for one client or, where all are on one machine, for several.
 
     Args:
-        proxy: The proxy's directory.
+        model: The proxy with its fresh adapter; the adapter's values are overwritten.
+        tokenizer: Its tokenizer.
         offer: What the server offers: settings of the training, the seed.
         limits: What the client allows.
         state: Folder in which clients keep what they remember from round to round.
-        trust_remote_code: Let the proxy's own Python code run.
 
     Raises:
-        ArtifactError: the proxy cannot be used.
         FederationError: the server builds on first values of the adapter that are not those drawn here.
     """
 
     def __init__(
-        self,
-        proxy: Path,
-        offer: Offer,
-        limits: Limits | None = None,
-        *,
-        state: Path,
-        trust_remote_code: bool = False,
+        self, model: AdaptedModel, tokenizer: Tokenizer, offer: Offer, limits: Limits | None = None, *, state: Path
     ) -> None:
-        self._offer, self._limits, self._state = offer, limits or Limits(), state
-        self._tokenizer = load_tokenizer(proxy, trust_remote_code=trust_remote_code)
-        self._model = load_trainable(proxy, offer.train, seed=offer.seed, trust_remote_code=trust_remote_code)
-        fresh, chosen = adapter_state(self._model), space(offer.space)
-        train_only(self._model, chosen.trains)
+        self._model, self._tokenizer, self._offer, self._state = model, tokenizer, offer, state
+        self._limits = limits or Limits()
+        base: Any = model.get_base_model()
+        self.longest = readable(base.config, offer.train.max_length)
+        owned, chosen = trained_blocks(offer.train.blocks, len(blocks(base))), space(offer.space)
+        fresh = {name: value for name, value in adapter_state(model).items() if split_name(name)[1] in owned}
+        train_only(model, lambda name: name in fresh and chosen.trains(name))
         self._start = trained(chosen, fresh)
         if (len(self._start) < len(fresh) or offer.wire_down != PLAIN) and digest(fresh) != offer.start:
             raise FederationError(
                 "The adapter's first values are others here than at the server, which builds on them. Install "
                 "the server's version of torch, or ask for wire_down = fp32 and another space than frozen-a."
             )
-        self._examples: dict[str, list[Encoded]] = {}
+        self._examples: dict[str, Sequence[Encoded]] = {}
         self.order_limit = order_limit(self._start, offer.wire_down)
+
+    @staticmethod
+    def open(
+        proxy: Path, offer: Offer, limits: Limits | None = None, *, state: Path, trust_remote_code: bool = False
+    ) -> "Session":
+        """The session of a proxy that lies in a directory; the arguments are those of `Session`.
+
+        Raises:
+            ArtifactError: the proxy cannot be used.
+            FederationError: as of `Session`.
+        """
+        tokenizer = load_tokenizer(proxy, trust_remote_code=trust_remote_code)
+        model = load_trainable(proxy, offer.train, seed=offer.seed, trust_remote_code=trust_remote_code)
+        return Session(model, tokenizer, offer, limits, state=state)
 
     def knows(self, client: str) -> bool:
         """Whether the rows of `client` are there."""
         return client in self._examples
 
-    def add(self, client: str, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Encode the rows of a client.
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
+        """Rows as this proxy is to read them; errors as of `encode`."""
+        only = self._offer.train.completion_only_loss
+        return encode(rows, self._tokenizer, max_length=self.longest, completion_only=only)
+
+    def add(self, client: str, examples: Sequence[Encoded]) -> int:
+        """Take a client's encoded rows.
 
         Returns:
             Optimizer steps that a round takes.
 
         Raises:
-            ArtifactError, UsageError: the rows cannot be used.
             FederationError: the client's limits forbid what the server offers.
         """
-        settings = self._offer.train
-        base: Any = self._model.get_base_model()
-        longest = readable(base.config, settings.max_length)
-        examples = encode(rows, self._tokenizer, max_length=longest, completion_only=settings.completion_only_loss)
-        steps = optimizer_steps(len(examples), settings)
+        steps = optimizer_steps(len(examples), self._offer.train)
         if reason := check_offer(self._offer, self._limits, steps=steps):
             raise FederationError(f"{client} declines: {reason}.")
         self._examples[client] = examples
         return steps
+
+    def train(self, client: str, order: Order, on_step: OnStep | None = None) -> Reply:
+        """Train as an order says; see `client.answer`.
+
+        Args:
+            client: For whom; its rows must have been added.
+            order: The order.
+            on_step: Told every optimizer step.
+
+        Raises:
+            FederationError: the order is none of this federation, or the training diverged.
+            ArtifactError: what the client remembers is damaged.
+            ResourceError: the disk is full, or memory does not suffice.
+        """
+        number = order.round
+        if number > self._offer.rounds:
+            raise FederationError(f"round {number} was ordered of {self._offer.rounds} that were offered.")
+        if _shapes(order.adapter) != _shapes(self._start):
+            raise FederationError("The order's adapter is not one of the proxy that was handed out.")
+        return answer(
+            order,
+            client,
+            self._model,
+            self._examples[client],
+            train_settings=self._offer.train,
+            federate_settings=self._offer.federate,
+            pad=padding(self._tokenizer),
+            seed=self._offer.seed,
+            state=ClientState(self._state / client),
+            on_step=on_step and (lambda step, steps, loss: on_step(number, step, steps, loss)),
+        )
 
     def answer(self, client: str, data: bytes, on_step: OnStep | None = None) -> tuple[bytes, FedproxyError | None]:
         """Train as the order in `data` says; whatever goes wrong becomes a refusal that says so.
@@ -105,22 +146,7 @@ class Session:
         try:
             order = self._order(data)
             number = order.round
-            if number > self._offer.rounds:
-                raise FederationError(f"round {number} was ordered of {self._offer.rounds} that were offered.")
-            return encode_reply(
-                answer(
-                    order,
-                    client,
-                    self._model,
-                    self._examples[client],
-                    train_settings=self._offer.train,
-                    federate_settings=self._offer.federate,
-                    pad=padding(self._tokenizer),
-                    seed=self._offer.seed,
-                    state=ClientState(self._state / client),
-                    on_step=on_step and (lambda step, steps, loss: on_step(number, step, steps, loss)),
-                )
-            ), None
+            return encode_reply(self.train(client, order, on_step)), None
         except FedproxyError as error:
             fault = error
         except (OSError, MemoryError, RuntimeError) as error:
@@ -133,16 +159,13 @@ class Session:
         """The order in `data`.
 
         Raises:
-            FederationError: it is damaged, or of another adapter.
+            FederationError: it is damaged.
             ResourceError: there is no room for it in the temporary folder.
         """
         try:
-            order = decode_order(data, self._start, self._offer.wire_down)
+            return decode_order(data, self._start, self._offer.wire_down)
         except ArtifactError as error:
             raise FederationError(str(error)) from error
-        if _shapes(order.adapter) != _shapes(self._start):
-            raise FederationError("The order's adapter is not one of the proxy that was handed out.")
-        return order
 
 
 def _shapes(tensors: Tensors) -> dict[str, torch.Size]:

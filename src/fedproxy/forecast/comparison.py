@@ -11,7 +11,7 @@ from fedproxy.comparison.accounts import costs
 from fedproxy.comparison.cells import POOLED, lone_experiment, pooled_experiment, rounds_alone
 from fedproxy.comparison.work import digest
 from fedproxy.config import Compare, Experiment
-from fedproxy.federation.tuning import client_rows, encode_clients
+from fedproxy.federation.client_rows import client_rows
 from fedproxy.forecast.known import Known, ProxySize
 from fedproxy.forecast.rounds import ClientRound, rounds_of
 from fedproxy.forecast.run import OnProgress, tasks_of
@@ -61,7 +61,7 @@ def forecast_comparison(
     def examples(seed: int) -> Examples:
         report(0.2 + 0.8 * seeds.index(seed) / len(seeds), f"rendering and encoding the rows of seed {seed}")
         drawn = replace(experiment, seed=seed)
-        return encode_clients(client_rows(drawn), known.tokenizer, drawn, known.readable(drawn.train.max_length))
+        return client_rows(drawn).encoded(known.tokenizer, drawn, known.readable(drawn.train.max_length))
 
     bench, cells, jobs = _Bench(experiment, known, read, examples), list[dict[str, Any]](), Jobs()
     for name, seed, remove in sorted(keys, key=lambda key: seeds.index(key[1])):

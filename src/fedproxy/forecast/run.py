@@ -7,9 +7,10 @@ from typing import Any
 
 from fedproxy.config import Compress, Experiment
 from fedproxy.evaluation.reading import Reading, reading_of
+from fedproxy.federation.client_rows import client_names, client_rows
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.fitting import check_fit
-from fedproxy.federation.tuning import client_names, client_rows, encode_clients, steps_of_all
+from fedproxy.federation.tuning import steps_of_all
 from fedproxy.forecast.known import Known, ProxySize
 from fedproxy.forecast.rounds import ClientRound, count, rounds_of
 from fedproxy.forecast.speed import Speed
@@ -80,7 +81,7 @@ def forecast_run(
     rows = client_rows(experiment)
     report(0.5, "encoding the clients' rows")
     longest = known.readable(experiment.train.max_length)
-    examples = encode_clients(rows, known.tokenizer, experiment, longest)
+    examples = rows.encoded(known.tokenizer, experiment, longest)
     rounds = rounds_of(experiment, known, proxy, examples, aligned=aligned)
     clients = {name: _client(experiment, known, proxy, rows[name], examples[name], rounds[name], name) for name in rows}
     report(0.7, "rendering the tasks")

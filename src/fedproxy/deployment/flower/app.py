@@ -20,7 +20,7 @@ from fedproxy.deployment.flower.hurry import hurry
 from fedproxy.errors import FedproxyError, UsageError
 
 if TYPE_CHECKING:
-    from fedproxy.deployment.simulation import LocalClients
+    from fedproxy.federation.local_clients import LocalClients
     from fedproxy.federation.store import RoundStore
     from fedproxy.run_directory import RunDirectory
 
@@ -52,8 +52,9 @@ def _opened(run: Path, experiment: str) -> contextlib.AbstractContextManager["Ru
 def main(grid: Grid, context: Context) -> None:
     """Drive the rounds that are left, over Flower's Grid."""
     from fedproxy.deployment.members import read_members
+    from fedproxy.federation.client_rows import client_names
     from fedproxy.federation.tracking import open_tracker
-    from fedproxy.federation.tuning import client_names, read_run, tune
+    from fedproxy.federation.tuning import read_run, tune
     from fedproxy.run_directory import has_members, write_outcome
 
     hurry()
@@ -96,13 +97,13 @@ def train(message: Message, context: Context) -> Message:
             connection.send_bytes(order)
             answer = connection.recv_bytes()
     else:
-        answer = _local(_run_of(context)).answer(name, order)
+        answer = _local(_run_of(context)).session(name).answer(name, order)[0]
     return Message(pack(ANSWER, answer), reply_to=message)
 
 
 @functools.cache
 def _local(run: Path) -> "LocalClients":
     """The clients of a simulation, kept for as long as this process."""
-    from fedproxy.deployment.simulation import LocalClients
+    from fedproxy.federation.local_clients import LocalClients
 
-    return LocalClients(run)
+    return LocalClients.of(run)

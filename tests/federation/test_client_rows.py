@@ -3,7 +3,7 @@ from pathlib import Path
 
 from fedproxy.config import LLM, Client, Compress, Evaluate, Experiment, Partition
 from fedproxy.evaluation import training_rows
-from fedproxy.federation.tuning import client_rows
+from fedproxy.federation.client_rows import client_rows
 from fedproxy.pipeline import scored_tasks
 
 

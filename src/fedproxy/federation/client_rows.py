@@ -1,0 +1,129 @@
+"""The rows that clients train on: read, dealt out, and encoded once."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedproxy.config import Client, Evaluate, Experiment
+from fedproxy.data import partition, read_rows
+from fedproxy.evaluation.rendering import training_rows
+from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer
+from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.families import readable
+from fedproxy.seeds import derive_seed
+
+Rows = list[dict[str, Any]]
+
+
+class ClientRows(Mapping[str, Rows]):
+    """Each client's rows by its name, and what they are as tokens, which is found once.
+
+    An LLM and its proxy have one tokenizer: what was encoded for the one need not be for the other.
+
+    Args:
+        rows: Name → rows.
+    """
+
+    def __init__(self, rows: Mapping[str, Rows]) -> None:
+        self._rows = dict(rows)
+        self._encoded: dict[tuple[str, int, bool], list[Encoded]] = {}
+
+    def __getitem__(self, name: str) -> Rows:
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def examples(self, name: str, tokenizer: Tokenizer, longest: int, *, completion_only: bool) -> list[Encoded]:
+        """A client's rows as tokens; the arguments, and what is raised, are those of `encode`."""
+        key = (name, longest, completion_only)
+        if key not in self._encoded:
+            self._encoded[key] = encode(
+                self._rows[name], tokenizer, max_length=longest, completion_only=completion_only
+            )
+        return self._encoded[key]
+
+    def encoded(self, tokenizer: Tokenizer, experiment: Experiment, longest: int) -> dict[str, list[Encoded]]:
+        """Every client's rows as [train] says.
+
+        Args:
+            tokenizer: The LLM's.
+            experiment: The experiment.
+            longest: Tokens of a row at most.
+        """
+        only = experiment.train.completion_only_loss
+        return {name: self.examples(name, tokenizer, longest, completion_only=only) for name in self}
+
+
+def rows_of(client: Client, evaluate: Evaluate, seed: int) -> Rows:
+    """The training rows of a client: its file's, or its task's; at most `client.rows`, chosen by the seed.
+
+    Raises:
+        ArtifactError: the file or task cannot be read.
+        UsageError: the task is unknown.
+    """
+    if client.task:
+        return training_rows(
+            client.task, data=evaluate.data or None, include=evaluate.include or None, limit=client.rows, seed=seed
+        )
+    rows = read_rows(Path(client.data))
+    if client.rows is None or client.rows >= len(rows):
+        return rows
+    order = np.random.default_rng(derive_seed(seed, "rows", client.name)).permutation(len(rows))
+    return [rows[i] for i in order[: client.rows]]
+
+
+def client_rows(experiment: Experiment) -> ClientRows:
+    """The training rows of every client.
+
+    Raises:
+        ArtifactError: a data file or task cannot be read.
+        UsageError: a task is unknown, or the partition is impossible.
+    """
+    cut = experiment.partition
+    if cut is None:
+        return ClientRows(_own_rows(experiment))
+    rows = rows_of(Client("partition", cut.data, cut.task, cut.rows), experiment.evaluate, experiment.seed)
+    parts = partition(rows, cut.clients, cut.scheme, cut.alpha, experiment.seed)
+    return ClientRows(dict(zip(client_names(experiment), parts, strict=True)))
+
+
+def _own_rows(experiment: Experiment) -> dict[str, Rows]:
+    """The rows of clients with a file or task each; what several draw of one task are consecutive parts of one draw."""
+    evaluate, seed = experiment.evaluate, experiment.seed
+    wanted, begin, drawn, found = Counter[str](), Counter[str](), dict[str, Rows](), dict[str, Rows]()
+    for client in experiment.client:
+        wanted[client.task] += client.rows or 0
+    for client in experiment.client:
+        if not client.task or client.rows is None:
+            found[client.name] = rows_of(client, evaluate, seed)
+            continue
+        if client.task not in drawn:
+            drawn[client.task] = rows_of(replace(client, rows=wanted[client.task]), evaluate, seed)
+        rows, first = drawn[client.task], begin[client.task]
+        begin[client.task] += client.rows
+        found[client.name] = [rows[i % len(rows)] for i in range(first, first + min(client.rows, len(rows)))]
+    return found
+
+
+def client_names(experiment: Experiment) -> list[str]:
+    """The names of the clients of an experiment, in its order."""
+    cut = experiment.partition
+    if cut is None:
+        return [client.name for client in experiment.client]
+    return [f"client-{number:0{len(str(cut.clients))}d}" for number in range(1, cut.clients + 1)]
+
+
+def encode_for(model: Path, rows: ClientRows, experiment: Experiment) -> tuple[Tokenizer, dict[str, list[Encoded]]]:
+    """The tokenizer of a checkpoint, and every client's rows, encoded as its model is to read them."""
+    trust = experiment.llm.trust_remote_code
+    tokenizer = load_tokenizer(model, trust_remote_code=trust)
+    longest = readable(load_config(model, trust_remote_code=trust), experiment.train.max_length)
+    return tokenizer, rows.encoded(tokenizer, experiment, longest)
