@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,18 @@ def costs(
         "peak_memory_bytes": peak or {"server": None, "clients": None},
         "seconds": seconds,
     }
+
+
+def sent_once(bytes_up: Iterable[int]) -> dict[str, Any]:
+    """What clients that train alone send, in place of what rounds would: the last adapter, and get but the proxy."""
+    return {"bytes_up": sum(bytes_up), "bytes_down": 0}
+
+
+def spent_by_owner(spent: Mapping[str, Any]) -> dict[str, Any]:
+    """The costs where the rows travel, not the model: what was trained, the owner of the LLM trained."""
+    flops = {"server": spent["flops"]["clients"], "clients": 0.0, "client_most": 0.0}
+    peak = {"server": spent["peak_memory_bytes"]["clients"], "clients": None}
+    return costs(seconds=spent["seconds"], flops=flops, peak=peak)
 
 
 def costs_of_proxy(llm: LLM, work: Work, proxy: Path, evaluating: float) -> dict[str, Any]:

@@ -101,14 +101,9 @@ class Work:
         self._folder, self._progress = folder, on_progress
 
     def proxy(self, experiment: Experiment) -> Path:
-        """The proxy of an experiment. One that keeps all blocks is the same for all seeds."""
-        whole = experiment.compress.remove == 0 and experiment.heal.steps == 0
-        experiment = dataclasses.replace(
-            experiment,
-            seed=0 if whole else experiment.seed,
-            heal=dataclasses.replace(experiment.heal, realign_steps=0),
-        )
-        path = self._folder / "proxies" / _key(experiment, "llm", "compress", "heal", "seed")
+        """The proxy of an experiment."""
+        experiment, key = of_proxy(experiment)
+        path = self._folder / "proxies" / key
         with self._alone(path):
             if not path.is_dir():
                 with measured() as cost:
@@ -129,10 +124,8 @@ class Work:
             rows: The clients' rows.
             label: What is done with the clients' data: the name that the run bears.
         """
-        experiment = dataclasses.replace(experiment, name=label, compare=None)
-        proxy = self.proxy(experiment)
-        parts = ("llm", "compress", "heal", "train", "federate", "fuse", "seed", "name")
-        path = self._folder / "trainings" / _key(experiment, *parts)
+        experiment, key = of_training(experiment, label)
+        proxy, path = self.proxy(experiment), self._folder / "trainings" / key
         with self._alone(path):
             return self._train(experiment, path, proxy, rows)
 
@@ -229,6 +222,20 @@ def tuned_adapter(run: Path) -> Path:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
+
+
+def of_proxy(experiment: Experiment) -> tuple[Experiment, str]:
+    """The experiment that a proxy is made by, and its key. One that keeps all blocks is the same for all seeds."""
+    whole = experiment.compress.remove == 0 and experiment.heal.steps == 0
+    heal = dataclasses.replace(experiment.heal, realign_steps=0)
+    experiment = dataclasses.replace(experiment, seed=0 if whole else experiment.seed, heal=heal)
+    return experiment, _key(experiment, "llm", "compress", "heal", "seed")
+
+
+def of_training(experiment: Experiment, label: str) -> tuple[Experiment, str]:
+    """The experiment that a training goes by, and its key."""
+    experiment = dataclasses.replace(experiment, name=label, compare=None)
+    return experiment, _key(experiment, "llm", "compress", "heal", "train", "federate", "fuse", "seed", "name")
 
 
 def _key(experiment: Experiment, *parts: str) -> str:
