@@ -36,7 +36,8 @@ def os_error(error: OSError, path: Path) -> FedproxyError:
     return UsageError(f"{path}: cannot write ({error.strerror or error}). Choose a path that can be written.")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or directory is on the disk, whatever becomes of this machine."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -186,8 +187,8 @@ def new_directory(path: Path, *, overwrite: bool = False, sign: str = MANIFEST) 
             temporary.chmod(0o755)
             yield temporary
             for item in sorted(temporary.rglob("*")):
-                _sync(item)
-            _sync(temporary)
+                sync(item)
+            sync(temporary)
             _check_free(path, overwrite, sign)
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
@@ -197,7 +198,7 @@ def new_directory(path: Path, *, overwrite: bool = False, sign: str = MANIFEST) 
                 shutil.rmtree(old)
             else:
                 temporary.rename(path)
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise os_error(error, path) from error
     finally:
@@ -240,7 +241,7 @@ def new_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise os_error(error, path) from error
     finally:

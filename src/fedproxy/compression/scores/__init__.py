@@ -4,7 +4,7 @@ from fedproxy.compression.scores.angular_distance import angular_distance
 from fedproxy.compression.scores.block_influence import block_influence
 from fedproxy.compression.scores.contract import Importance, Registered, Score
 from fedproxy.compression.scores.magnitude import magnitude
-from fedproxy.compression.scores.perplexity import perplexity
+from fedproxy.compression.scores.perplexity import passed, perplexity
 from fedproxy.compression.scores.random import random
 from fedproxy.compression.scores.uniform import uniform
 from fedproxy.registry import Axis
@@ -19,7 +19,7 @@ SCORES: Axis[Registered] = Axis(
         "angular-distance": Registered(angular_distance, reads_text=True),
         "block-influence": Registered(block_influence, reads_text=True),
         "magnitude": Registered(magnitude, reads_text=False),
-        "perplexity": Registered(perplexity, reads_text=True),
+        "perplexity": Registered(perplexity, reads_text=True, passed=passed),
         "random": Registered(random, reads_text=False),
         "uniform": Registered(uniform, reads_text=False),
     },

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fedproxy.artifacts import locked, new_file, os_error, read_json, write_json
+from fedproxy.artifacts import locked, new_file, os_error, read_json, sync, write_json
 from fedproxy.deployment.handout.download import Crew, Progress, open_file, tried
 from fedproxy.deployment.handout.link import Link
 from fedproxy.deployment.handout.parts import LISTING_BYTES, File, Listing, Part, hash_range, is_sha256
@@ -82,7 +82,7 @@ def fetch_proxy(
                 for link in links:
                     link.close()
             work.rename(place)
-            _sync(Path(cache))
+            sync(Path(cache))
     except OSError as error:
         raise os_error(error, place) from error
     return place
@@ -150,16 +150,8 @@ def _fill(work: Path, listing: Listing, links: list[Link], on_bytes: Callable[[i
         )
     Crew(work, links, missing, Progress(on_bytes, listing.size - lacking, listing.size)).work()
     for file in listing.files:
-        _sync(work / file.name)
+        sync(work / file.name)
     write_json(work / _COMPLETE, _state(work))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _missing(work: Path, listing: Listing) -> list[tuple[File, Part]]:
