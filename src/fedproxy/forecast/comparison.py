@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.comparison import cells_of, check_methods, tasks_to_compare
-from fedproxy.comparison.accounts import costs, sent_once, spent_by_owner
+from fedproxy.comparison.accounts import Spent, costs, sent_once, spent_by_owner
 from fedproxy.comparison.cells import Training, trainings_of
 from fedproxy.comparison.work import of_proxy, of_training
 from fedproxy.config import Compare, Experiment
@@ -102,11 +102,15 @@ class _Trained:
 
     @property
     def jobs(self) -> Jobs:
-        return {self.key: self.aligning + sum(self.spent("flops"))}
+        return {self.key: self.aligning + sum(client.flops for client in self.spent)}
 
-    def spent(self, what: str) -> list[Any]:
-        """Of every client, the sum over its rounds."""
-        return [sum(getattr(one, what) for one in rounds) for rounds in self.rounds.values()]
+    @property
+    def spent(self) -> list[Spent]:
+        """What every client would."""
+        return [
+            Spent(*(sum(getattr(one, what) for one in rounds) for what in ("flops", "bytes_up", "bytes_down")))
+            for rounds in self.rounds.values()
+        ]
 
 
 class _Bench:
@@ -125,9 +129,8 @@ class _Bench:
             return costs(seconds={}), self._score("llm", "llm", None, experiment)
         proxy = self._proxy(experiment)
         if method.data == "none":
-            served = {"server": proxy.healing, "clients": 0.0, "client_most": 0.0}
-            found = costs(seconds={}, exposed=proxy.size.share, proxy_bytes=proxy.size.bytes, flops=served)
-            return found, {**proxy.jobs, **self._score(proxy.key, "proxy", proxy.size, experiment)}
+            jobs = {**proxy.jobs, **self._score(proxy.key, "proxy", proxy.size, experiment)}
+            return self._costs(proxy, []), jobs
         rows, jobs, trainings = self._examples(seed), dict(proxy.jobs), list[_Trained]()
 
         def counts() -> dict[str, int]:
@@ -139,7 +142,8 @@ class _Bench:
             for model in (method.result, *["proxy_tuned"] * (not method.whole)):
                 jobs |= self._score(trained.key, model, proxy.size, one.experiment, one.tasks)
             trainings.append(trained)
-        found = self._costs(proxy, trainings)
+        memory = {device: max(one.memory[device] for one in trainings) for device in ("cpu", "gpu")}
+        found = {**self._costs(proxy, trainings), "training_memory": memory}
         if method.data == "each":
             found |= sent_once(rounds[-1].bytes_up for one in trainings for rounds in one.rounds.values())
         if method.rows_travel:
@@ -147,21 +151,13 @@ class _Bench:
         return found, jobs
 
     def _costs(self, proxy: _Proxy, trainings: Sequence[_Trained]) -> dict[str, Any]:
-        spent = {
-            what: [n for one in trainings for n in one.spent(what)] for what in ("flops", "bytes_up", "bytes_down")
-        }
         return costs(
             seconds={},
             exposed=proxy.size.share,
             proxy_bytes=proxy.size.bytes,
-            bytes_up=sum(spent["bytes_up"]),
-            bytes_down=sum(spent["bytes_down"]),
-            flops={
-                "server": proxy.healing + sum(one.aligning for one in trainings),
-                "clients": sum(spent["flops"]),
-                "client_most": max(spent["flops"]),
-            },
-        ) | {"training_memory": {device: max(one.memory[device] for one in trainings) for device in ("cpu", "gpu")}}
+            served=proxy.healing + sum(one.aligning for one in trainings),
+            clients=[client for one in trainings for client in one.spent],
+        )
 
     def _proxy(self, experiment: Experiment) -> _Proxy:
         experiment, key = of_proxy(experiment)
