@@ -504,7 +504,7 @@ def main() -> None:
                 "hardware": {"machine": platform.machine(), "cpus": os.cpu_count()},
             }
             arguments.out.parent.mkdir(exist_ok=True)
-            write_json(arguments.out, {"limits": LIMITS, **record})
+            write_json(arguments.out, {**record, "limits": LIMITS})
             print(json.dumps(record[name], indent=2))
             missed = [limit for limit, held in record[name]["within_limits"].items() if not held]
             if missed:
