@@ -332,6 +332,21 @@ def merge_engine() -> str:
         "",
         f"The analysis takes K(K+1)/2 dot products in float64: {square / most['seconds']['median']:.0%} of the time at "
         f"{most['clients']} clients, by the parabola.",
+        "",
+        "| our walks in torch, where there are no kernels | turns | torch | kernels | times faster | limit |",
+        "|---" * 6 + "|",
+    ]
+    for part, what in (("torch", "float32 in memory"), ("torch_files", "bfloat16 files to a file")):
+        turns = result[part]
+        lines.append(
+            f"| {turns['job']['clients']} clients, {turns['job']['parameters']:,} parameters, {what} | {turns['job']['repeats']} | "
+            f"{spanned(turns['torch'], ' s')} | {spanned(turns['kernels'], ' s')} | "
+            f"{spanned(turns['kernels_over_torch'])}{mark(turns, 'kernels_over_torch')} | "
+            f"≥ {limits['kernels_over_torch']:g} |"
+        )
+    lines += [
+        "",
+        "Both one after the other in one process whose C library keeps what is freed. The bits are the same.",
     ]
     return "\n".join(lines)
 

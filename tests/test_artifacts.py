@@ -1,7 +1,10 @@
 import errno
+import fcntl
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from fedproxy.artifacts import (
     Manifest,
     check_output,
     check_spared,
+    locked,
     new_directory,
     new_file,
     os_error,
@@ -173,3 +177,35 @@ def test_what_was_being_replaced_comes_back_after_a_kill(tmp_path):
     with pytest.raises(UsageError, match="overwrite"), new_directory(tmp_path / "d"):
         pass
     assert [path.name for path in tmp_path.rglob("*")] == ["d", "precious"]
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: None])
+def test_a_lock_is_refused_after_a_while_or_waited_for(tmp_path, make):
+    path, mine = tmp_path / "locks" / "lock", threading.Event()
+    path.parent.mkdir()
+    make(path)
+
+    def wait() -> None:
+        with locked(path):
+            mine.set()
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    with locked(path):
+        with pytest.raises(UsageError, match="at work"), locked(path, 0.0, "another is at work"):
+            pass
+        waiting.start()
+        assert not mine.wait(0.3)
+    assert mine.wait(10)
+
+
+def test_where_the_file_system_knows_no_locks_nobody_waits_and_nothing_counts_as_left_behind(tmp_path, monkeypatch):
+    leftover = tmp_path / ".model.tmp-1"
+    leftover.mkdir()
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "lock", 0.0), locked(tmp_path / "lock", 0.0), new_directory(tmp_path / "model"):
+        pass
+    assert leftover.is_dir()

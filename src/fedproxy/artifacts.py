@@ -10,10 +10,12 @@ import fcntl
 import glob
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +36,8 @@ def os_error(error: OSError, path: Path) -> FedproxyError:
     return UsageError(f"{path}: cannot write ({error.strerror or error}). Choose a path that can be written.")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or directory is on the disk, whatever becomes of this machine."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -43,15 +46,40 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock on `path`, by which others can tell that its writer lives."""
-    handle = os.open(path, os.O_RDONLY)
+def locked(path: Path, patience: float = math.inf, busy: str = "") -> Iterator[None]:
+    """Hold the lock of a file, which is made if it is missing, or of a directory; a killed process lets it go.
+
+    Where the file system knows no locks, as some of networks do not, nobody waits.
+
+    Raises:
+        UsageError: another process still holds it after `patience` seconds (`busy`), or it cannot be opened.
+    """
     try:
-        with contextlib.suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        handle = os.open(path, made | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise os_error(error, path) from error
+    try:
+        until = time.monotonic() + patience
+        while _lock(handle) is False:
+            if time.monotonic() > until:
+                raise UsageError(busy)
+            time.sleep(0.1)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int) -> bool | None:
+    """Take the lock of an open file, unless another process has it; none where the file system knows no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _abandoned(path: Path) -> bool:
@@ -61,12 +89,9 @@ def _abandoned(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        return _lock(handle) is True
     finally:
         os.close(handle)
-    return True
 
 
 def _clear_up(path: Path) -> None:
@@ -158,22 +183,22 @@ def new_directory(path: Path, *, overwrite: bool = False, sign: str = MANIFEST) 
     except OSError as error:
         raise os_error(error, path) from error
     try:
-        with _locked(temporary):
+        with locked(temporary):
             temporary.chmod(0o755)
             yield temporary
             for item in sorted(temporary.rglob("*")):
-                _sync(item)
-            _sync(temporary)
+                sync(item)
+            sync(temporary)
             _check_free(path, overwrite, sign)
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-                with _locked(old):
+                with locked(old):
                     path.rename(old / path.name)
                     temporary.rename(path)
                 shutil.rmtree(old)
             else:
                 temporary.rename(path)
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise os_error(error, path) from error
     finally:
@@ -211,12 +236,12 @@ def new_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
         temporary = Path(name)
         temporary.chmod(0o644)
-        with os.fdopen(handle, "wb") as file, _locked(temporary):
+        with os.fdopen(handle, "wb") as file, locked(temporary):
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise os_error(error, path) from error
     finally:

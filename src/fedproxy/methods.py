@@ -67,6 +67,11 @@ class Method:
         return self.settings.get("compress", {}).get("remove") == 0.0
 
     @property
+    def rows_travel(self) -> bool:
+        """Whether the clients' rows go to the owner of the LLM, in place of a proxy to them."""
+        return self.whole and self.data == "pooled"
+
+    @property
     def axes(self) -> dict[str, str]:
         """Its choice on each axis; "experiment" where it has none of its own."""
         chosen = {table: {**_PLAIN.get(table, {}), **self.settings.get(table, {})} for table in VARIED}

@@ -1,7 +1,6 @@
 """A run's directory: whether it may be written, which stages took how long, and what happened when."""
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fedproxy.artifacts import check_spared, event_of, new_file, os_error, read_json, versions, write_json
+from fedproxy.artifacts import check_spared, event_of, locked, new_file, os_error, read_json, versions, write_json
 from fedproxy.config import Experiment, to_toml
 from fedproxy.errors import FedproxyError, UsageError, error_of
 
@@ -71,7 +70,7 @@ def owned(path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) 
     if path.is_dir() and not _is_run(path) and not all(_FIRST.fullmatch(item.name) for item in path.iterdir()):
         raise UsageError(f"{path} exists and is no run of fedproxy. Give another path.")
     busy = f"Another process is at work on {path}. Wait until it is done, or end it first."
-    with _locked(path / _OWNER, ENDING_SECONDS, busy):
+    with locked(path / _OWNER, ENDING_SECONDS, busy):
         directory = RunDirectory(path)
         with directory.driven():
             if _open(path, experiment, resume=resume, overwrite=overwrite):
@@ -115,40 +114,6 @@ def _remove(items: Iterable[Path]) -> None:
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
         except OSError as error:
             raise os_error(error, item) from error
-
-
-@contextlib.contextmanager
-def _locked(path: Path, patience: float, busy: str) -> Iterator[None]:
-    """Hold the lock of a file; a process that is killed lets it go.
-
-    Raises:
-        UsageError: another process still holds it after `patience` seconds (`busy`), or it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise os_error(error, path) from error
-    try:
-        until = time.monotonic() + patience
-        while not _lock(handle):
-            if time.monotonic() > until:
-                raise UsageError(busy)
-            time.sleep(0.2)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    """Whether nobody else holds the lock."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some network file systems know no locks
-        pass
-    return True
 
 
 class RunDirectory:
@@ -212,7 +177,7 @@ class RunDirectory:
             UsageError: another process still drives them after `PATIENCE_SECONDS`.
         """
         busy = f"{self.path}: another process drives this run. End it first."
-        with _locked(self.path / _DRIVER, PATIENCE_SECONDS, busy):
+        with locked(self.path / _DRIVER, PATIENCE_SECONDS, busy):
             yield
 
 

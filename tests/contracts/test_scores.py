@@ -122,6 +122,30 @@ def test_progress_rises_to_one(name: str) -> None:
     assert told[-1] == 1.0
 
 
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("most", range(BLOCKS))
+def test_a_token_passes_as_many_blocks_and_heads_as_the_row_says(
+    name: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = {"run": 0, "losses": 0}
+
+    def counting(method: str) -> Any:
+        own = getattr(BlockStream, method)
+
+        def counted(*args: Any) -> Any:
+            ran[method] += 1
+            return own(*args)
+
+        return counted
+
+    stream = BlockStream(make_model())
+    passages = enter(stream, tokens(4, 7))
+    for method in ran:
+        monkeypatch.setattr(BlockStream, method, counting(method))
+    score(name, stream, passages, most=most)
+    assert SCORES[name].passed(BLOCKS, BLOCKS - most) == (ran["run"], ran["losses"])
+
+
 @pytest.mark.parametrize("name", sorted(set(SCORES) - set(READERS)))
 def test_scores_that_read_no_text_do_without(name: str) -> None:
     assert scored(name) == scored(name, tokens(4, 7))

@@ -14,6 +14,7 @@ from fedproxy.cli.output import (
     Tflops,
     console,
     needed,
+    page_of,
     print_json,
     sheet,
 )
@@ -44,7 +45,6 @@ def compare(
     from fedproxy.cli.comparison_table import comparison_table, differences, table
     from fedproxy.comparison import cells_of
     from fedproxy.comparison import compare as run_comparison
-    from fedproxy.errors import MissingExtraError
     from fedproxy.pipeline import read_experiment, report_comparison
 
     keys = cells_of(read_experiment(experiment))
@@ -52,11 +52,7 @@ def compare(
         result: dict[str, Any] = run_comparison(
             experiment, out, resume=resume, overwrite=overwrite, jobs=jobs, on_progress=on_progress, on_cell=on_cell
         )
-    try:
-        page: Path | None = report_comparison(out)
-    except MissingExtraError as error:
-        page = None
-        console().print(f"No report.html: {error}", markup=False)
+    page = page_of(out, report_comparison)
     if json:
         print_json(result)
         return

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedproxy.cli.output import Json, Overwrite, TrustRemoteCode, console, print_json, stage
+from fedproxy.cli.output import Json, Overwrite, TrustRemoteCode, console, print_json, stage, tell
 from fedproxy.cli.sheets import print_sheet, show_plan
 
 EXAMPLE = "fedproxy compress ./llm ./proxy --remove 0.5 --calibration public.txt"
@@ -87,12 +87,11 @@ def compress(
 
     with stage("compress") as show:
         proxy = compress_llm(llm, out, **settings, heal=heal, overwrite=overwrite, on_progress=show, on_sheet=on_sheet)
-    if json:
-        print_json({"path": proxy.path, "layer_map": proxy.layer_map, "scores": proxy.scores, "exposure": sheets[0]})
-    else:
-        console().print(
-            f"Proxy in {proxy.path}: keeps {len(proxy.layer_map)} of {len(proxy.scores)} blocks {proxy.layer_map}."
-        )
+    tell(
+        {"path": proxy.path, "layer_map": proxy.layer_map, "scores": proxy.scores, "exposure": sheets[0]},
+        f"Proxy in {proxy.path}: keeps {len(proxy.layer_map)} of {len(proxy.scores)} blocks {proxy.layer_map}.",
+        json=json,
+    )
 
 
 def _plan(llm: str, settings: dict[str, Any], *, json: bool) -> None:

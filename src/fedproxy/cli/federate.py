@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json, progress
+from fedproxy.cli.output import Json, Out, Overwrite, Resume, progress, tell_run
 from fedproxy.cli.sheets import print_sheet
 from fedproxy.errors import UsageError
 
@@ -37,7 +37,4 @@ def federate(
             on_progress=show,
             on_sheet=print_sheet,
         )
-    if json:
-        print_json({"path": run.path, "adapter": run.adapter, "rounds": run.rounds})
-    else:
-        console().print(f"{len(run.rounds)} rounds done; the tuned adapter of the proxy lies in {run.adapter}.")
+    tell_run(run, json=json)

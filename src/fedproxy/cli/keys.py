@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fedproxy.cli.output import Json, console, print_json
+from fedproxy.cli.output import Json, console, print_json, tell
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,15 +33,12 @@ def init(
     from fedproxy.deployment.keys import init_keys
 
     hosts = init_keys(folder, host or [])
-    if json:
-        print_json({"path": folder, "hosts": hosts, "valid_days": VALID_DAYS})
-    else:
-        console().print(
-            f"{folder} holds a certificate authority and a certificate for {', '.join(hosts)}, valid for {VALID_DAYS} "
-            f"days. Keep it to yourself. Next, for each client: fedproxy keys add {folder} NAME",
-            markup=False,
-            soft_wrap=True,
-        )
+    tell(
+        {"path": folder, "hosts": hosts, "valid_days": VALID_DAYS},
+        f"{folder} holds a certificate authority and a certificate for {', '.join(hosts)}, valid for {VALID_DAYS} "
+        f"days. Keep it to yourself. Next, for each client: fedproxy keys add {folder} NAME",
+        json=json,
+    )
 
 
 @app.command(epilog="Example: fedproxy keys add keys bank")
@@ -58,15 +55,9 @@ def add(
 
     client = add_client(folder, name, public_key)
     hand_over = folder / CA if public_key else client_key_file(folder, name)
-    if json:
-        print_json({**dataclasses.asdict(client), "hand_over": hand_over})
-    else:
-        secret = "" if public_key else " It is secret: hand it over safely, then delete it here."
-        console().print(
-            f"{name} is registered ({client.fingerprint}). To hand over: {hand_over}.{secret}",
-            markup=False,
-            soft_wrap=True,
-        )
+    secret = "" if public_key else " It is secret: hand it over safely, then delete it here."
+    text = f"{name} is registered ({client.fingerprint}). To hand over: {hand_over}.{secret}"
+    tell({**dataclasses.asdict(client), "hand_over": hand_over}, text, json=json)
 
 
 @app.command(epilog="Example: fedproxy keys new bank.key")
@@ -78,14 +69,8 @@ def new(
     from fedproxy.deployment.keys import new_key
 
     public = new_key(file)
-    if json:
-        print_json({"private": file, "public": public})
-    else:
-        console().print(
-            f"Send {public} to the owner, and ask for ca.crt. {file} is secret and stays here.",
-            markup=False,
-            soft_wrap=True,
-        )
+    text = f"Send {public} to the owner, and ask for ca.crt. {file} is secret and stays here."
+    tell({"private": file, "public": public}, text, json=json)
 
 
 @app.command(epilog="Example: fedproxy keys revoke keys bank")
@@ -94,10 +79,7 @@ def revoke(folder: Folder, name: Name, json: Json = False) -> None:
     from fedproxy.deployment.keys import revoke_client
 
     client = revoke_client(folder, name)
-    if json:
-        print_json(dataclasses.asdict(client))
-    else:
-        console().print(f"{name} is revoked ({client.fingerprint}).", markup=False, soft_wrap=True)
+    tell(dataclasses.asdict(client), f"{name} is revoked ({client.fingerprint}).", json=json)
 
 
 @app.command("list", epilog="Example: fedproxy keys list keys")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedproxy.cli.output import Json, Overwrite, console, print_json
+from fedproxy.cli.output import Json, Overwrite, tell
 from fedproxy.errors import UsageError
 
 EXAMPLE = "fedproxy merge bank.safetensors shop.safetensors --rule h-ties --out merged.safetensors"
@@ -49,11 +49,10 @@ def merge(
         seed=seed,
         **options,
     )
-    if json:
-        print_json(analysis.as_dict())
-    else:
-        weights = ", ".join(f"{weight:.3f}" for weight in analysis.weights or ()) or "none"
-        console().print(
-            f"{analysis.clients} updates of {analysis.parameters:,} parameters merged into {out}; mean conflict "
-            f"{analysis.conflict_mean:.3f}, zero {analysis.zero_fraction:.1%}, weights {weights}"
-        )
+    weights = ", ".join(f"{weight:.3f}" for weight in analysis.weights or ()) or "none"
+    tell(
+        analysis.as_dict(),
+        f"{analysis.clients} updates of {analysis.parameters:,} parameters merged into {out}; mean conflict "
+        f"{analysis.conflict_mean:.3f}, zero {analysis.zero_fraction:.1%}, weights {weights}",
+        json=json,
+    )

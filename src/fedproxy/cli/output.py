@@ -6,13 +6,16 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedproxy.errors import UsageError
+from fedproxy.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from fedproxy.pipeline import Run
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
@@ -101,6 +104,29 @@ def needed(out: Path | None) -> Path:
     if out is None:
         raise UsageError("Give --out DIR, the directory to write, or --dry-run to see what would be done.")
     return out
+
+
+def page_of(out: Path, make: Callable[[Path], Path]) -> Path | None:
+    """Write the page of what lies in `out`; none, and a line that says why, where a package for it is missing."""
+    try:
+        return make(out)
+    except MissingExtraError as error:
+        console().print(f"No report.html: {error}", markup=False)
+        return None
+
+
+def tell(value: object, text: str, *, json: bool) -> None:
+    """Print one JSON object on stdout, or what it says for people on stderr."""
+    if json:
+        print_json(value)
+    else:
+        console().print(text, markup=False, soft_wrap=True)
+
+
+def tell_run(run: "Run", *, json: bool) -> None:
+    """Say where the adapter of a federation lies."""
+    text = f"{len(run.rounds)} rounds done; the tuned adapter of the proxy lies in {run.adapter}."
+    tell({"path": run.path, "adapter": run.adapter, "rounds": run.rounds}, text, json=json)
 
 
 def print_json(value: object) -> None:

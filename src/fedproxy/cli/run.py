@@ -14,6 +14,7 @@ from fedproxy.cli.output import (
     Tflops,
     console,
     needed,
+    page_of,
     print_json,
     progress,
 )
@@ -43,17 +44,12 @@ def run(
 def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json: bool) -> dict[str, Any]:
     """Run an experiment with its progress on stderr, and print what came of it."""
     from fedproxy import pipeline
-    from fedproxy.errors import MissingExtraError
 
     with progress() as show:
         results = pipeline.run(
             experiment, out, resume=resume, overwrite=overwrite, on_progress=show, on_sheet=print_sheet
         )
-    try:
-        page: Path | None = pipeline.report(out)
-    except MissingExtraError as error:
-        page = None
-        console().print(f"No report.html: {error}", markup=False)
+    page = page_of(out, pipeline.report)
     if json:
         print_json(results)
         return results

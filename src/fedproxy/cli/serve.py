@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, print_json
+from fedproxy.cli.output import Json, Out, Overwrite, Resume, console, tell_run
 from fedproxy.cli.rounds_table import rounds_table
 from fedproxy.cli.sheets import print_sheet
 
@@ -55,7 +55,4 @@ def serve(
             on_ready=ready,
             on_poll=update,
         )
-    if json:
-        print_json({"path": run.path, "adapter": run.adapter, "rounds": run.rounds})
-    else:
-        console().print(f"{len(run.rounds)} rounds done; the tuned adapter of the proxy lies in {run.adapter}.")
+    tell_run(run, json=json)

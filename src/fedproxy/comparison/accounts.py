@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ _matrices = functools.cache(matrices)
 
 
 @dataclass(frozen=True)
-class _Client:
+class Spent:
+    """What a client spent in all rounds: operations, bytes sent and got beside the proxy, and memory at its peak."""
+
     flops: float
     up: int
     down: int
-    memory: int
+    memory: int = 0
 
 
 def costs(
@@ -40,9 +42,8 @@ def costs(
     seconds: dict[str, Any],
     exposed: float = 0.0,
     proxy_bytes: int = 0,
-    bytes_up: int = 0,
-    bytes_down: int = 0,
-    flops: dict[str, float] | None = None,
+    served: float = 0.0,
+    clients: Sequence[Spent] = (),
     peak: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The part of a cell's record that says what it cost; what is not given was not spent.
@@ -51,20 +52,34 @@ def costs(
         seconds: By stage; none for a stage of which no record was left.
         exposed: Share of the LLM's parameters that left the house.
         proxy_bytes: Size of the proxy, which each client gets once.
-        bytes_up: Sent by all clients in all rounds.
-        bytes_down: Sent to them, beside the proxy.
-        flops: Of the "server", of all "clients" together, and of the client with the most, "client_most".
+        served: Operations of the server.
+        clients: What each client spent.
         peak: Peak memory in bytes of "server" and "clients", as their processes were measured.
     """
     return {
         "exposed": exposed,
         "proxy_bytes": proxy_bytes,
-        "bytes_up": bytes_up,
-        "bytes_down": bytes_down,
-        "flops": flops or {"server": 0.0, "clients": 0.0, "client_most": 0.0},
+        "bytes_up": sum(client.up for client in clients),
+        "bytes_down": sum(client.down for client in clients),
+        "flops": {
+            "server": served,
+            "clients": sum((client.flops for client in clients), 0.0),
+            "client_most": max((client.flops for client in clients), default=0.0),
+        },
         "peak_memory_bytes": peak or {"server": None, "clients": None},
         "seconds": seconds,
     }
+
+
+def sent_once(bytes_up: Iterable[int]) -> dict[str, Any]:
+    """What clients that train alone send, in place of what rounds would: the last adapter, and get but the proxy."""
+    return {"bytes_up": sum(bytes_up), "bytes_down": 0}
+
+
+def spent_by_owner(spent: Mapping[str, Any]) -> dict[str, Any]:
+    """The costs where the rows travel, not the model: what was trained, the owner of the LLM trained."""
+    peak = {"server": spent["peak_memory_bytes"]["clients"], "clients": None}
+    return costs(seconds=spent["seconds"], served=spent["flops"]["clients"], peak=peak)
 
 
 def costs_of_proxy(llm: LLM, work: Work, proxy: Path, evaluating: float) -> dict[str, Any]:
@@ -80,7 +95,7 @@ def costs_of_proxy(llm: LLM, work: Work, proxy: Path, evaluating: float) -> dict
     return costs(
         exposed=_share(proxy),
         proxy_bytes=_bytes(proxy),
-        flops={"server": _healing(llm, proxy), "clients": 0.0, "client_most": 0.0},
+        served=_healing(llm, proxy),
         peak={"server": made.get("peak_memory_bytes"), "clients": None},
         seconds={"compress": made.get("seconds"), "evaluate": evaluating},
     )
@@ -104,13 +119,8 @@ def costs_of_trainings(llm: LLM, work: Work, runs: Sequence[RunDirectory], evalu
     return {"trainings": [run.path.name for run in runs]} | costs(
         exposed=_share(proxy),
         proxy_bytes=_bytes(proxy),
-        bytes_up=sum(client.up for client in clients),
-        bytes_down=sum(client.down for client in clients),
-        flops={
-            "server": _healing(llm, proxy) + sum(_aligning(llm, run) for run in runs),
-            "clients": sum(client.flops for client in clients),
-            "client_most": max(client.flops for client in clients),
-        },
+        served=_healing(llm, proxy) + sum(_aligning(llm, run) for run in runs),
+        clients=clients,
         peak={"server": max(served, default=None), "clients": max(client.memory for client in clients)},
         seconds={
             "compress": made.get("seconds"),
@@ -126,7 +136,7 @@ def _trained(run: RunDirectory) -> tuple[set[int], int]:
     return {split_name(name)[1] for name in shapes}, sum(map(math.prod, shapes.values()))
 
 
-def _clients(run: RunDirectory, proxy: Matrices) -> list[_Client]:
+def _clients(run: RunDirectory, proxy: Matrices) -> list[Spent]:
     """What each client of a training spent; what aligned the proxy goes to it with every round but the first."""
     blocks, entries = _trained(run)
     aligned = size_in_bytes(last_aligned(run.path / ALIGNMENT))
@@ -136,7 +146,7 @@ def _clients(run: RunDirectory, proxy: Matrices) -> list[_Client]:
         for name, client in record["clients"].items():
             found.setdefault(name, []).append({**client, "bytes_down": client["bytes_down"] + extra})
     return [
-        _Client(
+        Spent(
             flops=sum(training(r["tokens"], proxy, trained=blocks, parameters=entries) for r in rounds),
             up=sum(r["bytes_up"] for r in rounds),
             down=sum(r["bytes_down"] for r in rounds),

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fedproxy.artifacts import new_directory, write_json
-from fedproxy.comparison.accounts import costs, costs_of_proxy, costs_of_trainings
+from fedproxy.comparison.accounts import costs, costs_of_proxy, costs_of_trainings, sent_once, spent_by_owner
 from fedproxy.comparison.history import history
 from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored, tuned_adapter
 from fedproxy.config import Client, Experiment, Federate
@@ -30,6 +30,7 @@ Key = tuple[str, int, float]
 """Method, seed, share of blocks removed."""
 RowsOf = Callable[[int], ClientRows]
 """A seed → each client's rows, which the seed chooses as in any run."""
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,8 @@ class Bench:
         experiment = configured(method, self.experiment, seed=seed, remove=remove)
         if method.data == "none":
             scored, tuned, costs = self._untuned(method, experiment)
-        elif method.data == "each":
-            scored, tuned, costs = self._alone(method, experiment)
         else:
-            scored, tuned, costs = self._together(method, experiment)
+            scored, tuned, costs = self._tuned(method, experiment)
         record = {
             "method": method.name,
             "seed": seed,
@@ -136,49 +135,29 @@ class Bench:
         scored = self._work.score(experiment, f"{proxy.name}-proxy", self.tasks, proxy)
         return scored, None, costs_of_proxy(experiment.llm, self._work, proxy, scored.seconds)
 
-    def _together(self, method: Method, experiment: Experiment) -> tuple[Scored, Scored | None, dict[str, Any]]:
-        """One training on all rows: a federation, or of one party with the pooled rows."""
-        rows, label = self._rows(experiment.seed), "clients"
-        if method.data == "pooled":
-            experiment, rows, label = self._pooled(experiment, rows)
-        run = self._work.training(experiment, rows, label)
-        scored, tuned = self._scores(method, experiment, run, self.tasks)
-        seconds = scored.seconds + (tuned.seconds if tuned else 0.0)
-        spent = costs_of_trainings(experiment.llm, self._work, [run], seconds)
-        if method.whole and method.data == "pooled":  # the rows travel, not the model
-            flops = {"server": spent["flops"]["clients"], "clients": 0.0, "client_most": 0.0}
-            peak = {"server": spent["peak_memory_bytes"]["clients"], "clients": None}
-            spent |= costs(seconds=spent["seconds"], flops=flops, peak=peak)
-        if method.data == "clients":
-            spent |= history(run)
-        return scored, tuned, spent
+    def _tuned(self, method: Method, experiment: Experiment) -> tuple[Scored, Scored | None, dict[str, Any]]:
+        rows, runs, scored, tuned = self._rows(experiment.seed), list[RunDirectory](), list[Scored](), list[Scored]()
 
-    def _alone(self, method: Method, experiment: Experiment) -> tuple[Scored, Scored | None, dict[str, Any]]:
-        """A training of each client alone; a client is scored on its own task, or on all where it has none."""
-        own = {client.name: client.task for client in experiment.client if client.task in self.tasks}
-        runs, scored, tuned = [], [], []
-        clients = self._rows(experiment.seed)
-        for name, rounds in rounds_alone(experiment, clients).items():
-            alone = lone_experiment(experiment, name, rounds)
-            run = self._work.training(alone, ClientRows({name: clients[name]}), f"alone: {name}")
-            fused, proxy = self._scores(method, alone, run, [own[name]] if name in own else self.tasks)
-            runs.append(run)
+        def counts() -> dict[str, int]:
+            _, encoded = encode_for(resolve(experiment.llm.path), rows, experiment)
+            return {name: len(examples) for name, examples in encoded.items()}
+
+        for one in trainings_of(method, experiment, rows, counts, self.tasks):
+            own = rows if one.rows is rows else ClientRows({name: list(part) for name, part in one.rows.items()})
+            runs.append(self._work.training(one.experiment, own, one.label))
+            fused, proxy = self._scores(method, one.experiment, runs[-1], one.tasks)
             scored.append(fused)
-            tuned.append(proxy)
-        proxies = [one for one in tuned if one is not None]
-        seconds = sum(one.seconds for one in [*scored, *proxies])
+            tuned += [proxy] if proxy is not None else []
+        seconds = sum(one.seconds for one in [*scored, *tuned])
         spent = costs_of_trainings(experiment.llm, self._work, runs, seconds)
-        last = [RoundStore(run.path / "rounds").records()[-1] for run in runs]
-        spent["bytes_up"] = sum(client["bytes_up"] for record in last for client in record["clients"].values())
-        spent["bytes_down"] = 0  # nothing but the proxy comes, nothing but the last adapter goes
-        return mean_scored(scored), mean_scored(proxies) if proxies else None, spent
-
-    def _pooled(self, experiment: Experiment, rows: ClientRows) -> tuple[Experiment, ClientRows, str]:
-        """One client with all rows, that takes in one round as many steps as all clients took in all."""
-        _, encoded = encode_for(resolve(experiment.llm.path), rows, experiment)
-        pooled = pooled_experiment(experiment, {name: len(examples) for name, examples in encoded.items()})
-        name = next(iter(rows)) if len(rows) == 1 else POOLED
-        return pooled, ClientRows({name: [row for part in sorted(rows) for row in rows[part]]}), POOLED
+        if method.data == "each":
+            last = [RoundStore(run.path / "rounds").records()[-1] for run in runs]
+            spent |= sent_once(client["bytes_up"] for record in last for client in record["clients"].values())
+        if method.rows_travel:
+            spent |= spent_by_owner(spent)
+        if method.data == "clients":
+            spent |= history(runs[0])
+        return mean_scored(scored), mean_scored(tuned) if tuned else None, spent
 
     def _scores(
         self, method: Method, experiment: Experiment, run: RunDirectory, tasks: list[str]
@@ -194,6 +173,58 @@ class Bench:
             return scored, None
         proxy = path / "proxy"
         return scored, self._work.score(experiment, f"{name}-proxy-tuned", tasks, proxy, tuned_adapter(path))
+
+
+@dataclass(frozen=True)
+class Training(Generic[Row]):
+    """A training that a method needs.
+
+    Attributes:
+        experiment: What it goes by.
+        rows: The rows of those who take part, by name, as they were given.
+        label: What is done with the clients' data.
+        tasks: What the tuned models are scored on.
+    """
+
+    experiment: Experiment
+    rows: Mapping[str, Sequence[Row]]
+    label: str
+    tasks: list[str]
+
+
+def trainings_of(
+    method: Method,
+    experiment: Experiment,
+    rows: Mapping[str, Sequence[Row]],
+    counts: Callable[[], Mapping[str, int]],
+    tasks: Sequence[str],
+) -> list[Training[Row]]:
+    """The trainings of a method: a federation, one of a party with the pooled rows, or one of each client alone.
+
+    Args:
+        method: The method.
+        experiment: The experiment as the method has it.
+        rows: Each client's rows.
+        counts: Says how many of them each client trains on.
+        tasks: What models are scored on; a client alone is scored on its own of them, where it has one.
+    """
+    match method.data:
+        case "each":
+            own = {client.name: [client.task] for client in experiment.client if client.task in tasks}
+            return [
+                Training(
+                    lone_experiment(experiment, name, rounds),
+                    {name: rows[name]},
+                    f"alone: {name}",
+                    own.get(name, list(tasks)),
+                )
+                for name, rounds in rounds_alone(experiment, rows).items()
+            ]
+        case "pooled":
+            name = next(iter(rows)) if len(rows) == 1 else POOLED
+            pool = [row for part in sorted(rows) for row in rows[part]]
+            return [Training(pooled_experiment(experiment, counts()), {name: pool}, POOLED, list(tasks))]
+    return [Training(experiment, rows, "clients", list(tasks))]
 
 
 def pooled_experiment(experiment: Experiment, counts: Mapping[str, int]) -> Experiment:

@@ -28,7 +28,7 @@ from fedproxy.errors import FedproxyError, ResourceError, error_of, explained
 from fedproxy.memory import available_memory
 from fedproxy.methods import Method
 from fedproxy.models.source import open_source
-from fedproxy.models.training_memory import decoder_numbers, training_memory
+from fedproxy.models.training_memory import bytes_to_train
 
 PROGRAM_BYTES = 1 << 30
 """What a process takes beside a training: measured 0.7 GB with torch, transformers and the harness loaded."""
@@ -50,9 +50,9 @@ def processes(experiment: Experiment) -> int:
     if torch.cuda.is_available():
         return 1
     source = open_source(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code)
-    train, keep = experiment.train, list(range(source.count))
-    numbers = decoder_numbers(source.decoder, keep, train.lora_targets, exposure(source, keep)["parameters"])
-    needed = PROGRAM_BYTES + training_memory(numbers, train, "cpu").total
+    keep = list(range(source.count))
+    parameters = exposure(source, keep)["parameters"]
+    needed = PROGRAM_BYTES + bytes_to_train(source.decoder, keep, experiment.train, parameters)["cpu"]
     return max(1, min(len(os.sched_getaffinity(0)), available_memory() // needed))
 
 

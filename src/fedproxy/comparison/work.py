@@ -11,19 +11,18 @@ All survive a kill: a proxy and a score appear complete or not at all, a trainin
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedproxy.artifacts import new_directory, os_error, read_json, write_json
+from fedproxy.artifacts import locked, new_directory, os_error, read_json, write_json
 from fedproxy.config import Experiment
 from fedproxy.evaluation import evaluate
 from fedproxy.federation.aligning import ALIGNED, write_aligned
@@ -102,14 +101,9 @@ class Work:
         self._folder, self._progress = folder, on_progress
 
     def proxy(self, experiment: Experiment) -> Path:
-        """The proxy of an experiment. One that keeps all blocks is the same for all seeds."""
-        whole = experiment.compress.remove == 0 and experiment.heal.steps == 0
-        experiment = dataclasses.replace(
-            experiment,
-            seed=0 if whole else experiment.seed,
-            heal=dataclasses.replace(experiment.heal, realign_steps=0),
-        )
-        path = self._folder / "proxies" / _key(experiment, "llm", "compress", "heal", "seed")
+        """The proxy of an experiment."""
+        experiment, key = of_proxy(experiment)
+        path = self._folder / "proxies" / key
         with self._alone(path):
             if not path.is_dir():
                 with measured() as cost:
@@ -130,10 +124,8 @@ class Work:
             rows: The clients' rows.
             label: What is done with the clients' data: the name that the run bears.
         """
-        experiment = dataclasses.replace(experiment, name=label, compare=None)
-        proxy = self.proxy(experiment)
-        parts = ("llm", "compress", "heal", "train", "federate", "fuse", "seed", "name")
-        path = self._folder / "trainings" / _key(experiment, *parts)
+        experiment, key = of_training(experiment, label)
+        proxy, path = self.proxy(experiment), self._folder / "trainings" / key
         with self._alone(path):
             return self._train(experiment, path, proxy, rows)
 
@@ -181,20 +173,9 @@ class Work:
         tasks_found = {task: float(metrics[main_metric(metrics)]) for task, metrics in record["tasks"].items()}
         return Scored(tasks_found, load_tensors(path / DOCUMENTS), record["seconds"])
 
-    @contextlib.contextmanager
-    def _alone(self, path: Path) -> Iterator[None]:
+    def _alone(self, path: Path) -> AbstractContextManager[None]:
         """Let one process at a time make what `path` is to hold; others wait, and find it there."""
-        file = self._folder / "locks" / f"{path.parent.name}-{path.name}"
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(file, os.O_CREAT | os.O_RDWR)
-        except OSError as error:
-            raise os_error(error, file) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+        return locked(self._folder / "locks" / f"{path.parent.name}-{path.name}")
 
     def _evaluate(
         self,
@@ -241,6 +222,20 @@ def tuned_adapter(run: Path) -> Path:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
+
+
+def of_proxy(experiment: Experiment) -> tuple[Experiment, str]:
+    """The experiment that a proxy is made by, and its key. One that keeps all blocks is the same for all seeds."""
+    whole = experiment.compress.remove == 0 and experiment.heal.steps == 0
+    heal = dataclasses.replace(experiment.heal, realign_steps=0)
+    experiment = dataclasses.replace(experiment, seed=0 if whole else experiment.seed, heal=heal)
+    return experiment, _key(experiment, "llm", "compress", "heal", "seed")
+
+
+def of_training(experiment: Experiment, label: str) -> tuple[Experiment, str]:
+    """The experiment that a training goes by, and its key."""
+    experiment = dataclasses.replace(experiment, name=label, compare=None)
+    return experiment, _key(experiment, "llm", "compress", "heal", "train", "federate", "fuse", "seed", "name")
 
 
 def _key(experiment: Experiment, *parts: str) -> str:

@@ -13,7 +13,7 @@ from fedproxy.config import Train
 from fedproxy.models.checkpoints import load_tokenizer
 from fedproxy.models.placement import check_placement, open_stream
 from fedproxy.models.source import Source, open_source
-from fedproxy.models.training_memory import decoder_numbers, training_memory
+from fedproxy.models.training_memory import bytes_to_train
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -152,6 +152,5 @@ def _nested(removals: Sequence[Sequence[int]]) -> bool:
 def _option(source: Source, share: float, removed: Sequence[int], train: Train) -> Option:
     keep = sorted(set(range(source.count)).difference(removed))
     sheet = exposure(source, keep)
-    numbers = decoder_numbers(source.decoder, keep, train.lora_targets, sheet["parameters"])
-    cpu, gpu = training_memory(numbers, train, "cpu"), training_memory(numbers, train, "gpu")
-    return Option(share, keep, sheet["parameters"], sheet["bytes"], cpu.total, gpu.total)
+    needed = bytes_to_train(source.decoder, keep, train, sheet["parameters"])
+    return Option(share, keep, sheet["parameters"], sheet["bytes"], needed["cpu"], needed["gpu"])

@@ -57,12 +57,7 @@ class Gateway(HandoutServer):
     """Lets clients in by their keys.
 
     Args:
-        proxy: The proxy that is handed out.
-        listing: What `describe` made of it.
-        host: Address to listen at.
-        port: Port; 0 for any that is free.
-        certificate: The server's certificate (PEM); none for plaintext.
-        key: Its private key.
+        proxy: As of `HandoutServer`; and so are the others up to `key`.
         members: Who may take part.
         offer: Makes the offer for a client's name and the encodings that it agrees to.
         upstream: The SuperLink.

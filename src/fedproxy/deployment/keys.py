@@ -8,13 +8,12 @@ DIR/clients/NAME.key        to be handed over to a client: its private key, and 
 
 import contextlib
 import datetime
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fedproxy.artifacts import new_directory, new_file, os_error, read_json, write_json
+from fedproxy.artifacts import locked, new_directory, new_file, os_error, read_json, write_json
 from fedproxy.config import CLIENT_NAME, did_you_mean
 from fedproxy.deployment.certificates import (
     certificate_pem,
@@ -262,13 +261,8 @@ def _text(value: object) -> str:
 def _changing(folder: Path) -> Iterator[Registry]:
     """The register, for one process at a time to change."""
     read_registry(folder)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(folder):
         yield read_registry(folder)
-    finally:
-        os.close(handle)
 
 
 def _write_registry(folder: Path, registry: Registry) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.comparison import cells_of, check_methods, tasks_to_compare
-from fedproxy.comparison.accounts import costs
-from fedproxy.comparison.cells import POOLED, lone_experiment, pooled_experiment, rounds_alone
-from fedproxy.comparison.work import digest
+from fedproxy.comparison.accounts import Spent, costs, sent_once, spent_by_owner
+from fedproxy.comparison.cells import Training, trainings_of
+from fedproxy.comparison.work import of_proxy, of_training
 from fedproxy.config import Compare, Experiment
 from fedproxy.federation.client_rows import client_rows
 from fedproxy.forecast.known import Known, ProxySize
@@ -102,11 +102,15 @@ class _Trained:
 
     @property
     def jobs(self) -> Jobs:
-        return {self.key: self.aligning + sum(self.spent("flops"))}
+        return {self.key: self.aligning + sum(client.flops for client in self.spent)}
 
-    def spent(self, what: str) -> list[Any]:
-        """Of every client, the sum over its rounds."""
-        return [sum(getattr(one, what) for one in rounds) for rounds in self.rounds.values()]
+    @property
+    def spent(self) -> list[Spent]:
+        """What every client would."""
+        return [
+            Spent(*(sum(getattr(one, what) for one in rounds) for what in ("flops", "bytes_up", "bytes_down")))
+            for rounds in self.rounds.values()
+        ]
 
 
 class _Bench:
@@ -125,99 +129,55 @@ class _Bench:
             return costs(seconds={}), self._score("llm", "llm", None, experiment)
         proxy = self._proxy(experiment)
         if method.data == "none":
-            served = {"server": proxy.healing, "clients": 0.0, "client_most": 0.0}
-            found = costs(seconds={}, exposed=proxy.size.share, proxy_bytes=proxy.size.bytes, flops=served)
-            return found, {**proxy.jobs, **self._score(proxy.key, "proxy", proxy.size, experiment)}
-        rows = self._examples(seed)
-        if method.data == "each":
-            return self._alone(method, experiment, proxy, rows)
-        label = "clients"
-        if method.data == "pooled":
-            experiment = pooled_experiment(experiment, {name: len(part) for name, part in rows.items()})
-            name = next(iter(rows)) if len(rows) == 1 else POOLED
-            rows, label = {name: [one for part in sorted(rows) for one in rows[part]]}, POOLED
-        trained = self._train(experiment, proxy, rows, label)
-        found = self._costs(proxy, [trained])
-        if method.whole and method.data == "pooled":  # the rows travel, not the model
-            flops = {"server": found["flops"]["clients"], "clients": 0.0, "client_most": 0.0}
-            found = costs(seconds={}, flops=flops) | {"training_memory": trained.memory}
-        return found, {**proxy.jobs, **trained.jobs, **self._scores(method, experiment, proxy, trained)}
+            jobs = {**proxy.jobs, **self._score(proxy.key, "proxy", proxy.size, experiment)}
+            return self._costs(proxy, []), jobs
+        rows, jobs, trainings = self._examples(seed), dict(proxy.jobs), list[_Trained]()
 
-    def _alone(
-        self, method: Method, experiment: Experiment, proxy: _Proxy, rows: Examples
-    ) -> tuple[dict[str, Any], Jobs]:
-        own = {client.name: client.task for client in experiment.client if client.task in self._read}
-        jobs, trainings = dict(proxy.jobs), []
-        for name, rounds in rounds_alone(experiment, rows).items():
-            alone = lone_experiment(experiment, name, rounds)
-            trained = self._train(alone, proxy, {name: rows[name]}, f"alone: {name}")
-            tasks = [own[name]] if name in own else None
-            jobs |= {**trained.jobs, **self._scores(method, alone, proxy, trained, tasks)}
+        def counts() -> dict[str, int]:
+            return {name: len(part) for name, part in rows.items()}
+
+        for one in trainings_of(method, experiment, rows, counts, list(self._read)):
+            trained = self._train(one, proxy)
+            jobs |= trained.jobs
+            for model in (method.result, *["proxy_tuned"] * (not method.whole)):
+                jobs |= self._score(trained.key, model, proxy.size, one.experiment, one.tasks)
             trainings.append(trained)
-        found = self._costs(proxy, trainings)
-        found["bytes_up"] = sum(rounds[-1].bytes_up for one in trainings for rounds in one.rounds.values())
-        found["bytes_down"] = 0  # nothing but the proxy comes, nothing but the last adapter goes
+        memory = {device: max(one.memory[device] for one in trainings) for device in ("cpu", "gpu")}
+        found = {**self._costs(proxy, trainings), "training_memory": memory}
+        if method.data == "each":
+            found |= sent_once(rounds[-1].bytes_up for one in trainings for rounds in one.rounds.values())
+        if method.rows_travel:
+            found |= spent_by_owner(found)
         return found, jobs
 
     def _costs(self, proxy: _Proxy, trainings: Sequence[_Trained]) -> dict[str, Any]:
-        spent = {
-            what: [n for one in trainings for n in one.spent(what)] for what in ("flops", "bytes_up", "bytes_down")
-        }
         return costs(
             seconds={},
             exposed=proxy.size.share,
             proxy_bytes=proxy.size.bytes,
-            bytes_up=sum(spent["bytes_up"]),
-            bytes_down=sum(spent["bytes_down"]),
-            flops={
-                "server": proxy.healing + sum(one.aligning for one in trainings),
-                "clients": sum(spent["flops"]),
-                "client_most": max(spent["flops"]),
-            },
-        ) | {"training_memory": {device: max(one.memory[device] for one in trainings) for device in ("cpu", "gpu")}}
-
-    def _proxy(self, experiment: Experiment) -> _Proxy:
-        whole = experiment.compress.remove == 0 and experiment.heal.steps == 0
-        seed, heal = 0 if whole else experiment.seed, replace(experiment.heal, realign_steps=0)
-        experiment = replace(experiment, seed=seed, heal=heal)
-        key = _key("proxy", experiment, "compress", "heal", "seed")
-        if key not in self._proxies:
-            self._proxies[key] = self._made(key, experiment)
-        return self._proxies[key]
-
-    def _made(self, key: str, experiment: Experiment) -> _Proxy:
-        known, size = self._known, self._known.proxy(experiment.compress)
-        healing = known.healing(experiment, size)
-        scoring = known.scoring(experiment, size, known.calibration(experiment))
-        return _Proxy(key, size, healing, {key: scoring + healing})
-
-    def _train(self, experiment: Experiment, proxy: _Proxy, rows: Examples, label: str) -> _Trained:
-        aligning, aligned = self._known.aligning(experiment, proxy.size)
-        parts = ("compress", "heal", "train", "federate", "fuse", "seed")
-        return _Trained(
-            _key(label, experiment, *parts),
-            rounds_of(experiment, self._known, proxy.size, rows, aligned=aligned),
-            aligning,
-            self._known.training_memory(
-                proxy.size, experiment.train, max(len(one.ids) for part in rows.values() for one in part)
-            ),
+            served=proxy.healing + sum(one.aligning for one in trainings),
+            clients=[client for one in trainings for client in one.spent],
         )
 
-    def _scores(
-        self,
-        method: Method,
-        experiment: Experiment,
-        proxy: _Proxy,
-        trained: _Trained,
-        tasks: Sequence[str] | None = None,
-    ) -> Jobs:
-        """Of the method's model, and of the tuned proxy, unless that is the LLM itself."""
-        models = [method.result, *["proxy_tuned"] * (not method.whole)]
-        return {
-            name: flops
-            for model in models
-            for name, flops in self._score(trained.key, model, proxy.size, experiment, tasks).items()
-        }
+    def _proxy(self, experiment: Experiment) -> _Proxy:
+        experiment, key = of_proxy(experiment)
+        if key not in self._proxies:
+            known, size = self._known, self._known.proxy(experiment.compress)
+            healing = known.healing(experiment, size)
+            scoring = known.scoring(experiment, size, known.calibration(experiment))
+            self._proxies[key] = _Proxy(key, size, healing, {key: scoring + healing})
+        return self._proxies[key]
+
+    def _train(self, one: Training[Encoded], proxy: _Proxy) -> _Trained:
+        experiment, key = of_training(one.experiment, one.label)
+        aligning, aligned = self._known.aligning(experiment, proxy.size)
+        longest = max(len(row.ids) for part in one.rows.values() for row in part)
+        return _Trained(
+            key,
+            rounds_of(experiment, self._known, proxy.size, one.rows, aligned=aligned),
+            aligning,
+            self._known.training_memory(proxy.size, experiment.train, longest),
+        )
 
     def _score(
         self,
@@ -230,8 +190,3 @@ class _Bench:
         proxy = proxy or self._known.proxy(experiment.compress)
         tokens = sum(self._read[task] for task in tasks or self._read)
         return {f"{of} {model}": 2.0 * tokens * self._known.passed(model, proxy, experiment.train)}
-
-
-def _key(label: str, experiment: Experiment, *parts: str) -> str:
-    values = experiment.as_dict()
-    return f"{label} {digest({part: values[part] for part in parts})}"

@@ -25,7 +25,7 @@ from fedproxy.models.lora import adapter_shapes
 from fedproxy.models.placement import ROOM
 from fedproxy.models.shape import Shape, entries, open_shape, size
 from fedproxy.models.text_batches import Batch, batches
-from fedproxy.models.training_memory import decoder_numbers, training_memory
+from fedproxy.models.training_memory import bytes_to_train
 from fedproxy.public_text import read_documents
 
 _FLOAT = 4
@@ -153,12 +153,7 @@ class Known:
 
     def training_memory(self, proxy: ProxySize, train: Train, longest: int) -> dict[str, int]:
         """Bytes that training takes on a CPU and on a GPU, with no row longer than `longest`."""
-        numbers = decoder_numbers(self.shape.decoder, proxy.keep, train.lora_targets, proxy.parameters)
-        settings = replace(train, max_length=longest)
-        return {
-            "cpu": training_memory(numbers, settings, "cpu").total,
-            "gpu": training_memory(numbers, settings, "gpu").total,
-        }
+        return bytes_to_train(self.shape.decoder, proxy.keep, replace(train, max_length=longest), proxy.parameters)
 
     def calibration(self, experiment: Experiment) -> list[Batch]:
         """The calibration text in batches; none without a text.
@@ -176,18 +171,12 @@ class Known:
     def scoring(self, experiment: Experiment, proxy: ProxySize, text: Sequence[Batch]) -> float:
         """Operations of scoring the blocks, and of the perplexities on the exposure sheet."""
         blocks, head, flops = sum(self.matrices.blocks), self.matrices.head, 0.0
-        if SCORES[experiment.compress.score].reads_text:
-            flops = 2.0 * _tokens(text) * self._scored(experiment.compress.score, len(proxy.keep))
+        score = SCORES[experiment.compress.score]
+        if score.reads_text:
+            of_blocks, heads = score.passed(self.shape.count, len(proxy.keep))
+            flops = 2.0 * _tokens(text) * (blocks / self.shape.count * of_blocks + head * heads)
         some = text[:: max(1, len(text) * experiment.compress.batch_size // MEASURED)]
-        return flops + 2.0 * _tokens(some) * (blocks + sum(proxy.matrices.blocks) + 2 * head)
-
-    def _scored(self, score: str, kept: int) -> float:
-        """Entries of the matrices that a token passes while the blocks are scored."""
-        count, blocks, head = self.shape.count, sum(self.matrices.blocks), self.matrices.head
-        if score != "perplexity":
-            return blocks
-        steps = range(count, min(kept, count - 1), -1)  # with n blocks left: the decoder, and without each of them
-        return sum(blocks / count * (n + (n - 1) * n / 2) + head * (n + 1) for n in steps)
+        return flops + 2.0 * _tokens(some) * (self.matrices.total + proxy.matrices.total)
 
     def compressing_memory(self, text: Sequence[Batch]) -> dict[str, int]:
         """Bytes that compressing takes in memory, and block by block: a block, the next one, and the hidden states."""

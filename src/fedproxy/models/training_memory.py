@@ -96,6 +96,12 @@ def decoder_numbers(
     )
 
 
+def bytes_to_train(decoder: Model, keep: Sequence[int], train: Train, parameters: int) -> dict[str, int]:
+    """Bytes that training takes on a "cpu" and on a "gpu"; arguments as of `decoder_numbers`, and the [train] table."""
+    numbers = decoder_numbers(decoder, keep, train.lora_targets, parameters)
+    return {"cpu": training_memory(numbers, train, "cpu").total, "gpu": training_memory(numbers, train, "gpu").total}
+
+
 def _shape(layer: Any) -> tuple[int, int]:
     """Inputs and outputs of a linear layer, or of GPT-2's Conv1D."""
     return (layer.in_features, layer.out_features) if hasattr(layer, "in_features") else tuple(layer.weight.shape)

@@ -206,21 +206,8 @@ class Kernels:
 
     def _selected(self, rows: Sequence[int], keep: Sequence[int]) -> list[tuple[Threshold, Integers]]:
         """For each of the clients `rows`, its threshold and the number of entries at it in each segment, [S]."""
-        table = (np.ascontiguousarray(self._addresses[list(rows)]), self._starts, self._formats)
-        low, high = self._brackets(rows, table, keep)
-        room = max(SEGMENT // ROOM, 2 * BLOCK)
-
-        def work(segments: range) -> list[tuple[Integers, Integers, npt.NDArray[np.int32], Integers]]:
-            magnitudes = np.empty(len(rows) * room, dtype=np.int32)
-            parts = []
-            for segment in segments:
-                below, equal = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
-                offsets: Integers = np.empty(len(rows) + 1, dtype=np.int64)
-                self._code.bracket(*table, segment, low, high, below, equal, magnitudes, offsets, room)
-                parts.append((below, equal, magnitudes[: offsets[-1]].copy(), offsets))
-            return parts
-
-        parts = [part for some in self._walk(work) for part in some]
+        low, high = self._brackets(rows, keep)
+        parts = self._bracketed(rows, low, high)
         below, equal = np.stack([part[0] for part in parts]), np.stack([part[1] for part in parts])
 
         def chosen(row: int) -> tuple[Threshold, Integers] | None:
@@ -243,9 +230,31 @@ class Kernels:
             self._without_sample(rows[row], keep[row]) if result is None else result for row, result in enumerate(found)
         ]
 
-    def _brackets(self, rows: Sequence[int], table: Sequence[Any], keep: Sequence[int]) -> tuple[Integers, Integers]:
+    def _table(self, rows: Sequence[int]) -> tuple[Integers, Integers, Integers]:
+        """Where the values of some clients lie, for the compiled code."""
+        return np.ascontiguousarray(self._addresses[list(rows)]), self._starts, self._formats
+
+    def _bracketed(
+        self, rows: Sequence[int], low: Integers, high: Integers
+    ) -> list[tuple[Integers, Integers, npt.NDArray[np.int32], Integers]]:
+        """What `compiled.bracket` gives of each segment: `below`, `equal`, `found` and `offsets`."""
+        table, room = self._table(rows), max(SEGMENT // ROOM, 2 * BLOCK)
+
+        def work(segments: range) -> list[tuple[Integers, Integers, npt.NDArray[np.int32], Integers]]:
+            magnitudes = np.empty(len(rows) * room, dtype=np.int32)
+            parts = []
+            for segment in segments:
+                below, equal = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
+                offsets: Integers = np.empty(len(rows) + 1, dtype=np.int64)
+                self._code.bracket(*table, segment, low, high, below, equal, magnitudes, offsets, room)
+                parts.append((below, equal, magnitudes[: offsets[-1]].copy(), offsets))
+            return parts
+
+        return [part for some in self._walk(work) for part in some]
+
+    def _brackets(self, rows: Sequence[int], keep: Sequence[int]) -> tuple[Integers, Integers]:
         """Magnitude bits between which each client's threshold lies, by a sample."""
-        step = max(RUN, self._parameters // RUNS)
+        table, step = self._table(rows), max(RUN, self._parameters // RUNS)
 
         def drawn(row: int) -> tuple[int, int]:
             magnitudes = np.empty(math.ceil(self._parameters / step) * RUN, dtype=np.int32)
@@ -267,16 +276,8 @@ class Kernels:
         (threshold,) = thresholds([self._updates[client]], [keep])
         if threshold is None:
             raise AssertionError(f"client {client} keeps everything")
-        table = (np.ascontiguousarray(self._addresses[client : client + 1]), self._starts, self._formats)
         limit = np.array([threshold.bits], dtype=np.int64)
-
-        def work(segments: range) -> list[int]:
-            counts = np.empty((len(segments), 1), dtype=np.int64)
-            for row, segment in enumerate(segments):
-                self._code.count_equal(*table, segment, limit, counts[row])
-            return list(counts[:, 0])
-
-        return threshold, np.array([count for some in self._walk(work) for count in some], dtype=np.int64)
+        return threshold, np.concatenate([equal for _, equal, _, _ in self._bracketed([client], limit, limit)])
 
     def combined(
         self,

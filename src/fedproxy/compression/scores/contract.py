@@ -66,8 +66,11 @@ class Registered:
         name: Its name in configurations.
         score: The function.
         reads_text: Whether it runs the model on public text.
+        passed: How many blocks and heads a token of that text passes, where an LLM of so many blocks keeps so many; the
+            decoder once if not given.
     """
 
     name: str
     score: Score
     reads_text: bool
+    passed: Callable[[int, int], tuple[float, int]] = lambda blocks, kept: (blocks, 0)

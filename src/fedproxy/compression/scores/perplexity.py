@@ -71,6 +71,12 @@ def perplexity(
     return Importance(scores, [sorted(removed[:count]) for count in range(most + 1)])
 
 
+def passed(blocks: int, kept: int) -> tuple[float, int]:
+    """How many blocks and heads a token passes: with n blocks left, those of the decoder, and without each of them."""
+    steps = range(blocks, min(kept, blocks - 1), -1)
+    return sum(n + (n - 1) * n / 2 for n in steps), sum(n + 1 for n in steps)
+
+
 def _losses(
     stream: BlockStream, passages: Sequence[Passage], left: Sequence[int], progress: Callable[[float], None]
 ) -> tuple[float, dict[int, float]]:

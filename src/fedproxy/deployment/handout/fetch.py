@@ -6,17 +6,15 @@ change of every file are those noted when it was completed, so a file that anyon
 hashed, and the damaged parts alone are fetched again. What a failing disk changes by itself is not noticed.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fedproxy.artifacts import new_file, os_error, parse_json, read_json, write_json
+from fedproxy.artifacts import locked, new_file, os_error, parse_json, read_json, sync, write_json
 from fedproxy.deployment.handout.download import Crew, Progress, open_file, tried
 from fedproxy.deployment.handout.link import Link
 from fedproxy.deployment.handout.parts import LISTING_BYTES, File, Listing, Part, hash_range, is_sha256
@@ -68,7 +66,7 @@ def fetch_proxy(
     place, work = Path(cache) / listing_sha256, Path(cache) / f".{listing_sha256}.partial"
     try:
         Path(cache).mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(Path(cache) / f".{listing_sha256}.lock"):
+        with locked(Path(cache) / f".{listing_sha256}.lock"):
             if _is_intact(place):
                 return place
             if place.exists():
@@ -83,21 +81,10 @@ def fetch_proxy(
                 for link in links:
                     link.close()
             work.rename(place)
-            _sync(Path(cache))
+            sync(Path(cache))
     except OSError as error:
         raise os_error(error, place) from error
     return place
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _state(folder: Path) -> dict[str, list[int]]:
@@ -158,16 +145,8 @@ def _fill(work: Path, listing: Listing, links: list[Link], on_bytes: Callable[[i
         )
     Crew(work, links, missing, Progress(on_bytes, listing.size - lacking, listing.size)).work()
     for file in listing.files:
-        _sync(work / file.name)
+        sync(work / file.name)
     write_json(work / _COMPLETE, _state(work))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _missing(work: Path, listing: Listing) -> list[tuple[File, Part]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fedproxy.deployment.certificates import check_certificate, read_small
 from fedproxy.errors import ArtifactError, FedproxyError
@@ -39,20 +39,19 @@ class Answer:
     sent: Callable[[], None] = lambda: None
 
 
-class Owner(Protocol):
-    """Whom a server works for."""
+class Owner:
+    """Whom a server works for; this one takes no POST request and holds nothing for a connection."""
 
     def most_posted(self, path: str, headers: Mapping[str, str]) -> int:
         """Bytes that the body of a POST request may have, before any is read; -1 refuses it."""
-        ...
+        return -1
 
     def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Answer a POST request, of names of headers in lower case."""
-        ...
+        raise NotImplementedError
 
     def forget(self) -> None:
         """Called in a connection's thread when the connection ends."""
-        ...
 
 
 def tls(certificate: Path, key: Path | None) -> ssl.SSLContext:

@@ -8,11 +8,11 @@ import re
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 
-from fedproxy.deployment.handout.https import PIECE_SECONDS, Answer, Handler, Server, tls
+from fedproxy.deployment.handout.https import PIECE_SECONDS, Handler, Owner, Server, tls
 from fedproxy.deployment.handout.parts import BUFFER_BYTES, Listing, opened
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 
@@ -22,7 +22,7 @@ _PART = re.compile(r"/parts/([0-9a-f]{64})")
 _RANGE = re.compile(r"bytes=([0-9]{1,19})-")
 
 
-class HandoutServer:
+class HandoutServer(Owner):
     """Serves one proxy in threads of its own, from `start` to `close`.
 
     Every request carries a token, and whoever `allowed` no longer lets in is refused from the next request on. Files
@@ -107,17 +107,6 @@ class HandoutServer:
         """Add to `sent`."""
         with self._lock:
             self.sent[name] += count
-
-    def most_posted(self, path: str, headers: Mapping[str, str]) -> int:
-        """Bytes that the body of this POST request may have; nothing is taken here."""
-        return -1
-
-    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Answer a POST request, of names of headers in lower case."""
-        raise NotImplementedError
-
-    def forget(self) -> None:
-        """Called in a connection's thread when the connection ends."""
 
     def start(self) -> "HandoutServer":
         """Begin to serve."""

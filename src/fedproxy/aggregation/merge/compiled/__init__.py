@@ -7,6 +7,6 @@ multiply-adds, which rounds alike. Types are those that the compiler infers, so 
 
 from fedproxy.aggregation.merge.compiled.combine import combine
 from fedproxy.aggregation.merge.compiled.measure import measure
-from fedproxy.aggregation.merge.compiled.select import bracket, count_equal, sample
+from fedproxy.aggregation.merge.compiled.select import bracket, sample
 
-__all__ = ["bracket", "combine", "count_equal", "measure", "sample"]
+__all__ = ["bracket", "combine", "measure", "sample"]

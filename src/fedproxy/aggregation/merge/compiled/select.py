@@ -3,14 +3,13 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from fedproxy.aggregation.analyse import BLOCK, SEGMENT
-from fedproxy.aggregation.merge.compiled.blocks import AHEAD, MAGNITUDE, block, compiled, pointer, tensor_at
+from fedproxy.aggregation.merge.compiled.blocks import AHEAD, MAGNITUDE, block, compiled, tensor_at
 
 
 @intrinsic
@@ -136,21 +135,3 @@ def bracket(addresses, starts, formats, segment, low, high, below, equal, found,
             source = block(addresses, k, starts, formats, tensor, begin, begin + width, AHEAD, bits_at)
             taken += _collect(source, low[k], high[k], counts_at, found_at + 4 * taken)
         below[k], equal[k], offsets[k + 1] = counts[0].sum(), -1 if overfull else counts[1].sum(), taken
-
-
-@compiled
-def count_equal(addresses, starts, formats, segment, limits, equal):
-    """Count one segment's magnitudes of exactly the bits `limits`, [K], into `equal`, [K]; tables as of `bracket`."""
-    bits = np.zeros(BLOCK, np.int32)
-    end = min((segment + 1) * SEGMENT, starts[-1])
-    for k in range(len(addresses)):
-        limit = np.int32(limits[k])
-        equal[k] = 0
-        for begin in range(segment * SEGMENT, end, BLOCK):
-            width = min(BLOCK, end - begin)
-            source = block(
-                addresses, k, starts, formats, tensor_at(starts, begin), begin, begin + width, AHEAD, bits.ctypes.data
-            )
-            values = numba.carray(pointer(source), width, np.int32)
-            for i in range(width):
-                equal[k] += (values[i] & np.int32(MAGNITUDE)) == limit
