@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from fedproxy.artifacts import new_directory, os_error, read_json, write_json
-from fedproxy.config import Experiment
+from fedproxy.config import Experiment, from_folder
 from fedproxy.evaluation import evaluate
 from fedproxy.federation.tuning import ALIGNED, OnProgress, Rows, tune_inline, write_aligned
 from fedproxy.memory import peak_memory, restart_peak
@@ -106,7 +106,7 @@ class Work:
             seed=0 if whole else experiment.seed,
             heal=dataclasses.replace(experiment.heal, realign_steps=0),
         )
-        path = self._folder / "proxies" / _key(experiment, "llm", "compress", "heal", "seed")
+        path = self._folder / "proxies" / self._key(experiment, "llm", "compress", "heal", "seed")
         with self._alone(path):
             if not path.is_dir():
                 with measured() as cost:
@@ -130,7 +130,7 @@ class Work:
         experiment = dataclasses.replace(experiment, name=label, compare=None)
         proxy = self.proxy(experiment)
         parts = ("llm", "compress", "heal", "train", "federate", "fuse", "seed", "name")
-        path = self._folder / "trainings" / _key(experiment, *parts)
+        path = self._folder / "trainings" / self._key(experiment, *parts)
         with self._alone(path):
             return self._train(experiment, path, proxy, rows)
 
@@ -177,6 +177,11 @@ class Work:
         record = read_json(path / SCORES)
         tasks_found = {task: float(metrics[main_metric(metrics)]) for task, metrics in record["tasks"].items()}
         return Scored(tasks_found, load_tensors(path / DOCUMENTS), record["seconds"])
+
+    def _key(self, experiment: Experiment, *parts: str) -> str:
+        """What work is found by; a project that is moved as a whole finds its own."""
+        values = from_folder(experiment.as_dict(), self._folder.resolve())
+        return digest({part: values[part] for part in parts})[:16]
 
     @contextlib.contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
@@ -238,11 +243,6 @@ def tuned_adapter(run: Path) -> Path:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
-
-
-def _key(experiment: Experiment, *parts: str) -> str:
-    values = experiment.as_dict()
-    return digest({part: values[part] for part in parts})[:16]
 
 
 def digest(value: object) -> str:
