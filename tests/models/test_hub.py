@@ -35,12 +35,13 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.startswith("/api/models/"):
-            files = sorted(str(f.relative_to(self.folder)) for f in self.folder.rglob("*") if f.is_file())
-            self._answer(
-                json.dumps(
-                    {"id": "bank/small-llm", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-                ).encode()
-            )
+            files = sorted(file for file in self.folder.rglob("*") if file.is_file())
+            names = {str(file.relative_to(self.folder)): file.stat().st_size for file in files}
+            tree = [{"type": "file", "path": name, "size": size, "oid": name} for name, size in names.items()]
+            info = {"id": "bank/small-llm", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+            self._answer(json.dumps(tree if "/tree/" in self.path else info).encode())
+        elif f"/{COMMIT}/" not in self.path:
+            self.send_error(404)
         else:
             self._answer((self.folder / self.path.partition(f"/{COMMIT}/")[2]).read_bytes())
 
@@ -83,6 +84,7 @@ def hub(repository: Path) -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
+    server.server_close()
 
 
 def fetched(hub: str, home: Path, what: str) -> set[str]:

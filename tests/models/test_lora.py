@@ -177,10 +177,8 @@ def test_of_the_configuration_only_what_is_not_pefts_default_is_written(tmp_path
     known_to_peft_0_12 = {"layers_to_transform", "layers_pattern", *lora._ALWAYS_SAID}
     assert set(found) <= known_to_peft_0_12
     assert set(found) >= {"peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules"}
-    full = LoraConfig(**{**found, "use_rslora": True}).to_dict()
-    lora.write_adapter(
-        tmp_path / "a", {**full, "peft_type": "LORA"}, load_file(tmp_path / "a" / lora.WEIGHTS_FILE), MANIFEST
-    )
+    full = {**LoraConfig().to_dict(), **found, "use_rslora": True}
+    lora.write_adapter(tmp_path / "a", full, load_file(tmp_path / "a" / lora.WEIGHTS_FILE), MANIFEST)
     assert set(json.loads((tmp_path / "a" / "adapter_config.json").read_text())) == {*found, "use_rslora"}
 
 
