@@ -40,15 +40,14 @@ def weight_files(checkpoint: Path) -> list[Path]:
     checkpoint = Path(checkpoint)
     if not (checkpoint / CONFIG).is_file():
         raise ArtifactError(f"{checkpoint} is no Hugging Face checkpoint: {CONFIG} is missing.")
-    names = weight_names(checkpoint)
-    for name in names:
-        if not (checkpoint / name).is_file():
-            if name == SINGLE:
-                raise ArtifactError(
-                    f"{checkpoint} holds no {SINGLE}. Convert other weight formats with transformers' save_pretrained."
-                )
-            raise ArtifactError(f"{checkpoint / INDEX} names the shard {name!r}, which is not in {checkpoint}.")
-    return [checkpoint / name for name in names]
+    files = [checkpoint / name for name in weight_names(checkpoint)]
+    if lost := [file.name for file in files if not file.is_file()]:
+        raise ArtifactError(
+            f"{checkpoint / INDEX} names the shard {lost[0]!r}, which is not in {checkpoint}."
+            if (checkpoint / INDEX).is_file()
+            else f"{checkpoint} holds no {SINGLE}. Convert other weight formats with transformers' save_pretrained."
+        )
+    return files
 
 
 def weight_names(checkpoint: Path) -> list[str]:

@@ -95,7 +95,7 @@ def _open(path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) 
     stored, text = path / _STORED, to_toml(experiment.as_dict())
     resumed = resume and stored.is_file()
     if stored.is_file():
-        if resume and stored.read_text(encoding="utf-8-sig") != text:
+        if resume:
             _change(path, stored, text)
         if not resume and not overwrite:
             raise UsageError(f"{path} exists. Go on with --resume, start anew with --overwrite, or give another path.")
@@ -132,8 +132,9 @@ def _change(path: Path, stored: Path, text: str) -> None:
         )
     if any(table == "evaluate" for table, _ in changed):
         _remove(path / name for name in _SCORED if (path / name).exists())
-    with new_file(stored) as file:
-        file.write(text.encode())
+    if old != new:
+        with new_file(stored) as file:
+            file.write(text.encode())
 
 
 def _flat(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -150,14 +151,12 @@ def _flat(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 
 def _is_same(old: Any, new: Any) -> bool:
     """Whether two settings are equal, or paths of the same input: it was moved, or lies in both places."""
-    if old == new:
-        return True
-    if not all(isinstance(value, str) and os.path.isabs(value) for value in (old, new)):
-        return False
+    if old == new or not all(isinstance(value, str) and os.path.isabs(value) for value in (old, new)):
+        return bool(old == new)
     one, other = Path(old), Path(new)
-    if one.name != other.name or not (one.exists() and other.exists()):
-        return one.name == other.name and not one.exists()
-    if one.is_file() or other.is_file():
+    if one.name != other.name or not one.exists():
+        return one.name == other.name
+    if not (one.is_dir() and other.is_dir()):
         return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
     sizes = [{f.name: f.stat().st_size for f in place.iterdir() if f.is_file()} for place in (one, other)]
     return sizes[0] == sizes[1]

@@ -30,16 +30,8 @@ AdaptedModel = PeftModel
 KINDS = ("proxy-adapter", "llm-adapter")
 _DEFAULTS: dict[str, Any] = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
 _ALWAYS_SAID = (
-    "base_model_name_or_path",
-    "bias",
-    "fan_in_fan_out",
-    "inference_mode",
-    "lora_alpha",
-    "lora_dropout",
-    "peft_type",
-    "r",
-    "target_modules",
-    "task_type",
+    *("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout", "peft_type"),
+    *("r", "target_modules", "task_type"),
 )
 """What adapter_config.json holds also where it is PEFT's default; every release of PEFT knows these keys."""
 
