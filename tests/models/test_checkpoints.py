@@ -1,3 +1,4 @@
+import base64
 import fnmatch
 import importlib.util
 import json
@@ -205,3 +206,19 @@ def test_a_place_in_the_hubs_cache_has_an_id() -> None:
     assert hub_id(Path("/cache/models--gpt2/snapshots/f00")) == "gpt2"
     assert hub_id(Path("/data/models--a--b")) is None
     assert hub_id(Path("llm")) is None
+
+
+def test_a_tokenizer_that_is_a_tekken_file_alone_travels(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_checkpoint("mistral"), source, ignore=shutil.ignore_patterns("tokenizer*"))
+    special = [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(("<unk>", "<s>", "</s>"))]
+    vocab = [{"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None} for i in range(256)]
+    numbers = {"num_vocab_tokens": 256, "default_vocab_size": 259, "default_num_special_tokens": 3, "version": "v3"}
+    record = {"config": {"pattern": r"[^\s]+|\s+", **numbers}, "vocab": vocab, "special_tokens": special}
+    (source / "tekken.json").write_text(json.dumps(record))
+    (tmp_path / "proxy").mkdir()
+    shutil.copy(source / "config.json", tmp_path / "proxy")
+    copy_tokenizer(source, tmp_path / "proxy")
+    ids = load_tokenizer(source)("a proxy").input_ids
+    assert len(ids) >= 7
+    assert load_tokenizer(tmp_path / "proxy")("a proxy").input_ids == ids
