@@ -64,6 +64,23 @@ def test_the_same_experiment_gives_the_same_bytes_and_a_resumed_one_too(experime
     assert not list((tmp_path / "2").rglob("*.tmp-*"))
 
 
+def test_a_project_that_is_moved_after_a_kill_ends_in_the_same_bits(tmp_path, tiny_checkpoint, calibration):
+    (tmp_path / "before").mkdir()
+    llm, text = tmp_path / "before" / "llm", tmp_path / "before" / "public.txt"
+    shutil.copytree(tiny_checkpoint(), llm)
+    shutil.copy(calibration, text)
+    experiment = write_experiment(tmp_path / "before", llm, text)
+    fedproxy.federate(experiment, tmp_path / "whole")
+    fedproxy.federate(experiment, tmp_path / "before" / "run")
+    shutil.rmtree(tmp_path / "before" / "run" / "adapter")
+    shutil.rmtree(tmp_path / "before" / "run" / "rounds" / "0003")
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = tmp_path / "after" / "experiment.toml"
+    moved.write_text(moved.read_text().replace(str(tmp_path / "before"), str(tmp_path / "after")))
+    fedproxy.federate(moved, tmp_path / "after" / "run", resume=True)
+    assert adapter_bytes(tmp_path / "after" / "run") == adapter_bytes(tmp_path / "whole")
+
+
 def test_the_seed_matters(experiment, tmp_path):
     fedproxy.federate(experiment, tmp_path / "1")
     experiment.write_text("seed = 1\n" + experiment.read_text())

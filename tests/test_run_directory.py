@@ -1,14 +1,16 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 from fedproxy import run_directory
-from fedproxy.artifacts import read_json
-from fedproxy.config import LLM, Client, Compare, Compress, Evaluate, Experiment, Variant
+from fedproxy.artifacts import read_json, write_json
+from fedproxy.config import LLM, Client, Compare, Compress, Evaluate, Experiment, Fuse, Train, Variant
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.run_directory import RunDirectory, owned
 
@@ -202,3 +204,88 @@ def test_a_killed_process_lets_a_run_go(run, role, says):
         process.kill()
     begin(run, overwrite=True)
     assert not (run / "rounds").exists()
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project that was moved: where it was, where it is, and the run that was begun before."""
+    old, new = tmp_path / "was", tmp_path / "is"
+    (old / "llm").mkdir(parents=True)
+    (old / "text").write_text("public")
+    begin(tmp_path / "run", of(old))
+    old.rename(new)
+    return old, new, tmp_path / "run"
+
+
+def of(folder, **changes):
+    clients = tuple(Client(name, data=str(folder / f"{name}.jsonl")) for name in ("bank", "shop"))
+    return dataclasses.replace(
+        Experiment(LLM(str(folder / "llm")), Compress(calibration=str(folder / "text")), clients), **changes
+    )
+
+
+def stored(run):
+    return tomllib.loads((run / "experiment.toml").read_text(encoding="utf-8"))
+
+
+def test_a_project_that_was_moved_goes_on_and_is_read_where_it_is(project):
+    _, new, run = project
+    begin(run, of(new), resume=True)
+    assert stored(run)["compress"]["calibration"] == str(new / "text")
+
+
+def test_a_copy_of_a_project_goes_on_while_what_is_read_is_the_same(project):
+    old, new, run = project
+    shutil.copytree(new, old)
+    begin(run, of(new), resume=True)
+    (old / "text").write_text("other text")
+    with pytest.raises(UsageError, match=r"\[compress\] calibration was .*is/text.*was/text"):
+        begin(run, of(old), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "values"),
+    [
+        ({"seed": 7}, "seed", "was 0, is 7"),
+        ({"train": Train(lora_r=3)}, "[train] lora_r", "was 32, is 3"),
+        ({"client": (Client("bank", data="/bank.jsonl"),)}, "[client 2] name", "was 'shop', is 'not set'"),
+    ],
+)
+def test_another_experiment_is_refused_with_the_keys_that_differ(project, changes, key, values):
+    _, new, run = project
+    before = contents(run)
+    with pytest.raises(UsageError) as caught:
+        begin(run, of(new, **changes), resume=True)
+    assert f"{key} {values}" in str(caught.value)
+    assert "calibration" not in str(caught.value)
+    assert contents(run) == before
+
+
+def test_what_is_evaluated_may_be_another_and_is_scored_anew(run):
+    for name in ("evaluation.json", "results.json"):
+        write_json(run / name, {})
+    begin(run, dataclasses.replace(EXPERIMENT, name="other"), resume=True)
+    assert (run / "evaluation.json").exists()
+    begin(run, dataclasses.replace(EXPERIMENT, evaluate=Evaluate(limit=3)), resume=True)
+    assert not (run / "evaluation.json").exists()
+    assert not (run / "results.json").exists()
+    assert stored(run)["evaluate"]["limit"] == 3
+    assert (run / "rounds" / "0001").is_dir()
+
+
+@pytest.mark.parametrize(("table", "made"), [("fuse", "fused"), ("evaluate", "work")])
+def test_what_shaped_something_that_is_there_is_fixed(run, table, made):
+    first, second = {
+        "fuse": (Fuse(scale=0.5), Fuse(scale=0.7)),
+        "evaluate": (Evaluate(limit=3), Evaluate(limit=4)),
+    }[table]
+    begin(run, dataclasses.replace(EXPERIMENT, **{table: first}), resume=True)
+    (run / made).mkdir()
+    with pytest.raises(UsageError, match=rf"\[{table}\]"):
+        begin(run, dataclasses.replace(EXPERIMENT, **{table: second}), resume=True)
+
+
+def test_a_byte_order_mark_makes_no_other_experiment(run):
+    file = run / "experiment.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    begin(run, resume=True)

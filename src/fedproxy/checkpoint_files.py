@@ -40,26 +40,33 @@ def weight_files(checkpoint: Path) -> list[Path]:
     checkpoint = Path(checkpoint)
     if not (checkpoint / CONFIG).is_file():
         raise ArtifactError(f"{checkpoint} is no Hugging Face checkpoint: {CONFIG} is missing.")
-    single, index = checkpoint / SINGLE, checkpoint / INDEX
-    if single.is_file():
-        return [single]
-    if not index.is_file():
+    files = [checkpoint / name for name in weight_names(checkpoint)]
+    if lost := [file.name for file in files if not file.is_file()]:
         raise ArtifactError(
-            f"{checkpoint} holds no {SINGLE}. Convert other weight formats with transformers' save_pretrained."
+            f"{checkpoint / INDEX} names the shard {lost[0]!r}, which is not in {checkpoint}."
+            if (checkpoint / INDEX).is_file()
+            else f"{checkpoint} holds no {SINGLE}. Convert other weight formats with transformers' save_pretrained."
         )
-    found = list(_weight_map(index).values())
-    for name in found:
-        if not isinstance(name, str) or Path(name).name != name or not (checkpoint / name).is_file():
-            raise ArtifactError(f"{index} names the shard {name!r}, which is not in {checkpoint}.")
-    return [checkpoint / name for name in sorted(set(found))]
+    return files
 
 
-def _weight_map(index: Path) -> dict[str, Any]:
+def weight_names(checkpoint: Path) -> list[str]:
+    """The names that the weight files of a checkpoint have, whether they are there or not, in order.
+
+    Raises:
+        ArtifactError: its index names files that lie elsewhere, or none.
+    """
+    index = checkpoint / INDEX
+    if (checkpoint / SINGLE).is_file() or not index.is_file():
+        return [SINGLE]
     record = read_json(index, _INDEX_BYTES)
     found = record.get("weight_map") if isinstance(record, dict) else None
     if not isinstance(found, dict) or not found:
         raise ArtifactError(f"{index} has no weight_map of tensor names to file names.")
-    return found
+    for name in found.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ArtifactError(f"{index} names the shard {name!r}, which is not in {checkpoint}.")
+    return sorted(set(found.values()))
 
 
 @dataclass(frozen=True)
@@ -138,11 +145,10 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's configuration and headers, and check that index and shards agree.
+    """Read a checkpoint's configuration and headers; what the shards hold counts, not what the index says of it.
 
     Raises:
-        ArtifactError: there is no checkpoint, a header is invalid, a tensor lies in two shards, or the index names
-            tensors that no shard holds.
+        ArtifactError: there is no checkpoint, a header is invalid, or a tensor lies in two shards.
     """
     path = Path(path)
     files = weight_files(path)
@@ -156,10 +162,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
             if name in names:
                 raise ArtifactError(f"{path}: the tensor {name!r} lies in {names[name].name} and {stored.file.name}.")
             names[name] = stored.file
-    if files != [path / SINGLE]:
-        for name, file in _weight_map(path / INDEX).items():
-            if name not in names or names[name].name != file:
-                raise ArtifactError(f"{path / INDEX} says that {file} holds the tensor {name!r}, which it does not.")
     return Checkpoint(path, config, tuple(shards))
 
 

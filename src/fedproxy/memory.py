@@ -20,7 +20,9 @@ def available_memory() -> int:
         free.append(limit - _bytes(_PROCESS / "status", "VmSize"))
     for most, used in _GROUP_FILES:
         try:
-            free.append(int((_CONTROL_GROUP / most).read_text()) - int((_CONTROL_GROUP / used).read_text()))
+            free.append(
+                int((_CONTROL_GROUP / most).read_text("ascii")) - int((_CONTROL_GROUP / used).read_text("ascii"))
+            )
         except (OSError, ValueError):
             continue
     return max(0, min(free))
@@ -29,7 +31,7 @@ def available_memory() -> int:
 def restart_peak() -> None:
     """Let `peak_memory` begin anew, where the kernel allows it; elsewhere it goes on from the start of the process."""
     with contextlib.suppress(OSError):
-        (_PROCESS / "clear_refs").write_text("5")
+        (_PROCESS / "clear_refs").write_text("5", "ascii")
 
 
 def peak_memory() -> int:
@@ -41,5 +43,5 @@ def peak_memory() -> int:
 
 
 def _bytes(path: Path, key: str) -> int:
-    line = next(line for line in path.read_text().splitlines() if line.startswith(f"{key}:"))
+    line = next(line for line in path.read_text("utf-8", "replace").splitlines() if line.startswith(f"{key}:"))
     return int(line.split()[1]) * 1024

@@ -1,6 +1,7 @@
 """A run's directory: whether it may be written, which stages took how long, and what happened when."""
 
 import contextlib
+import filecmp
 import json
 import os
 import platform
@@ -8,7 +9,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,9 @@ PATIENCE_SECONDS, ENDING_SECONDS = 30.0, 2.0
 """How long the processes that a killed one started, and that one itself, may take to end."""
 _OWNER, _DRIVER, _EVENTS = ".owner", ".lock", "events.jsonl"
 _STORED, _ENVIRONMENT = "experiment.toml", "environment.json"
+_MADE = {"name": (), "compare": (), "evaluate": ("work",), "fuse": ("fused", "work")}
+"""Tables that may be changed when a run is gone on with, unless this, which they shape, is there already."""
+_SCORED = ("evaluation.json", "results.json", "report.html")
 _FIRST = re.compile(rf"{re.escape(_OWNER)}|{re.escape(_DRIVER)}|\.{re.escape(_STORED)}\.tmp-.*")
 """What a run may hold that was killed in its first moment."""
 
@@ -57,7 +62,8 @@ def owned(path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) 
     Args:
         path: The directory.
         experiment: The experiment.
-        resume: Go on with a run of the same experiment.
+        resume: Go on with a run of the same experiment. What it reads may have been moved, and what shapes nothing
+            that was made, as [evaluate], may be another; scores are then made anew.
         overwrite: Empty the directory of an earlier run.
 
     Raises:
@@ -88,11 +94,8 @@ def _open(path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) 
     stored, text = path / _STORED, to_toml(experiment.as_dict())
     resumed = resume and stored.is_file()
     if stored.is_file():
-        if resume and stored.read_text() != text:
-            raise UsageError(
-                f"{path} was begun with another experiment (see {stored}). "
-                "Resume with the same file, or give another --out."
-            )
+        if resume:
+            _change(path, stored, text)
         if not resume and not overwrite:
             raise UsageError(f"{path} exists. Go on with --resume, start anew with --overwrite, or give another path.")
         if not resume:
@@ -106,6 +109,56 @@ def _open(path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) 
     if not (path / _ENVIRONMENT).is_file():
         write_json(path / _ENVIRONMENT, environment())
     return resumed
+
+
+def _change(path: Path, stored: Path, text: str) -> None:
+    """Let a run go on as the experiment `text` says.
+
+    Raises:
+        UsageError: that is another experiment than what was made belongs to; the keys that differ are named.
+    """
+    try:
+        old, new = (_flat(tomllib.loads(toml)) for toml in (stored.read_text(encoding="utf-8-sig"), text))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{stored} cannot be read ({error}). Give another --out.") from error
+    changed = [key for key in {**old, **new} if not _is_same(old.get(key), new.get(key))]
+    fixed = [key for key in changed if any((path / made).exists() for made in _MADE.get(key[0], (".",)))]
+    if fixed := [key for key in fixed if key[1] != "[train] report_to"]:
+        told = "; ".join(f"{key[1]} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}" for key in fixed)
+        raise UsageError(
+            f"{path} was begun with another experiment: {told}. Resume with the values of {stored}, or give another "
+            "--out."
+        )
+    if any(table == "evaluate" for table, _ in changed):
+        _remove(path / name for name in _SCORED if (path / name).exists())
+    if old != new:
+        with new_file(stored) as file:
+            file.write(text.encode())
+
+
+def _flat(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """The settings of an experiment by their table and the name that errors give them, as "[client 2] data"."""
+    found: dict[tuple[str, str], Any] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            tables = {f"[{name} {number}] ": table for number, table in enumerate(value, 1)}
+        else:
+            tables = {f"[{name}] ": value} if isinstance(value, dict) else {"": {name: value}}
+        found |= {(name, where + key): entry for where, table in tables.items() for key, entry in table.items()}
+    return found
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    """Whether two settings are equal, or paths of the same input: it was moved, or lies in both places."""
+    if old == new or not all(isinstance(value, str) and os.path.isabs(value) for value in (old, new)):
+        return bool(old == new)
+    one, other = Path(old), Path(new)
+    if one.name != other.name or not one.exists():
+        return one.name == other.name
+    if not (one.is_dir() and other.is_dir()):
+        return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+    sizes = [{f.name: f.stat().st_size for f in place.iterdir() if f.is_file()} for place in (one, other)]
+    return sizes[0] == sizes[1]
 
 
 def _remove(items: Iterable[Path]) -> None:
@@ -132,7 +185,7 @@ class RunDirectory:
 
     def _append(self, text: str) -> None:
         try:
-            with open(self.path / _EVENTS, "a") as file:
+            with open(self.path / _EVENTS, "a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             raise os_error(error, self.path) from error
@@ -163,7 +216,7 @@ class RunDirectory:
         """Seconds spent in each stage, over all resumes."""
         total: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError):
-            for line in (self.path / _EVENTS).read_text().splitlines():
+            for line in (self.path / _EVENTS).read_bytes().splitlines():
                 event = event_of(line)
                 if event.get("event") == "stage_ended":
                     total[event["stage"]] = total.get(event["stage"], 0.0) + event["seconds"]

@@ -1,3 +1,5 @@
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,33 @@ def test_an_unknown_task_is_a_usage_error_with_a_suggestion(include: Path) -> No
     assert f"{include} (colours, spelling)" in said
     with pytest.raises(UsageError, match="'openbookqa'"):
         find_task("openbokqa")
+
+
+def test_a_quoted_name_is_found() -> None:
+    assert find_task("mmlu_astronomy").config["dataset_name"] == "astronomy"
+
+
+def test_a_group_or_a_tag_is_said_to_be_one_with_its_tasks(include: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_task("mmlu")
+    assert "57 tasks" in str(caught.value)
+    assert {"mmlu_astronomy", "mmlu_world_religions"} <= set(re.findall(r"\w+", str(caught.value)))
+    shutil.copytree(include, tmp_path / "own")
+    (tmp_path / "own" / "mine.yaml").write_text("group: mine\ntask: [ai2_arc, colours]\n")
+    with pytest.raises(UsageError, match=r"3 tasks.*arc_challenge, arc_easy, colours"):
+        find_task("mine", tmp_path / "own")
+
+
+def test_what_is_no_file_among_own_tasks_is_passed_over(include: Path, tmp_path: Path) -> None:
+    shutil.copytree(include, tmp_path / "own")
+    (tmp_path / "own" / "old.yaml").mkdir()
+    (tmp_path / "own" / "gone.yaml").symlink_to("nowhere")
+    assert find_task("colours", tmp_path / "own").own
+
+
+def test_a_byte_order_mark_before_a_task_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_bytes(b"\xef\xbb\xbf" + b"task: spelling\n")
+    assert find_task("spelling", tmp_path).own
 
 
 def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:

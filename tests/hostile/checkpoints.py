@@ -4,7 +4,6 @@ Each attack is a row: its name → a function that damages a whole checkpoint of
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,13 +83,6 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]
     return write
 
 
-def _exchanged(checkpoint: Path) -> None:
-    first, second = shards(checkpoint)[:2]
-    shutil.move(first, checkpoint / "x")
-    shutil.move(second, first)
-    shutil.move(checkpoint / "x", second)
-
-
 def _config(change: Callable[[dict[str, Any]], Any]) -> Attack:
     def write(checkpoint: Path) -> None:
         file = checkpoint / "config.json"
@@ -138,12 +130,8 @@ CHECKPOINTS: dict[str, Attack] = {
     "index: no JSON": _text("model.safetensors.index.json", "{"),
     "index: no UTF-8": lambda path: (path / "model.safetensors.index.json").write_bytes(b'{"weight_map": "\xff"}'),
     "index: nested": _text("model.safetensors.index.json", "[" * 100_000),
-    "index: unknown tensor": _index(
-        lambda index: {**index, "weight_map": {**index["weight_map"], "x": "model-00001-of-00003.safetensors"}}
-    ),
     "a tensor in two shards": _tensor_in_two_shards,
     "a shard lacks a tensor": _tensor_lost,
-    "two shards exchanged": _exchanged,
     "a shard is no file": lambda path: pipe(shards(path)[0]),
     "a shard is missing": lambda path: shards(path)[0].unlink(),
     "a shard without tensors": lambda path: shards(path)[0].write_bytes(safetensors({}, b"")),

@@ -1,5 +1,11 @@
+import base64
+import fnmatch
+import importlib.util
 import json
+import os
+import re
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedproxy.errors import ArtifactError
-from fedproxy.models.checkpoints import load_model, load_skeleton, load_tokenizer, save_checkpoint
+from fedproxy.models.checkpoints import (
+    _TOKENIZER_FILES,
+    copy_tokenizer,
+    hub_id,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    save_checkpoint,
+)
 
 Checkpoint = Callable[..., Path]
 
@@ -100,3 +114,111 @@ def test_a_missing_tokenizer_is_told_from_a_broken_one(tiny_checkpoint: Checkpoi
     (bare / "tokenizer.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"no tokenizer that can be loaded \([^)]+\). Copy its files"):
         load_tokenizer(bare)
+
+
+@pytest.fixture
+def sharded(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    load_model(tiny_checkpoint()).save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    return tmp_path / "sharded"
+
+
+def promise(checkpoint: Path, name: str) -> None:
+    """Let the index name a tensor that no shard holds."""
+    file = checkpoint / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"][name] = next(iter(index["weight_map"].values()))
+    file.write_text(json.dumps(index))
+
+
+def test_a_tensor_that_no_shard_holds_is_missed_only_where_the_model_needs_it(
+    sharded: Path, tiny_checkpoint: Checkpoint
+) -> None:
+    promise(sharded, "mtp.layers.0.weight")
+    whole = load_model(tiny_checkpoint()).state_dict()
+    assert all(torch.equal(whole[name], tensor) for name, tensor in load_model(sharded).state_dict().items())
+    needed = "model.layers.3.mlp.up_proj.weight"
+    for file in sharded.glob("*.safetensors"):
+        held = load_file(file)
+        if held.pop(needed, None) is not None:
+            save_file(held, file, metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=re.escape(needed)):
+        load_model(sharded)
+
+
+def test_every_file_that_transformers_tokenizers_read_travels() -> None:
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None
+    assert spec.origin is not None
+    found = {"tekken.json"}
+    for file in Path(spec.origin).parent.rglob("tokenization_*.py"):
+        for table in re.findall(r"VOCAB_FILES_NAMES = \{(.*?)\}", file.read_text(encoding="utf-8"), re.DOTALL):
+            found.update(re.findall(r':\s*"([^"]+)"', table))
+    assert len(found) > 15
+    assert [name for name in found if not any(fnmatch.fnmatch(name, one) for one in _TOKENIZER_FILES)] == []
+
+
+def test_only_files_travel_and_only_those_of_the_tokenizer(damaged: Path, tmp_path: Path) -> None:
+    (damaged / "tokenizer.bak").mkdir()
+    (damaged / "tokenizer.gone").symlink_to(damaged / "nowhere")
+    os.mkfifo(damaged / "tokenizer.pipe")
+    (damaged / "tekken.json").write_text("{}")
+    for name in ("training_args.bin", "optimizer.pt", "notes.txt", ".env", "trainer_state.json"):
+        (damaged / name).write_text("stays")
+    with socket.socket(socket.AF_UNIX) as listener:
+        place = os.getcwd()
+        os.chdir(damaged)
+        listener.bind("tokenizer.sock")
+        os.chdir(place)
+        (tmp_path / "proxy").mkdir()
+        copy_tokenizer(damaged, tmp_path / "proxy")
+    assert {file.name for file in (tmp_path / "proxy").iterdir()} == {
+        "generation_config.json",
+        "tekken.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    load_tokenizer(tmp_path / "proxy")
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_named_chat_templates_travel_in_a_plain_file(damaged: Path, tmp_path: Path, default: bool) -> None:
+    tokenizer = load_tokenizer(damaged)
+    named = {"tool_use": "tools: {{ messages[0].content }}", "rag": "rag: {{ messages[0].content }}"}
+    tokenizer.chat_template = {**named, **({"default": "plain: {{ messages[0].content }}"} if default else {})}
+    tokenizer.save_pretrained(damaged)
+    assert (damaged / "additional_chat_templates" / "rag.jinja").is_file()
+    (tmp_path / "proxy").mkdir()
+    copy_tokenizer(damaged, tmp_path / "proxy")
+    assert load_tokenizer(tmp_path / "proxy").chat_template == load_tokenizer(damaged).chat_template
+    assert all(file.is_file() for file in (tmp_path / "proxy").iterdir())
+
+
+def test_what_prepares_pictures_goes_with_the_whole_llm_alone(damaged: Path, tmp_path: Path) -> None:
+    (damaged / "preprocessor_config.json").write_text("{}")
+    for whole in (True, False):
+        (tmp_path / str(whole)).mkdir()
+        copy_tokenizer(damaged, tmp_path / str(whole), whole=whole)
+        assert (tmp_path / str(whole) / "preprocessor_config.json").is_file() == whole
+
+
+def test_a_place_in_the_hubs_cache_has_an_id() -> None:
+    assert hub_id(Path("/home/me/.cache/huggingface/hub/models--a--b-c/snapshots/f00")) == "a/b-c"
+    assert hub_id(Path("/cache/models--gpt2/snapshots/f00")) == "gpt2"
+    assert hub_id(Path("/data/models--a--b")) is None
+    assert hub_id(Path("llm")) is None
+
+
+def test_a_tokenizer_that_is_a_tekken_file_alone_travels(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_checkpoint("mistral"), source, ignore=shutil.ignore_patterns("tokenizer*"))
+    special = [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(("<unk>", "<s>", "</s>"))]
+    vocab = [{"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None} for i in range(256)]
+    numbers = {"num_vocab_tokens": 256, "default_vocab_size": 259, "default_num_special_tokens": 3, "version": "v3"}
+    record = {"config": {"pattern": r"[^\s]+|\s+", **numbers}, "vocab": vocab, "special_tokens": special}
+    (source / "tekken.json").write_text(json.dumps(record))
+    (tmp_path / "proxy").mkdir()
+    shutil.copy(source / "config.json", tmp_path / "proxy")
+    copy_tokenizer(source, tmp_path / "proxy")
+    ids = load_tokenizer(source)("a proxy").input_ids
+    assert len(ids) >= 7
+    assert load_tokenizer(tmp_path / "proxy")("a proxy").input_ids == ids

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -168,6 +168,33 @@ def test_a_local_path_is_not_written_down(tiny_checkpoint: Callable[..., Path], 
     model = lora.attach(lora.load_model(tiny_checkpoint()), r=2, alpha=2, dropout=0.0, seed=0)
     lora.write_adapter(tmp_path, model, lora.adapter_state(model), MANIFEST)
     assert str(tiny_checkpoint()) not in (tmp_path / "adapter_config.json").read_text()
+
+
+def test_of_the_configuration_only_what_is_not_pefts_default_is_written(tmp_path: Path) -> None:
+    """PEFT before 0.14 refuses keys that it does not know."""
+    write(tmp_path / "a")
+    found = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    known_to_peft_0_12 = {"layers_to_transform", "layers_pattern", *lora._ALWAYS_SAID}
+    assert set(found) <= known_to_peft_0_12
+    assert set(found) >= {"peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules"}
+    full = {**LoraConfig().to_dict(), **found, "use_rslora": True}
+    lora.write_adapter(tmp_path / "a", full, load_file(tmp_path / "a" / lora.WEIGHTS_FILE), MANIFEST)
+    assert set(json.loads((tmp_path / "a" / "adapter_config.json").read_text())) == {*found, "use_rslora"}
+
+
+def test_an_adapter_with_all_of_pefts_keys_is_still_read(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    config, _, _ = lora.read_adapter(tmp_path / "a")
+    full = {**LoraConfig().to_dict(), **config}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(full))
+    assert lora.read_adapter(tmp_path / "a")[0] == json.loads(json.dumps(full))
+
+
+def test_a_base_from_the_hub_is_named_by_its_id(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    cached = tmp_path / "hub" / "models--bank--small-llm" / "snapshots" / "0123abcd"
+    shutil.copytree(tiny_checkpoint(), cached)
+    model = lora.attach(lora.load_model(cached), r=2, alpha=2, dropout=0.0, seed=0)
+    assert lora.adapter_config(model)["base_model_name_or_path"] == "bank/small-llm"
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,17 @@ def _at_home(argument: str) -> str:
     return option + equals + os.path.expanduser(value)
 
 
+def _read_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale has another encoding, for names of files and for output."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    if arguments is None:
+        _read_utf8()
     arguments = [_at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     debug = "--debug" in arguments
     if debug:

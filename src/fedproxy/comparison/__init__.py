@@ -254,7 +254,7 @@ def _commit() -> str | None:
     if shutil.which("git") is None:
         return None
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    return subprocess.run(command, capture_output=True, encoding="utf-8").stdout.strip() or None
 
 
 def _with_gaps(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ def _worker(path: Path, threads: int, left: _Left, said: _Said) -> Iterator[None
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, **variables},
-        text=True,
+        encoding="utf-8",
         start_new_session=True,  # Ctrl-C is for the process that leads
     )
     thread = threading.Thread(target=_lead, args=(process, left, said))
@@ -144,7 +144,7 @@ def _lead(process: "subprocess.Popen[str]", left: _Left, said: _Said) -> None:
 
 def _work(path: Path) -> None:
     """Run the cells that standard input names."""
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no message
     orders: queue.SimpleQueue[tuple[Method, Key]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from fedproxy.artifacts import locked, new_directory, os_error, read_json, write_json
-from fedproxy.config import Experiment
+from fedproxy.config import Experiment, from_folder
 from fedproxy.evaluation import evaluate
 from fedproxy.federation.aligning import ALIGNED, write_aligned
 from fedproxy.federation.client_rows import ClientRows
@@ -102,7 +102,7 @@ class Work:
 
     def proxy(self, experiment: Experiment) -> Path:
         """The proxy of an experiment."""
-        experiment, key = of_proxy(experiment)
+        experiment, key = of_proxy(experiment, self._folder)
         path = self._folder / "proxies" / key
         with self._alone(path):
             if not path.is_dir():
@@ -124,7 +124,7 @@ class Work:
             rows: The clients' rows.
             label: What is done with the clients' data: the name that the run bears.
         """
-        experiment, key = of_training(experiment, label)
+        experiment, key = of_training(experiment, label, self._folder)
         proxy, path = self.proxy(experiment), self._folder / "trainings" / key
         with self._alone(path):
             return self._train(experiment, path, proxy, rows)
@@ -224,22 +224,23 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def of_proxy(experiment: Experiment) -> tuple[Experiment, str]:
+def of_proxy(experiment: Experiment, folder: Path) -> tuple[Experiment, str]:
     """The experiment that a proxy is made by, and its key. One that keeps all blocks is the same for all seeds."""
     whole = experiment.compress.remove == 0 and experiment.heal.steps == 0
     heal = dataclasses.replace(experiment.heal, realign_steps=0)
     experiment = dataclasses.replace(experiment, seed=0 if whole else experiment.seed, heal=heal)
-    return experiment, _key(experiment, "llm", "compress", "heal", "seed")
+    return experiment, _key(experiment, folder, "llm", "compress", "heal", "seed")
 
 
-def of_training(experiment: Experiment, label: str) -> tuple[Experiment, str]:
+def of_training(experiment: Experiment, label: str, folder: Path) -> tuple[Experiment, str]:
     """The experiment that a training goes by, and its key."""
     experiment = dataclasses.replace(experiment, name=label, compare=None)
-    return experiment, _key(experiment, "llm", "compress", "heal", "train", "federate", "fuse", "seed", "name")
+    return experiment, _key(experiment, folder, "llm", "compress", "heal", "train", "federate", "fuse", "seed", "name")
 
 
-def _key(experiment: Experiment, *parts: str) -> str:
-    values = experiment.as_dict()
+def _key(experiment: Experiment, folder: Path, *parts: str) -> str:
+    """What work is found by, paths counted from its folder: a project that is moved as a whole finds its own."""
+    values = from_folder(experiment.as_dict(), folder.resolve())
     return digest({part: values[part] for part in parts})[:16]
 
 

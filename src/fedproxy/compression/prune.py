@@ -47,7 +47,7 @@ def prune(
     write_json(directory / CONFIG, pruned_config(source, keep))
     copy_tokenizer(source.path, directory)
     if source.trust_remote_code:
-        for file in source.path.glob("*.py"):
+        for file in filter(Path.is_file, source.path.glob("*.py")):
             shutil.copyfile(file, directory / file.name)
 
 

@@ -138,10 +138,10 @@ def load_experiment(path: Path, *, remote: bool = False) -> Experiment:
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text())
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(str(path), [f"It is not valid TOML: {error}."]) from error
     return parse_experiment(raw, source=str(path), folder=path.resolve().parent, remote=remote)
 

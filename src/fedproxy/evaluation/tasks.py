@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.evaluation.library import harness_module
+from fedproxy.evaluation.library import contained, harness_module
 
-_TASK_NAME = re.compile(rb"^task:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
+_TASK_NAME = re.compile(rb"^(?:\xef\xbb\xbf)?[\"']?task[\"']?:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,37 @@ def _own_tasks(include: Path) -> dict[str, Path]:
     if not include.is_dir():
         raise UsageError(f"{include}: no such folder. include is a folder of the harness's task YAMLs.")
     own: dict[str, Path] = {}
-    for path in sorted(file for file in include.rglob("*") if file.suffix in (".yaml", ".yml")):
+    for path in sorted(file for file in include.rglob("*.y*ml") if file.suffix in (".yaml", ".yml") and file.is_file()):
         name = _read_yaml(path.resolve()).get("task")
         if isinstance(name, str):
             if name in own:
                 raise ArtifactError(f"the task {name!r} is defined twice: in {own[name]} and in {path}.")
             own[name] = path.resolve()
     return own
+
+
+def _members(name: str, include: Path | None) -> list[str]:
+    """The tasks that the harness knows by the name of a group or a tag; none if it is no such name.
+
+    Its index is built for names alone that some YAML has in such a place.
+    """
+    named = re.compile(rb"^(?:[\"']?(?:tag|group)[\"']?:| *-)[^\n]*" + re.escape(name).encode(), re.MULTILINE)
+    folders = [_stock_paths()[0], *([include] if include else [])]
+    if not any(named.search(file.read_bytes()) for one in folders for file in one.rglob("*yaml") if file.is_file()):
+        return []
+    with contained():
+        index = harness_module("lm_eval.tasks").TaskManager(include_path=include).task_index
+
+    def below(item: Any, above: tuple[Any, ...] = ()) -> list[str]:
+        if not isinstance(item, str):  # a task or group that the group itself describes
+            item = item.get("task") or item.get("group")
+        entry = index.get(item) if isinstance(item, str) and item not in above else None
+        parts = (
+            [*sorted(entry.tags), *(entry.cfg or {}).get("task", ())] if entry and "TASK" not in entry.kind.name else []
+        )
+        return [task for part in parts for task in below(part, (*above, item))] or [str(item)]
+
+    return [task for task in dict.fromkeys(below(name)) if task != name]
 
 
 def find_task(name: str, include: Path | None = None) -> TaskFile:
@@ -113,13 +137,17 @@ def find_task(name: str, include: Path | None = None) -> TaskFile:
         The task's YAML.
 
     Raises:
-        UsageError: there is no such task or no such folder.
+        UsageError: there is no such task or no such folder, or it is a group or a tag, whose tasks are named.
         ArtifactError: a YAML cannot be read.
         MissingExtraError: the harness is not installed.
     """
     own = _own_tasks(Path(include)) if include is not None else {}
     path = own.get(name) or _stock_task(name)
     if path is None:
+        if members := _members(name, include):
+            raise UsageError(
+                f"{name!r} is a group of {len(members)} tasks. Name those you want of: {', '.join(members)}."
+            )
         stock = [found for file in _stock_paths()[1] if (found := _task_name(file))]
         close = difflib.get_close_matches(name, [*own, *stock], n=3)
         meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

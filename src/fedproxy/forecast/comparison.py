@@ -160,7 +160,7 @@ class _Bench:
         )
 
     def _proxy(self, experiment: Experiment) -> _Proxy:
-        experiment, key = of_proxy(experiment)
+        experiment, key = of_proxy(experiment, Path())
         if key not in self._proxies:
             known, size = self._known, self._known.proxy(experiment.compress)
             healing = known.healing(experiment, size)
@@ -169,7 +169,7 @@ class _Bench:
         return self._proxies[key]
 
     def _train(self, one: Training[Encoded], proxy: _Proxy) -> _Trained:
-        experiment, key = of_training(one.experiment, one.label)
+        experiment, key = of_training(one.experiment, one.label, Path())
         aligning, aligned = self._known.aligning(experiment, proxy.size)
         longest = max(len(row.ids) for part in one.rows.values() for row in part)
         return _Trained(

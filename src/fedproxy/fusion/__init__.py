@@ -19,7 +19,7 @@ from fedproxy.fusion.plug_in import TaskVector, on_whole, rekey_adapter, rekey_c
 from fedproxy.fusion.scale import GRID, best_scale, scale_curve
 from fedproxy.layer_map import check_layer_map
 from fedproxy.models.adapter_checks import check_finite, check_fits, is_lora, parameter_name
-from fedproxy.models.checkpoints import Model, Tokenizer, load_tokenizer
+from fedproxy.models.checkpoints import Model, Tokenizer, hub_id, load_tokenizer
 from fedproxy.models.families import blocks_path, readable
 from fedproxy.models.lora import (
     WEIGHTS_FILE,
@@ -149,7 +149,7 @@ def fuse(
         write_card(
             directory,
             manifest,
-            base_model=None if Path(str(llm)).is_dir() else str(llm),
+            base_model=hub_id(source.path),
             auto_class="AutoModelForImageTextToText" if source.multimodal else "AutoModelForCausalLM",
         )
     on_progress(1.0, "done")
@@ -287,7 +287,8 @@ def _write(
     if manifest.kind == "llm-adapter":
         tensors = on_whole(source, tensors)
         path = blocks_path(source.whole)
-        write_adapter(directory, rekey_config(config, tensors, path, spell_out=source.multimodal), tensors, manifest)
+        config = rekey_config(config, tensors, path, spell_out=source.multimodal)
+        write_adapter(directory, {**config, "base_model_name_or_path": hub_id(source.path)}, tensors, manifest)
         return
     written, total = 0, max(1, source.files.bytes)
     start = 0.5 if "scale_curve" in manifest.settings else 0.0

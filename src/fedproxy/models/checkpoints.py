@@ -22,9 +22,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE
 
-from fedproxy.artifacts import CONFIG_BYTES, read_json
-from fedproxy.checkpoint_files import CONFIG, Checkpoint, numbered_lists, open_checkpoint
+from fedproxy.artifacts import CONFIG_BYTES, read_json, write_json
+from fedproxy.checkpoint_files import CONFIG, Checkpoint, numbered_lists, open_checkpoint, weight_names
 from fedproxy.errors import ArtifactError, ResourceError
 from fedproxy.models.loading import Loader, quiet
 from fedproxy.models.tokens import prepare
@@ -33,19 +34,17 @@ Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_SNAPSHOT = re.compile(r".*/models--([^/]+)/snapshots/[^/]+")
 _TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*vocab*.json", "*vocab*.txt", "merges.txt"),
+    *("*.model", "*.tiktoken", "*tekken*.json", "*.spm", "*.tokenizer", "*.codes", "dict.txt", "emoji.json"),
+    *("byte_maps.json", "normalizer.json", "word_pronunciation.json", "word_shape.json"),
 )
+"""What transformers' tokenizers read; all else beside the weights stays with their owner (docs/threat_model.md)."""
 _SIDE_FILES = (*_TOKENIZER_FILES, "generation_config.json", "chat_template*")
+_WHOLE_FILES = (*_SIDE_FILES, "*processor_config.json", "audio_tokenizer_config.json")
 _MOST_BLOCKS = 10_000
-_HUB_FILES = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py"]
-_HUB_WEIGHTS = ["*.safetensors"]
+_HUB_FILES = [*_SIDE_FILES, "*.json", "*.txt", "*.jinja", "*.py"]
 
 
 def resolve(path: str | Path, *, weights: bool = True) -> Path:
@@ -64,7 +63,12 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
         raise ArtifactError(f"{path} is no checkpoint: there is no such directory, and it is no Hub id.")
     try:
         with quiet():
-            return Path(snapshot_download(str(path), allow_patterns=_HUB_FILES + _HUB_WEIGHTS * weights))
+            found = Path(snapshot_download(str(path), allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+            more = [
+                f"{CHAT_TEMPLATE_DIR}/*.jinja",
+                *(name for name in weight_names(found) if weights and name.endswith(".safetensors")),
+            ]
+            return Path(snapshot_download(str(path), revision=found.name, allow_patterns=more))
     except GatedRepoError as error:
         raise ArtifactError(
             f"{path} is gated on the Hub: accept its licence on its page there, then log in with: hf auth login"
@@ -74,6 +78,12 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
             f"{path} is no checkpoint: there is no such directory, and the Hub could not give it "
             f"({type(error).__name__}). Check the spelling and the network."
         ) from error
+
+
+def hub_id(directory: Path) -> str | None:
+    """The Hub id of a checkpoint that lies in the Hub's cache; none of any other."""
+    match = _HUB_SNAPSHOT.fullmatch(str(directory))
+    return match and match[1].replace("--", "/")
 
 
 def _first_line(error: Exception) -> str:
@@ -291,15 +301,25 @@ def padding(tokenizer: Tokenizer) -> int:
     return tokenizer.pad_token_id or 0
 
 
-def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copy the files beside the weights: tokenizer, chat template, generation settings.
+def copy_tokenizer(source: Path, directory: Path, *, whole: bool = False) -> None:
+    """Copy the files beside the weights: tokenizer, chat templates, generation settings; if `whole`, processors, too.
 
-    To the byte, because a loaded tokenizer remembers settings of its use, such as truncation.
+    To the byte, because a loaded tokenizer remembers settings of its use, such as truncation. Only templates of their
+    own folder move, into the tokenizer's configuration, so that a proxy is a folder of plain files.
     """
-    for pattern in _SIDE_FILES:
-        for file in source.glob(pattern):
+    for pattern in _WHOLE_FILES if whole else _SIDE_FILES:
+        for file in filter(Path.is_file, source.glob(pattern)):
             shutil.copyfile(file, directory / file.name)
             (directory / file.name).chmod(0o644)
+    named = {file.stem: file.read_text("utf-8") for file in sorted(source.glob(f"{CHAT_TEMPLATE_DIR}/*.jinja"))}
+    if named:
+        settings, single = directory / "tokenizer_config.json", directory / CHAT_TEMPLATE_FILE
+        record = read_json(settings) if settings.is_file() else {}
+        if single.is_file():
+            named["default"] = single.read_text("utf-8")
+            single.unlink()
+        listed = [{"name": name, "template": template} for name, template in named.items()]
+        write_json(settings, {**record, "chat_template": listed})
 
 
 def save_checkpoint(directory: Path, model: PreTrainedModel, source: Path) -> None:

@@ -17,7 +17,7 @@ from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.layer_map import ADAPTER_PREFIX
 from fedproxy.models.adapter_checks import check_config, check_finite, check_layout, is_lora, stamp
-from fedproxy.models.checkpoints import load_model, resolve
+from fedproxy.models.checkpoints import hub_id, load_model, resolve
 from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_transposed
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors, read_header, save_tensors
@@ -29,6 +29,12 @@ AdaptedModel = PeftModel
 AdapterConfig = LoraConfig
 
 KINDS = ("proxy-adapter", "llm-adapter")
+_DEFAULTS: dict[str, Any] = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
+_ALWAYS_SAID = (
+    *("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout", "peft_type"),
+    *("r", "target_modules", "task_type"),
+)
+"""What adapter_config.json holds also where it is PEFT's default; every release of PEFT knows these keys."""
 
 
 def target_names(model: PreTrainedModel, targets: str | Sequence[str]) -> tuple[list[str], bool]:
@@ -206,11 +212,11 @@ def set_adapter_state(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> 
 
 
 def adapter_config(model: PeftModel | LoraConfig) -> dict[str, Any]:
-    """Return the adapter's PEFT configuration as plain, ordered JSON values, without the path of a local base model."""
+    """Return the adapter's PEFT configuration as plain, ordered JSON values; a local base model's path is no part."""
     record: dict[str, Any] = (model.peft_config["default"] if isinstance(model, PeftModel) else model).to_dict()
     base = record.get("base_model_name_or_path")
     if base and Path(base).exists():
-        record["base_model_name_or_path"] = None
+        record["base_model_name_or_path"] = hub_id(Path(base))
     record["inference_mode"] = True
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in sorted(record.items())}
     return dict(json.loads(json.dumps(plain)))
@@ -225,11 +231,13 @@ def write_adapter(
     """Write an adapter that PEFT loads: `adapter_config.json`, `adapter_model.safetensors`, `fedproxy.json`.
 
     The tensor file repeats the manifest's kind, LLM and layer map, so that an exchanged manifest is noticed. The same
-    arguments give the same bytes. Each file is atomic; for the directory use `artifacts.new_directory`.
+    arguments give the same bytes. Of the configuration only what differs from PEFT's defaults is written: older
+    releases refuse keys that they do not know. Each file is atomic; for the directory use `artifacts.new_directory`.
     """
     directory = Path(directory)
     config = adapter_config(model_or_config) if isinstance(model_or_config, PeftModel) else dict(model_or_config)
-    write_json(directory / CONFIG_FILE, config)
+    said = {k: v for k, v in config.items() if k in _ALWAYS_SAID or k not in _DEFAULTS or v != _DEFAULTS[k]}
+    write_json(directory / CONFIG_FILE, said)
     save_tensors(directory / WEIGHTS_FILE, tensors, metadata=stamp(manifest))
     manifest.write(directory)
 

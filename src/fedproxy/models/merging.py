@@ -90,7 +90,7 @@ def merge_adapter(
 
         write_shards(directory, shards, computed=dict.fromkeys(work, take), on_bytes=on_bytes)
     _write_config(source.path / CONFIG, directory / CONFIG, untied)
-    copy_tokenizer(source.path, directory)
+    copy_tokenizer(source.path, directory, whole=True)
 
 
 def stored_names(source: Source) -> dict[str, str]:

@@ -34,7 +34,9 @@ def fill(template: str, **values: Any) -> str:
     )
     environment.filters |= {"percent": units.percent, "size": units.size, "duration": units.duration}
     environment.filters["decimals"] = _decimals
-    script, style = (files("fedproxy.reporting").joinpath("templates", name).read_text() for name in _INLINE)
+    script, style = (
+        files("fedproxy.reporting").joinpath("templates", name).read_text(encoding="utf-8") for name in _INLINE
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
         script=Markup(script),

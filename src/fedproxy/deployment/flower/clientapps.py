@@ -43,7 +43,7 @@ def write_launchers(folder: Path, address: Path) -> None:
     commands = {command.name for command in entry_points(group="console_scripts") if command.name.startswith("flwr")}
     for name in commands | {NAME}:
         own = _LAUNCHER.format(python=sys.executable, address=str(address))
-        (folder / name).write_text(own if name == NAME else _REFUSAL)
+        (folder / name).write_text(own if name == NAME else _REFUSAL, encoding="utf-8")
         (folder / name).chmod(0o700)
 
 

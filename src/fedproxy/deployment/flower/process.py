@@ -60,7 +60,7 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 def tail(log: Path, lines: int = 8) -> str:
     """The last lines of a log, for an error."""
     try:
-        text = log.read_text(errors="replace")
+        text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])[-2000:]
@@ -120,7 +120,7 @@ def _children() -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+            if int(path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
                 found.append(int(path.parent.name))
     return found
 

@@ -149,12 +149,12 @@ class SuperLink:
         """
         app = self._folder / "app"
         app.mkdir(exist_ok=True)
-        (app / "pyproject.toml").write_text(_APP)
+        (app / "pyproject.toml").write_text(_APP, encoding="utf-8")
         lines = [f"[superlink.{_CONNECTION}]", f'address = "127.0.0.1:{self.port}"']
         lines += ["insecure = true"] if self.ca is None else [f"root-certificates = {json.dumps(str(self.ca))}"]
         lines += [f"[superlink.{_CONNECTION}.options]", "num-supernodes = 1"] if self._simulation else []
         (self._folder / "config.toml").write_text(
-            "\n".join(["[superlink]", f'default = "{_CONNECTION}"', *lines]) + "\n"
+            "\n".join(["[superlink]", f'default = "{_CONNECTION}"', *lines]) + "\n", encoding="utf-8"
         )
         command = ["flwr", "run", str(app), _CONNECTION, "--format", "json"]
         command += ["--federation-config", settings] if settings else []
