@@ -118,3 +118,30 @@ def model() -> LlamaForCausalLM:
         pad_token_id=0,
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def lower_is_better(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Own tasks on one set of rows: hits, where more is better; mistakes and text, where less is."""
+    folder = tmp_path_factory.mktemp("lower")
+    write_rows(
+        folder / "test.jsonl", [{"text": f"the {word} river", "colour": word} for word in ("red", "green", "blue")]
+    )
+    (folder / "tools.py").write_text(
+        "def hits(doc, results):\n    best = max(range(3), key=lambda i: results[i][0])\n"
+        "    return {'acc': float(['red', 'green', 'blue'][best] == doc['colour'])}\n"
+        "def mistakes(doc, results):\n    return {'mistakes': 1.0 - hits(doc, results)['acc']}\n"
+    )
+    base = "dataset_path: json\ndataset_kwargs: {data_files: {test: test.jsonl}}\ntest_split: test\n"
+    for name, metric, higher in (("hits", "acc", "true"), ("mistakes", "mistakes", "false")):
+        (folder / f"{name}.yaml").write_text(
+            f"{base}task: {name}\noutput_type: multiple_choice\ndoc_to_text: '{{{{text}}}} is'\n"
+            "doc_to_choice: [red, green, blue]\ndoc_to_target: colour\n"
+            f"process_results: !function tools.{name}\n"
+            f"metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: {higher}}}]\n"
+        )
+    (folder / "text.yaml").write_text(
+        f"{base}task: text\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{{{text}}}}'\n"
+        "metric_list: [{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}]\n"
+    )
+    return folder

@@ -203,3 +203,22 @@ def test_without_the_harness_the_extra_is_named(missing: str, data: Path, monkey
     tasks._stock_paths.cache_clear()
     with pytest.raises(MissingExtraError, match=r"fedproxy\[eval\]"):
         training_rows("sst2", data=data)
+
+
+def test_what_is_better_lower_is_scored_but_in_no_average_and_no_comparison(
+    model: LlamaForCausalLM, make_tokenizer: Callable[[bool], PreTrainedTokenizerFast], lower_is_better: Path
+) -> None:
+    documents: dict[str, list[float]] = {}
+    tasks = ["mistakes", "hits", "text"]
+    options: Any = {"include": lower_is_better, "tokenizer": make_tokenizer(True)}
+    found = evaluate(model, tasks=tasks, on_documents=documents.__setitem__, **options)
+    scores = found["tasks"]
+    assert scores["mistakes"]["mistakes"] == pytest.approx(1 - scores["hits"]["acc"])
+    assert scores["text"]["word_perplexity"] > 1
+    assert found["average"] == scores["hits"]["acc"]
+    assert list(documents) == ["hits"]
+    assert list(found["left_out"]) == ["mistakes", "text"]
+    assert "word_perplexity" in found["left_out"]["text"]
+    alone = evaluate(model, tasks=["text"], **options)
+    assert alone["average"] is None
+    assert "left_out" not in evaluate(model, tasks=["hits"], **options)

@@ -1,4 +1,3 @@
-import contextlib
 import copy
 
 import pytest
@@ -94,12 +93,46 @@ def test_a_wrong_value_is_named_with_its_place(path, value, says):
     assert says in str(caught.value)
 
 
-def test_whatever_stands_at_any_place_is_read_or_refused():
+def test_whatever_stands_at_any_place_is_read_or_refused_with_its_place():
     raw = methods_sample(["centralized", "fedproxy"], seeds=[0], tasks=["a"], clients=["x", "y"], rounds=1)
+    assert [row.method for row in parse(raw).rows] == ["centralized", "fedproxy"]
+    refused = []
     for path in paths(raw):
         for value in HOSTILE:
-            with contextlib.suppress(ArtifactError):
-                parse(changed(raw, path, value))
+            try:
+                parse(changed(raw, path, value), "FILE")
+            except ArtifactError as error:
+                refused.append(str(error))
+    assert len(refused) > 500
+    assert [text for text in refused if not text.startswith("FILE")] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("cells", 1, "seed"),
+        ("cells", 1, "remove"),
+        ("cells", 1, "accuracy", "average"),
+        ("cells", 1, "flops", "server"),
+        ("cells", 1, "rounds", 0, "clients", "x", "loss"),
+        ("cells", 1, "proxy", "scores"),
+        ("differences", 0, "mean"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_its_place(path):
+    raw = methods_sample(["centralized", "fedproxy"], seeds=[0], tasks=["a"], clients=["x", "y"], rounds=1)
+    place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    for value in ("x", True, float("nan"), 1e31, [None]):
+        with pytest.raises(ArtifactError) as caught:
+            parse(changed(raw, path, value), "FILE")
+        assert f"FILE{place} " in str(caught.value)
+
+
+def test_a_task_that_is_left_out_is_kept_with_its_reason():
+    raw = changed(SMALL, ("cells", 0, "accuracy", "left_out"), {"wiki": "less is better of word_perplexity"})
+    found = parse(raw)
+    assert found.rows[0].cells[0].left_out == {"wiki": "less is better of word_perplexity"}
+    assert found.tasks == parse(SMALL).tasks
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "\x00", "{}", "9" * 5000])

@@ -127,3 +127,19 @@ def test_events_of_a_crashed_run_are_read_up_to_the_crash(tmp_path):
     assert load_events(tmp_path) == []
     (tmp_path / "events.jsonl").write_text('{"event": "start"}\n[1]\n{"event": "rou')
     assert load_events(tmp_path) == [{"event": "start"}]
+
+
+def test_what_is_better_lower_is_in_no_mean_and_no_gap():
+    def model(score, perplexity, **more):
+        tasks = {"qa": {"acc": score, "n": 4}, "wiki": {"word_perplexity": perplexity, "n": 4}}
+        return {"tasks": tasks, "left_out": {"wiki": "less is better of word_perplexity"}, **more}
+
+    averages = {"llm": (0.2, 30.0), "fused": (0.5, 20.0), "centralized": (0.6, 10.0)}
+    raw = {"evaluation": {name: model(*pair, average=pair[0]) for name, pair in averages.items()}}
+    found = parse(raw)
+    assert found.tasks == ["qa"]
+    assert (found.average("fused"), found.gap_closed) == (0.5, 0.75)
+    assert found.evaluation["fused"].left_out["wiki"][0] == 20.0
+    assert parse({"evaluation": {"fused": model(0.5, 20.0)}}).average("fused") == 0.5
+    del raw["evaluation"]["llm"]["left_out"]
+    assert parse(raw).gap_closed is None

@@ -54,5 +54,8 @@ def evaluate(
     for name, metrics in scores["tasks"].items():
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if key != "n")
         table.add_row(name, str(metrics["n"]), shown)
-    table.add_row("average", "", f"{scores['average']:.4f}", style="bold")
+    average = scores["average"]
+    table.add_row("average", "", "–" if average is None else f"{average:.4f}", style="bold")
     console().print(table)
+    for name, why in scores.get("left_out", {}).items():
+        console().print(f"{name} is not in the average: {why}.", markup=False)

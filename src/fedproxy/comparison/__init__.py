@@ -287,7 +287,7 @@ def summary(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
         scores = [cell["accuracy"]["tasks"] for cell in cells]
         rows.append(
             {"method": name, "remove": remove, "seeds": len(cells)}
-            | {"tasks": {task: _spread([one[task] for one in scores]) for task in scores[0]}}
+            | {"tasks": {task: _spread([one[task] for one in scores if task in one]) for task in scores[0]}}
             | {what: _spread(numbers) for what, numbers in values.items()}
         )
     return rows
@@ -309,7 +309,8 @@ def _differences(path: Path, keys: Sequence[Key]) -> list[dict[str, Any]]:
             method: [load_tensors(cell_folder(path, (method, seed, remove)) / DOCUMENTS) for seed in seeds]
             for method in (name, other)
         }
-        tasks = [task for task in documents[name][0] if task in documents[other][0]]
+        both = [one.keys() for method in (name, other) for one in documents[method]]
+        tasks = [task for task in documents[name][0] if all(task in one for one in both)]
         if not tasks:
             continue
         scores, others = (

@@ -24,6 +24,7 @@ import torch
 
 from fedproxy.artifacts import locked, new_directory, os_error, read_json, write_json
 from fedproxy.config import Experiment, from_folder
+from fedproxy.errors import UsageError
 from fedproxy.evaluation import evaluate
 from fedproxy.federation.aligning import ALIGNED, write_aligned
 from fedproxy.federation.client_rows import ClientRows
@@ -55,12 +56,14 @@ class Scored:
     """What a model scored.
 
     Attributes:
-        tasks: Task → main metric.
+        tasks: Task → main metric, of the tasks that methods are compared by.
+        left_out: Task → why it is not among them.
         documents: Task → main metric of every document, float32; only tasks whose metric is a mean over documents.
         seconds: What it took.
     """
 
     tasks: dict[str, float]
+    left_out: dict[str, str]
     documents: dict[str, torch.Tensor]
     seconds: float
 
@@ -70,8 +73,18 @@ class Scored:
         return sum(self.tasks.values()) / len(self.tasks)
 
     def as_dict(self) -> dict[str, Any]:
-        """The accuracies, without the documents."""
-        return {"tasks": self.tasks, "average": self.average}
+        """The accuracies, without the documents.
+
+        Raises:
+            UsageError: every task is left out.
+        """
+        if not self.tasks:
+            why = "; ".join(f"{task}: {reason}" for task, reason in self.left_out.items())
+            raise UsageError(
+                f"There is nothing to compare by ({why}). Give [evaluate] a task with an accuracy as well."
+            )
+        scores = {"tasks": self.tasks, "average": self.average}
+        return scores | ({"left_out": self.left_out} if self.left_out else {})
 
 
 def mean_scored(parts: Sequence[Scored]) -> Scored:
@@ -84,6 +97,7 @@ def mean_scored(parts: Sequence[Scored]) -> Scored:
     documents = {task: [part.documents[task] for part in parts if task in part.documents] for task in names}
     return Scored(
         {task: mean([part.tasks[task] for part in parts if task in part.tasks]) for task in names},
+        {task: why for part in parts for task, why in part.left_out.items()},
         {task: mean(found) for task, found in documents.items() if found},
         sum(part.seconds for part in parts),
     )
@@ -170,8 +184,13 @@ class Work:
             if not path.is_dir():
                 self._evaluate(experiment, path, tasks, model, adapter, proxy)
         record = read_json(path / SCORES)
-        tasks_found = {task: float(metrics[main_metric(metrics)]) for task, metrics in record["tasks"].items()}
-        return Scored(tasks_found, load_tensors(path / DOCUMENTS), record["seconds"])
+        left_out = record.get("left_out", {})
+        tasks_found = {
+            task: float(metrics[main_metric(metrics)])
+            for task, metrics in record["tasks"].items()
+            if task not in left_out
+        }
+        return Scored(tasks_found, left_out, load_tensors(path / DOCUMENTS), record["seconds"])
 
     def _alone(self, path: Path) -> AbstractContextManager[None]:
         """Let one process at a time make what `path` is to hold; others wait, and find it there."""

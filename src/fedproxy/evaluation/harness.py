@@ -14,7 +14,7 @@ import torch
 from fedproxy.errors import UsageError
 from fedproxy.evaluation.library import SEED, contained, harness_module
 from fedproxy.evaluation.loading import load_for_evaluation
-from fedproxy.metrics import main_metric
+from fedproxy.metrics import main_metric, why_left_out
 from fedproxy.models.checkpoints import load_model, load_tokenizer
 from fedproxy.models.lora import load_with_adapter
 from fedproxy.models.proxy_tuned_model import load_proxy_tuned
@@ -54,12 +54,13 @@ def evaluate(
         trust_remote_code: Let the checkpoint's own Python code run.
         on_progress: Called with the fraction done and the task's name.
         on_documents: Called for each task whose main metric is a mean over its documents, with the task's name and the
-            metric of every document, in the order of the rows.
+            metric of every document, in the order of the rows; not for tasks that are left out of the average.
 
     Returns:
         `{"tasks": {name: {metric: value, "n": rows scored}}, "average": x}`. The metrics are the harness's, without
         standard errors. The average is the mean over the tasks of each task's main metric: "acc" if it has that, else
-        the first one it reports.
+        the first one it reports. Tasks of whose main metric less is better (such as a perplexity), or which is no share
+        of 1, are left out of it, and `"left_out": {name: why}` names them; the average is None if no task is in it.
 
     Raises:
         UsageError: no task, an unknown task, a limit or batch size below 1, or arguments that do not go together.
@@ -77,7 +78,8 @@ def evaluate(
             raise UsageError(f"{name} is {value}: give at least 1.")
     loaded = load_for_evaluation(tasks, data=Path(data) if data else None, include=Path(include) if include else None)
     model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
-    scores = {}
+    scores: dict[str, dict[str, float]] = {}
+    left_out: dict[str, str] = {}
     training = model.training
     with contained(), contextlib.ExitStack() as stack:
         stack.callback(model.train, training)
@@ -87,12 +89,17 @@ def evaluate(
                 on_progress(index / len(loaded), name)
                 scorer.on_answer = functools.partial(_report, on_progress, name, index, len(loaded), _fractions(task))
             scores[name], samples = _score(scorer, task, limit, samples=on_documents is not None)
-            if on_documents is not None and (documents := _by_document(samples, scores[name])):
+            main = main_metric(scores[name])
+            higher = task.higher_is_better().get(main.partition(",")[0]) is not False
+            if why := why_left_out(main, scores[name][main], higher):
+                left_out[name] = why
+            elif on_documents is not None and (documents := _by_document(samples, scores[name])):
                 on_documents(name, documents)
     if on_progress is not None:
         on_progress(1.0, "scored")
-    main = [metrics[main_metric(metrics)] for metrics in scores.values()]
-    return {"tasks": scores, "average": sum(main) / len(main)}
+    averaged = [metrics[main_metric(metrics)] for name, metrics in scores.items() if name not in left_out]
+    average = sum(averaged) / len(averaged) if averaged else None
+    return {"tasks": scores, "average": average} | ({"left_out": left_out} if left_out else {})
 
 
 def harness_model(

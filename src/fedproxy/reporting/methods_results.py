@@ -54,6 +54,7 @@ class Cell:
         seed: Of the experiment.
         remove: Share of the LLM's blocks that the method removes, if it takes a proxy.
         tasks: Task → accuracy.
+        left_out: Task → why it is in no mean and no difference.
         numbers: Key of `QUANTITIES` → value, of those that the cell has; always "accuracy".
         worst_task: The client's task with the lowest accuracy; empty if it was not recorded.
         seconds: Stage → seconds.
@@ -66,6 +67,7 @@ class Cell:
     seed: int
     remove: float
     tasks: dict[str, float]
+    left_out: dict[str, str]
     numbers: dict[str, float]
     worst_task: str
     seconds: dict[str, float]
@@ -297,6 +299,7 @@ def _conflicts(part: Part) -> list[Conflict]:
 
 def _cell(part: Part) -> Cell:
     accuracy = part.part("accuracy")
+    left_out = accuracy.part("left_out")
     _number(accuracy, "average")
     history = {key: part.value.get(key) for key in ("rounds", "proxy")}
     return Cell(
@@ -304,6 +307,7 @@ def _cell(part: Part) -> Cell:
         seed=int(_number(part, "seed")),
         remove=_number(part, "remove"),
         tasks=_numbers(accuracy.part("tasks")),
+        left_out={task: left_out.text(task, "") for task in left_out.value},
         numbers=_quantities(part),
         worst_task=part.part("worst").text("task", ""),
         seconds=_numbers(part.part("seconds")),

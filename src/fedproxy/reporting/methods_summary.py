@@ -112,6 +112,9 @@ def _limits(found: Comparison) -> list[str]:
             "bootstrap intervals over the documents: they say how far other documents would move the difference "
             "between these trainings, not how far another seed would."
         )
+    left_out = {task: why for row in found.rows for cell in row.cells for task, why in cell.left_out.items()}
+    if left_out:
+        said.append(f"In no mean and no difference: {listed([f'{task} ({why})' for task, why in left_out.items()])}.")
     if len(found.seeds) == 1:
         said.append("There is one seed: how far another one would move a number is not known from this page.")
     uneven = [row.label for row in found.rows if len(row.cells) < len(found.seeds)]

@@ -28,12 +28,14 @@ class Evaluation:
     """What one model scored.
 
     Attributes:
-        tasks: Task → its main metric, a share of 1.
+        tasks: Task → its main metric, a share of 1 of which more is better.
+        left_out: Task → its main metric where it is another quantity, and why it is in no mean.
         rows: Task → number of rows scored.
         average: Mean over the tasks.
     """
 
     tasks: dict[str, float]
+    left_out: dict[str, tuple[float, str]]
     rows: dict[str, int]
     average: float | None
 
@@ -124,6 +126,11 @@ class Results:
         """Every task that a model was scored on, in the order of the first model that has it."""
         return list(dict.fromkeys(task for scored in self.evaluation.values() for task in scored.tasks))
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Task → why some model's value of it is in no mean."""
+        return {task: why for scored in self.evaluation.values() for task, (_, why) in scored.left_out.items()}
+
     def rows(self, task: str) -> int | None:
         """Number of rows of a task."""
         return next((scored.rows[task] for scored in self.evaluation.values() if task in scored.rows), None)
@@ -148,7 +155,12 @@ class Results:
     @property
     def gap_closed(self) -> float | None:
         """See `gap_closed`."""
-        return _gap(*(self.average(model) for model in ("llm", "fused", "centralized")))
+        return gap_closed(
+            {
+                model: {"average": scored.average, "left_out": scored.left_out}
+                for model, scored in self.evaluation.items()
+            }
+        )
 
     def average(self, model: str) -> float | None:
         """A model's mean score, or None if it was not evaluated."""
@@ -158,8 +170,8 @@ class Results:
 def gap_closed(evaluation: Mapping[str, Any]) -> float | None:
     """Share of the way from the untuned LLM to centralized tuning that the fused LLM went.
 
-    (fused − llm) / (centralized − llm), of the averages; None where one of the three is missing, or where centralized
-    tuning is no better than the untuned LLM, so that there is no gap.
+    (fused − llm) / (centralized − llm), of the averages; None where one of the three is missing, where they are not of
+    the same tasks, or where centralized tuning is no better than the untuned LLM, so that there is no gap.
 
     Args:
         evaluation: `evaluation` of a results.json.
@@ -168,31 +180,35 @@ def gap_closed(evaluation: Mapping[str, Any]) -> float | None:
         >>> gap_closed({"llm": {"average": 0.2}, "fused": {"average": 0.5}, "centralized": {"average": 0.6}})
         0.75
     """
-    return _gap(*(evaluation.get(model, {}).get("average") for model in ("llm", "fused", "centralized")))
-
-
-def _gap(llm: float | None, fused: float | None, centralized: float | None) -> float | None:
+    compared = [evaluation.get(model) or {} for model in ("llm", "fused", "centralized")]
+    llm, fused, centralized = (scores.get("average") for scores in compared)
     if llm is None or fused is None or centralized is None or centralized - llm < 1e-9:
         return None
-    return round((fused - llm) / (centralized - llm), 12)
+    if len({frozenset(scores.get("left_out", ())) for scores in compared}) > 1:
+        return None
+    return round(float((fused - llm) / (centralized - llm)), 12)
 
 
 def _evaluation(part: Part) -> Evaluation:
-    scores, rows = {}, {}
-    tasks = part.part("tasks")
+    scores, left_out, rows = {}, {}, {}
+    tasks, reasons = part.part("tasks"), part.part("left_out")
     for task in tasks.value:
         entry = tasks.part(task)
         metrics = [key for key, value in entry.value.items() if key != "n" and is_number(value)]
         if not metrics:
             raise ArtifactError(f"{entry.place} holds no metric.")
-        scores[task] = float(entry.value[main_metric(metrics)])
+        value = float(entry.value[main_metric(metrics)])
+        if why := reasons.text(task, ""):
+            left_out[task] = value, why
+        else:
+            scores[task] = value
         number = entry.integer("n")
         if number is not None:
             rows[task] = number
     average = part.number("average")
     if average is None and scores:
         average = sum(scores.values()) / len(scores)
-    return Evaluation(scores, rows, average)
+    return Evaluation(scores, left_out, rows, average)
 
 
 def _round(part: Part, number: int) -> Round:

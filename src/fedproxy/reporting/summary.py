@@ -1,6 +1,6 @@
 """The run in a few sentences."""
 
-from fedproxy.reporting.results import Results
+from fedproxy.reporting.results import MODELS, Results
 from fedproxy.reporting.units import count, duration, percent, points, size
 
 
@@ -11,6 +11,7 @@ def sentences(results: Results) -> list[str]:
         _rounds(results),
         _scores(results),
         _comparison(results),
+        _left_out(results),
         _loss_of_fusing(results),
         _cost(results),
     ]
@@ -73,6 +74,18 @@ def _comparison(results: Results) -> str:
     named = ", ".join(f"{task} ({points(after[task] - before[task])})" for task in worse)
     better = len(both) - len(worse)
     return f"The tuned LLM is better than the untuned one on {better} of {len(both)} tasks; not on {named}."
+
+
+def _left_out(results: Results) -> str:
+    said = []
+    for task, why in results.left_out.items():
+        values = [
+            f"{MODELS[model]} {scored.left_out[task][0]:.4g}"
+            for model, scored in results.evaluation.items()
+            if task in scored.left_out
+        ]
+        said.append(f"{task} ({why}): {', '.join(values)}")
+    return f"In no mean and no figure: {'; '.join(said)}." if said else ""
 
 
 def _loss_of_fusing(results: Results) -> str:

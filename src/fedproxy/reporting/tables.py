@@ -27,6 +27,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
     for task in parsed.tasks:
         scores = (percent(scored.tasks.get(task)) for scored in parsed.evaluation.values())
         table.add_row(Text(task), *scores, end_section=task == parsed.tasks[-1])
+    if parsed.left_out:
+        table.caption = Text(f"Not a score in %, and in no mean: {', '.join(parsed.left_out)}")
     if parsed.tasks:
         table.add_row("Mean", *(percent(scored.average) for scored in parsed.evaluation.values()), style="bold")
     return table
