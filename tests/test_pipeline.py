@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from transformers.utils.import_utils import is_bitsandbytes_available
 
 import fedproxy
 from fedproxy.artifacts import Manifest, read_json
@@ -169,8 +168,8 @@ def test_wrong_merge_options_are_found_before_anything_is_written(tmp_path, tiny
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(is_bitsandbytes_available(), reason="the extra is installed")
-def test_a_missing_extra_is_found_before_anything_is_written(experiment, tmp_path):
+def test_a_missing_extra_is_found_before_anything_is_written(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedproxy.models.quantization.is_bitsandbytes_available", lambda: False)
     experiment.write_text(experiment.read_text().replace("[train]\n", '[train]\nquantization = "4bit"\n'))
     with pytest.raises(MissingExtraError, match="fedproxy\\[qlora\\]"):
         fedproxy.federate(experiment, tmp_path / "run")
