@@ -114,7 +114,9 @@ def moments(job: Callable[[], object], folder: Path, kept: Path, *, halves: bool
         if call == "fsync" and path.is_file():
             synced.update(_stamps(path))
         if call in ("rename", "replace") and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            unsynced = {file for file, stamp in _stamps(Path(first)).items() if stamp not in (begun.get(file), synced.get(file))}
+            unsynced = {
+                file for file, stamp in _stamps(Path(first)).items() if stamp not in (begun.get(file), synced.get(file))
+            }
             assert not unsynced, f"{path} comes into its place before it is safe on the disk"
         if half := [(file, size) for file, size in _written(folder, last) if halves]:
             keep(half)

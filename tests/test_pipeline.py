@@ -288,7 +288,7 @@ def test_central_training_that_diverges_blames_the_learning_rate(tmp_path, tiny_
     extra = 'merge = "mean"\n[evaluate]\ncentralized = true\nmodels = []\n'
     path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=1)
     path.write_text(path.read_text().replace("learning_rate = 1e-2", "learning_rate = 1e30\nmax_steps = 1"))
-    with pytest.raises(UsageError, match=r"\[evaluate\] centralized: The loss became nan at step 2 of 2. Lower"):
+    with pytest.raises(UsageError, match=r"centralized.*nan.*2 of 2"):
         run(path, tmp_path / "run")
 
 

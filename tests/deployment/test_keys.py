@@ -184,7 +184,7 @@ def test_a_damaged_register_is_named(folder, kind):
     add_client(folder, "bank")
     path = folder / "clients.json"
     path.write_text(json.dumps(damaged(json.loads(path.read_text()), kind)))
-    with pytest.raises(ArtifactError, match=r"clients\.json is damaged"):
+    with pytest.raises(ArtifactError, match=r"clients\.json"):
         read_registry(folder)
     with pytest.raises(ArtifactError):
         add_client(folder, "shop")
@@ -252,7 +252,9 @@ def test_no_moment_of_a_change_to_the_keys_leaves_a_folder_that_cannot_be_used(f
         found = read_registry(state).clients
         assert list(found) in ([], ["shop"])
         client = found.get("shop") or add_client(state, "shop")
-        private = serialization.load_ssh_private_key(read_client_key(client_key_file(state, "shop")).private_openssh, None)
+        private = serialization.load_ssh_private_key(
+            read_client_key(client_key_file(state, "shop")).private_openssh, None
+        )
         assert client.public_key == keys.public_openssh(private.public_key())
         assert [path.name for path in (state / "clients").iterdir()] == ["shop.key"]
     for state in moments(lambda: keys.revoke_client(folder, "shop"), folder, tmp_path / "revoked"):
