@@ -6,7 +6,8 @@ QLORA := .venv/qlora
 # a folder for each public data set, as benchmarks/training_loop.py reads it
 DATA ?= ../shared/data
 
-FAST := -n auto -m "not slow and not long"
+# a file's tests stay together, so that they share what they made
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 BASE := tests/aggregation tests/contracts tests/test_artifacts.py tests/test_checkpoint_files.py tests/test_config.py \
 	tests/test_data.py tests/test_layer_map.py tests/test_seeds.py tests/test_tensor_files.py tests/test_tensors.py
 
@@ -28,15 +29,13 @@ demo: setup  ## the whole job on the bundled LLM and data
 	$(BIN)/fedproxy demo --out runs/demo --overwrite
 
 check: lint  ## lint, types, maths, contracts, configuration: 2 minutes
-	$(BIN)/python -m pytest $(FAST) $(BASE)
+	$(PYTEST) -m "not slow and not long" $(BASE)
 
-test: setup  ## the fast tests on all cores, then the slow ones, which use all cores themselves: 12 minutes
-	$(BIN)/python -m pytest $(FAST)
-	$(BIN)/python -m pytest -m slow
+test: setup  ## all but the long tests: 12 minutes on two cores
+	$(PYTEST) -m "not long"
 
-test-all: setup qlora  ## everything, as CI runs it: 25 minutes
-	$(BIN)/python -m pytest $(FAST)
-	$(BIN)/python -m pytest -m "slow or long"
+test-all: setup qlora  ## everything, as CI runs it: 25 minutes on two cores
+	$(PYTEST)
 
 qlora: $(QLORA)/.ready  ## the tests of 4-bit weights, in an environment that has bitsandbytes
 	$(QLORA)/bin/python -m pytest -m qlora -W 'ignore:.torch.jit.script:DeprecationWarning' tests/models

@@ -30,7 +30,7 @@ def _path(name: Any, folder: int | None) -> Path:
 
 @contextlib.contextmanager
 def _watched(folder: Path, before: Callable[[str, Path, Any], None]) -> Iterator[None]:
-    """Call `before` with the name of the call, what it makes and its first argument, before every change to `folder`."""
+    """Call `before` with the call, what it makes and its first argument, before every change to `folder`."""
     lock, busy = threading.RLock(), threading.local()
 
     def watch(name: str, real: Callable[..., Any]) -> Callable[..., Any]:

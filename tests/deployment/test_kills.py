@@ -7,8 +7,6 @@ import pytest
 
 from tests.deployment.conftest import Federation, Process, eventually
 
-pytestmark = pytest.mark.slow
-
 
 def superlink(owner: Process) -> int:
     """The SuperLink's process, apart from its keeper."""
@@ -16,6 +14,7 @@ def superlink(owner: Process) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_a_killed_client_costs_the_round_its_reply_and_may_come_back(federation) -> None:
     one: Federation = federation(rounds=500, quorum=2, deadline="60s", max_norm_ratio=1000.0)
     one.write_rows("numbers", 160)
@@ -45,6 +44,7 @@ def test_a_killed_client_costs_the_round_its_reply_and_may_come_back(federation)
         assert "has been away for 3 s" in client.ends(4)
 
 
+@pytest.mark.long
 def test_a_client_whose_memory_is_damaged_says_so_to_the_owner_and_ends(federation) -> None:
     one: Federation = federation(rounds=500, quorum=2, deadline="60s", wire="int4")
     owner = one.serve("run")
@@ -67,6 +67,7 @@ def test_a_client_whose_memory_is_damaged_says_so_to_the_owner_and_ends(federati
         client.ends(4)
 
 
+@pytest.mark.long
 def test_of_two_processes_with_one_key_the_older_ends_and_the_newer_takes_part(federation) -> None:
     one: Federation = federation(rounds=500, quorum=2, deadline="60s")
     owner = one.serve("run")
@@ -81,6 +82,7 @@ def test_of_two_processes_with_one_key_the_older_ends_and_the_newer_takes_part(f
         client.ends(4)
 
 
+@pytest.mark.slow
 def test_a_killed_owner_and_a_killed_superlink_lose_nothing(federation) -> None:
     one: Federation = federation(rounds=8, quorum=3)
     one.federate("whole").ends()

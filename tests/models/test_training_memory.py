@@ -114,7 +114,7 @@ print(resident("VmHWM") - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("rows", "length", "checkpointing"), [(8, 128, False), (4, 512, False), (8, 256, True)])
 def test_a_real_training_takes_what_was_estimated(rows: int, length: int, checkpointing: bool) -> None:
     """The most of three processes: what the C library keeps differs by a tenth from one to the next."""
