@@ -81,6 +81,9 @@ def test_an_artifact_is_absent_or_the_old_or_the_new_one(make: Make, before: str
             make(place / "it", "new")
         if len(calls) < number:
             break
+        left = sorted(path.name for path in place.iterdir())
+        assert left == ["it"] or (not before and left == [])
+        assert not left or contents(place / "it") in whole.values()
         make(place / "it", "new")
         assert contents(place / "it") == whole["new"]
         assert [path.name for path in place.iterdir()] == ["it"]
@@ -232,7 +235,7 @@ def test_a_run_whose_disk_is_full_at_any_moment_says_so_and_goes_on_when_it_is_n
 ) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     fedproxy.federate(experiment, whole)
-    for number in range(1, 1000, 7):
+    for number in range(1, 1000, 13):
         shutil.rmtree(run, ignore_errors=True)
         with failing(tmp_path, number) as calls, contextlib.suppress(ResourceError):
             fedproxy.federate(experiment, run, resume=True)
