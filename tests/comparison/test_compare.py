@@ -418,11 +418,11 @@ def test_summaries_by_hand() -> None:
     assert (fedavg["seeds"], fedavg["proxy_tuned"]) == (2, None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cell_that_a_kill_cut_short_at_any_moment_is_made_as_if_there_had_been_none(
     experiment_file: Write, tmp_path: Path
 ) -> None:
-    file, place = experiment_file('seeds = [0]\nmethods = ["fedavg"]\n', rounds=1), tmp_path / "place"
+    file, place = experiment_file('seeds = [0]\nmethods = ["fedavg"]\n', rounds=1, clients=1), tmp_path / "place"
     place.mkdir()
     states = moments(lambda: compare(file, place / "out", jobs=1), place, tmp_path / "kept", halves=False)
     whole, expected = states[-1] / "out", read_json(states[-1] / "out" / "compare.json")
