@@ -82,33 +82,32 @@ def test_of_two_processes_with_one_key_the_older_ends_and_the_newer_takes_part(f
         client.ends(4)
 
 
-@pytest.mark.slow
-def test_a_killed_owner_and_a_killed_superlink_lose_nothing(federation) -> None:
-    one: Federation = federation(rounds=8, quorum=3)
+@pytest.mark.parametrize(
+    "target", [pytest.param("owner", marks=pytest.mark.slow), pytest.param("superlink", marks=pytest.mark.long)]
+)
+def test_a_killed_owner_or_superlink_loses_nothing(federation, target: str) -> None:
+    one: Federation = federation(rounds=5, quorum=3)
     one.federate("whole").ends()
     owner = one.serve("run")
     clients = one.join_all()
-    complete: dict[str, bytes] = {}
-    for target in ("owner", "superlink"):
-        opened = len(one.events("run", "round_opened"))
-        assert eventually(lambda opened=opened: len(one.events("run", "round_opened")) > opened + 1)
-        if target == "owner":
-            owner.kill()
-        else:
-            os.kill(superlink(owner), signal.SIGKILL)
-            assert "SuperLink ended. Go on with --resume" in owner.ends(4)
-        assert eventually(lambda owner=owner: not owner.family(), 10.0), owner.family()
-        found = one.rounds("run")
-        assert {name: found.get(name) for name in complete} == complete
-        complete = found
-        assert all(client.code is None for client in clients.values())
-        owner = one.serve("run", "--resume")
-    assert complete
+    one.opened("run", 3)
+    if target == "owner":
+        owner.kill()
+    else:
+        os.kill(superlink(owner), signal.SIGKILL)
+        assert "SuperLink ended. Go on with --resume" in owner.ends(4)
+    assert eventually(lambda: not owner.family(), 10.0), owner.family()
+    complete = one.rounds("run")
+    assert {name.partition("/")[0] for name in complete} >= {"0001", "0002"}
+    assert all(client.code is None for client in clients.values())
+    owner = one.serve("run", "--resume")
     owner.ends()
     for client in clients.values():
         said = client.ends()
         assert "The federation is complete" in said
-        assert 0 < said.count(f"{one.address} is back.") == said.count(f"{one.address} is away. ")
+        assert said.count(f"{one.address} is back.") == said.count(f"{one.address} is away. ") == 1
+    found = one.rounds("run")
+    assert {name: found[name] for name in complete} == complete
     assert one.adapter("run") == one.adapter("whole")
     tensors = {name: content for name, content in one.rounds("whole").items() if name.endswith(".safetensors")}
-    assert {name: one.rounds("run")[name] for name in tensors} == tensors
+    assert {name: found[name] for name in tensors} == tensors
