@@ -1,12 +1,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# the environment that has bitsandbytes, which slows every import of peft and warns: .venv, and one package more
+QLORA := .venv/qlora
 # a folder for each public data set, as benchmarks/training_loop.py reads it
 DATA ?= ../shared/data
 
-.PHONY: setup demo test lint bench docs clean
+# a file's tests stay together, so that they share what they made
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+BASE := tests/aggregation tests/contracts tests/test_artifacts.py tests/test_checkpoint_files.py tests/test_config.py \
+	tests/test_data.py tests/test_layer_map.py tests/test_seeds.py tests/test_tensor_files.py tests/test_tensors.py
 
-setup: $(READY)
+.PHONY: setup demo check test test-all qlora lint bench docs clean help
+
+help:  ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(READY)  ## .venv with all that follows needs, versions from constraints.txt
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "fedproxy needs Python 3.11 or newer")'
@@ -18,11 +28,26 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## the whole job on the bundled LLM and data
 	$(BIN)/fedproxy demo --out runs/demo --overwrite
 
-test: setup  ## the fast tests on all cores, then the slow ones, which use all cores themselves
-	$(BIN)/python -m pytest -n auto -m "not slow"
-	$(BIN)/python -m pytest -m slow
+check: lint  ## lint, types, maths, contracts, configuration: 2 minutes
+	$(PYTEST) -m "not slow and not long" $(BASE)
 
-lint: setup
+test: setup  ## all but the long tests: 12 minutes on two cores
+	$(PYTEST) -m "not long"
+
+test-all: setup qlora  ## everything, as CI runs it: 25 minutes on two cores
+	$(PYTEST)
+
+qlora: $(QLORA)/.ready  ## the tests of 4-bit weights, in an environment that has bitsandbytes
+	$(QLORA)/bin/python -m pytest -m qlora -W 'ignore:.torch.jit.script:DeprecationWarning' tests/models
+
+$(QLORA)/.ready: $(READY)
+	$(PYTHON) -m venv $(QLORA)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(QLORA)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	$(QLORA)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[qlora]'
+	touch $@
+
+lint: setup  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -46,5 +71,5 @@ docs: setup  ## render docs/benchmarks.md from benchmarks/results
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python scripts/render_configuration.py
 
-clean:
+clean:  ## remove what make made
 	rm -rf .venv runs

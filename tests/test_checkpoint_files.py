@@ -142,7 +142,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
         save_tensors(folder / f"{name}.safetensors", {"w": torch.zeros(1), name: torch.zeros(1)})
     index = {"a": "a.safetensors", "b": "b.safetensors", "w": "a.safetensors"}
     write_json(folder / "model.safetensors.index.json", {"weight_map": index})
-    with pytest.raises(ArtifactError, match=r"'w' lies in a\.safetensors and b\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"'w'.*a\.safetensors.*b\.safetensors"):
         open_checkpoint(folder)
 
 

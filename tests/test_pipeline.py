@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from transformers.utils.import_utils import is_bitsandbytes_available
 
 import fedproxy
 from fedproxy.artifacts import Manifest, read_json
@@ -199,8 +198,8 @@ def test_wrong_merge_options_are_found_before_anything_is_written(tmp_path, tiny
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(is_bitsandbytes_available(), reason="the extra is installed")
-def test_a_missing_extra_is_found_before_anything_is_written(experiment, tmp_path):
+def test_a_missing_extra_is_found_before_anything_is_written(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedproxy.models.quantization.is_bitsandbytes_available", lambda: False)
     experiment.write_text(experiment.read_text().replace("[train]\n", '[train]\nquantization = "4bit"\n'))
     with pytest.raises(MissingExtraError, match="fedproxy\\[qlora\\]"):
         fedproxy.federate(experiment, tmp_path / "run")
@@ -319,7 +318,7 @@ def test_central_training_that_diverges_blames_the_learning_rate(tmp_path, tiny_
     extra = 'merge = "mean"\n[evaluate]\ncentralized = true\nmodels = []\n'
     path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=1)
     path.write_text(path.read_text().replace("learning_rate = 1e-2", "learning_rate = 1e30\nmax_steps = 1"))
-    with pytest.raises(UsageError, match=r"\[evaluate\] centralized: The loss became nan at step 2 of 2. Lower"):
+    with pytest.raises(UsageError, match=r"centralized.*nan.*2 of 2"):
         run(path, tmp_path / "run")
 
 

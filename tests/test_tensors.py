@@ -77,7 +77,7 @@ def test_check_layout_names_client_and_tensor(other, said):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_check_finite_names_client_tensor_and_place(bad):
     tensors = {"a": torch.zeros(3), "b": torch.tensor([[0.0, 1.0], [bad, 0.0]])}
-    with pytest.raises(ArtifactError, match=r"bank: b holds a NaN or Inf \(flat index 2\)"):
+    with pytest.raises(ArtifactError, match=r"bank: b\b.*\b2\b"):
         check_finite(tensors, "bank")
 
 

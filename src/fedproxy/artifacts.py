@@ -203,6 +203,8 @@ def new_directory(path: Path, *, overwrite: bool = False, sign: str = MANIFEST) 
         raise os_error(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _clear_up(path)
 
 
 def check_file(path: Path, *, overwrite: bool) -> None:

@@ -43,8 +43,8 @@ def experiment_file(
 
 
 def timeless(value: Any) -> Any:
-    """Without seconds, memory and the command that was given."""
+    """Without seconds, memory, the command that was given and the state of the clone."""
     if isinstance(value, dict):
-        varying = ("seconds", "peak_memory_bytes", "command", "environment")
+        varying = ("seconds", "peak_memory_bytes", "command", "commit", "environment")
         return {key: timeless(part) for key, part in value.items() if key not in varying}
     return [timeless(part) for part in value] if isinstance(value, list) else value

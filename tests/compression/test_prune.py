@@ -139,7 +139,7 @@ def test_impossible_choices_are_refused(keep: list[int], tiny_checkpoint: Checkp
 def test_a_config_that_names_blocks_by_number_is_refused(tmp_path: Path) -> None:
     """Qwen3-MoE can say which blocks are dense; the numbers would mean other blocks in the proxy."""
     make_model("qwen3_moe", mlp_only_layers=[3], intermediate_size=16).save_pretrained(tmp_path / "llm")
-    with pytest.raises(ArtifactError, match=r"depends on its position.*experts"):
+    with pytest.raises(ArtifactError, match="experts"):
         write(tmp_path / "llm", tmp_path / "proxy")
 
 

@@ -139,7 +139,7 @@ def test_resumed_after_any_step_it_ends_in_the_same_bits(make, tmp_path, left):
 def test_an_alignment_that_diverges_blames_the_learning_rate(make, tmp_path):
     path = make()
     path.write_text(path.read_text().replace("[heal]\n", "[heal]\nlearning_rate = 1e30\n"))
-    with pytest.raises(UsageError, match=r"before round 2: the loss became nan. Lower \[heal\] learning_rate"):
+    with pytest.raises(UsageError, match=r"round 2.*nan.*learning_rate"):
         fedproxy.federate(path, tmp_path / "run")
 
 

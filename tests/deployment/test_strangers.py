@@ -14,7 +14,7 @@ from fedproxy.deployment.flower.superlink import free_port
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, new_key, revoke_client
 from tests.deployment.conftest import Federation, eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 FUTURE = """
 import sys
 import fedproxy.federation.protocol as protocol

@@ -11,8 +11,6 @@ from transformers import AutoModelForCausalLM
 from fedproxy.artifacts import Manifest, read_json
 from tests.deployment.conftest import FEDPROXY, WORDS, Federation
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, tiny_checkpoint, calibration):
@@ -48,6 +46,7 @@ def check_run(one: Federation, out: str) -> None:
     assert not (folder / "rounds" / ".open").exists()
 
 
+@pytest.mark.slow
 def test_the_whole_run_over_tls(one: Federation, tiny_checkpoint) -> None:
     owner = one.serve("tls", command=FEDPROXY)
     declined = one.join("animals", "--max-steps", 1, cache="cache-animals").ends(4)
@@ -82,6 +81,7 @@ def check_hidden(one: Federation, llm: Path, caches: list[Path]) -> None:
         assert blocks == set(range(len(kept)))
 
 
+@pytest.mark.long
 def test_without_keys_on_loopback(one: Federation) -> None:
     owner = one.serve("plain", secure=False)
     clients = [one.join(name, "--insecure", "--name", name) for name in WORDS]
@@ -95,6 +95,7 @@ def test_without_keys_on_loopback(one: Federation) -> None:
     check_run(one, "plain")
 
 
+@pytest.mark.slow
 def test_without_keys_beyond_loopback_only_by_force(one: Federation) -> None:
     one.address = "0.0.0.0:0"
     assert "add --force" in one.serve("open", secure=False, ready=False).ends(2)
@@ -103,11 +104,13 @@ def test_without_keys_beyond_loopback_only_by_force(one: Federation) -> None:
     assert not (one.folder / "open").exists()
 
 
+@pytest.mark.slow
 def test_the_simulation(one: Federation) -> None:
     one.federate("simulated", "--engine", "simulation").ends()
     check_run(one, "simulated")
 
 
+@pytest.mark.long
 def test_encoded_updates_over_tls(federation: Callable[..., Federation]) -> None:
     options = {"wire_options.share": 0.5, "wire_options.values": "int4"}
     two = federation(rows=8, rounds=2, quorum=3, wire="top-k", wire_down="int8", **options)

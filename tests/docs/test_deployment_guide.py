@@ -24,7 +24,7 @@ def blocks() -> list[Block]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_guide_works_as_written(tmp_path):
     with follow(blocks(), tmp_path, instead={"9443": str(free_port())}) as terminals:

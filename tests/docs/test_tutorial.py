@@ -64,7 +64,7 @@ def answers(model: str, said: str) -> list[str]:
     return ast.literal_eval(re.findall(rf"\b{model}: (\[.*?\])", said)[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_tutorial_works_as_written(tmp_path):
     with follow(blocks()[0], tmp_path, instead={"8000": str(free_port())}, settings=environment()) as terminals:

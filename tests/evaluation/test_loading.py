@@ -23,24 +23,24 @@ def test_only_the_training_split_is_needed_for_training(data: Path, tmp_path: Pa
 
 
 def test_missing_data_name_the_expected_file(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=f"{tmp_path}/mnli/validation_matched.jsonl is missing"):
+    with pytest.raises(ArtifactError, match=f"{tmp_path}/mnli/validation_matched.jsonl"):
         load_for_evaluation(["mnli"], data=tmp_path, include=None)
-    with pytest.raises(ArtifactError, match=f"{tmp_path}/mnli/train.jsonl is missing"):
+    with pytest.raises(ArtifactError, match=f"{tmp_path}/mnli/train.jsonl"):
         load_for_training("mnli", split=None, data=tmp_path, include=None)
 
 
 def test_an_own_task_names_its_missing_file(include: Path, tmp_path: Path) -> None:
     shutil.copytree(include / "colours", tmp_path / "own")
     (tmp_path / "own" / "test.jsonl").unlink()
-    with pytest.raises(ArtifactError, match=r"own/test\.jsonl is missing"):
+    with pytest.raises(ArtifactError, match=r"own/test\.jsonl"):
         load_for_evaluation(["colours"], data=None, include=tmp_path)
-    with pytest.raises(ArtifactError, match="no data file for its split 'validation', only for train, test"):
+    with pytest.raises(ArtifactError, match=r"'validation'.*train, test"):
         load_for_training("colours", split="validation", data=None, include=tmp_path)
 
 
 def test_a_task_without_anything_to_score_is_named(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("task: own\n")
-    with pytest.raises(ArtifactError, match="neither test_split nor validation_split"):
+    with pytest.raises(ArtifactError, match=r"test_split.*validation_split"):
         load_for_evaluation(["own"], data=None, include=tmp_path)
 
 
@@ -68,7 +68,7 @@ def test_other_file_formats_are_left_to_the_harness(include: Path, tmp_path: Pat
 def test_a_template_that_does_not_fit_the_rows_is_named(include: Path, tmp_path: Path) -> None:
     shutil.copytree(include / "colours", tmp_path / "own")
     (tmp_path / "own" / "wrong.yaml").write_text("include: colours.yaml\ntask: wrong\ndoc_to_text: '{{nothing}}'\n")
-    with pytest.raises(ArtifactError, match=r"cannot prepare the task 'wrong'.*'nothing' is undefined"):
+    with pytest.raises(ArtifactError, match=r"'wrong'.*'nothing'"):
         load_for_evaluation(["wrong"], data=None, include=tmp_path)
 
 

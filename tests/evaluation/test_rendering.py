@@ -139,7 +139,7 @@ def test_no_training_split_says_which_there_are(include: Path, tmp_path: Path) -
     folder = tmp_path / "own"
     shutil.copytree(include / "colours", folder)
     (folder / "base.yaml").write_text((folder / "base.yaml").read_text().replace("training_split: train\n", ""))
-    with pytest.raises(ArtifactError, match=r"no training split\. Its splits: test, train"):
+    with pytest.raises(ArtifactError, match="test, train"):
         training_rows("colours", include=folder)
     assert len(training_rows("colours", include=folder, split="train")) == 3
 

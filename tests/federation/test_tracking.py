@@ -117,7 +117,6 @@ def test_an_unknown_tracker_is_a_problem_of_the_file(tmp_path, tiny_checkpoint, 
 
 
 def test_tensorboard_has_every_step_and_round_and_no_path(tmp_path, tiny_checkpoint, calibration):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = fedproxy.federate(with_tracker(tmp_path, tiny_checkpoint(), calibration, '["tensorboard"]'), tmp_path / "run")

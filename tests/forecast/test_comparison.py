@@ -20,7 +20,7 @@ METHODS = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_costs_are_foretold(experiment_file: Callable[..., Path], tmp_path: Path) -> None:
     path = experiment_file(f"methods = {METHODS}\nseeds = [0]", epochs=1.5)
     found = forecast_comparison(path, SPEED)

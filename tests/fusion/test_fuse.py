@@ -48,10 +48,11 @@ def make_adapter(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "scale", "rslora"),
-    [(torch.float32, 0.3, True), (torch.bfloat16, 1.0, False), (torch.bfloat16, 0.3, True)],
+    ("family", "dtype", "scale", "rslora"),
+    [(family, torch.bfloat16, 0.3, True) for family in FAMILIES]
+    + [(family, torch.float32, 0.3, True) for family in ("llama", "gpt2", "mixtral")]
+    + [("llama", torch.bfloat16, 1.0, False)],
 )
-@pytest.mark.parametrize("family", FAMILIES)
 def test_both_forms_are_the_same_model_to_the_bit(
     family: str, dtype: torch.dtype, scale: float, rslora: bool, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ COMPRESS = ["compress", "llm", "out", "--calibration", "calibration.txt"]
 FUSE = ["fuse", "llm", "adapter", "out", "--as", "checkpoint"]
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space"),
 ]
 

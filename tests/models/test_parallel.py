@@ -101,7 +101,7 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["plain", "frozen", "nan"])
+@pytest.mark.parametrize("case", ["plain", *(pytest.param(case, marks=pytest.mark.long) for case in ("frozen", "nan"))])
 def test_two_processes_train_what_one_does(case: str, script: Path, tmp_path: Path, tiny_checkpoint: Any) -> None:
     found = []
     for launcher in ([], LAUNCH):
@@ -115,7 +115,7 @@ def test_two_processes_train_what_one_does(case: str, script: Path, tmp_path: Pa
     assert all(torch.allclose(tensor, shared[name], atol=1e-4) for name, tensor in alone.items())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_ends_all_processes_and_the_launcher_says_its_code(
     script: Path, tmp_path: Path, tiny_checkpoint: Any
 ) -> None:
@@ -125,7 +125,7 @@ def test_an_error_ends_all_processes_and_the_launcher_says_its_code(
     assert "exitcode  : 7" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_the_leader(number: int, script: Path, tmp_path: Path, tiny_checkpoint: Any) -> None:
     process = begin(LAUNCH, script, tiny_checkpoint(num_hidden_layers=2), tmp_path / "out", "stopped")
@@ -143,7 +143,7 @@ def test_no_process_outlives_the_leader(number: int, script: Path, tmp_path: Pat
     assert process.returncode != 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_line_under_a_launcher(tmp_path: Path) -> None:
     """One process speaks; a wrong file has the exit code that it always has."""
     process = begin(LAUNCH, "-m", "fedproxy", "federate", tmp_path / "missing.toml", "--out", tmp_path / "run")
@@ -152,7 +152,7 @@ def test_the_command_line_under_a_launcher(tmp_path: Path) -> None:
     assert "exitcode  : 3" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_federation_under_a_launcher_is_the_same(tmp_path: Path, tiny_checkpoint: Any, calibration: Path) -> None:
     rows = "\n".join(json.dumps({"prompt": f"say {'so ' * (i % 5)}:", "completion": f" {i}"}) for i in range(12))
     (tmp_path / "rows.jsonl").write_text(rows)

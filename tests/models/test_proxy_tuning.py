@@ -262,9 +262,9 @@ def test_what_cannot_be_combined_is_refused() -> None:
     with pytest.raises(UsageError, match="Make a new ProxyTuning"):
         ProxyTuning(proxy, attention_mask=MASK)(IDS, torch.zeros(2, 260))
     larger = make_model(vocab_size=270)
-    with pytest.raises(ArtifactError, match="270 tokens, the proxy 260"):
+    with pytest.raises(ArtifactError, match=r"\b270\b.*\b260\b"):
         ProxyTunedModel(larger, proxy)
-    with pytest.raises(ArtifactError, match="270 tokens, the proxy 260"):
+    with pytest.raises(ArtifactError, match=r"\b270\b.*\b260\b"):
         larger.generate(IDS, logits_processor=LogitsProcessorList([ProxyTuning(proxy)]), max_new_tokens=2)
 
 

@@ -27,24 +27,24 @@ WIDE: dict[str, dict[str, Any]] = {
 
 def test_without_bitsandbytes_the_extra_is_named(tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "is_bitsandbytes_available", lambda: False)
-    with pytest.raises(MissingExtraError, match=r"quantization = .4bit. needs .*fedproxy\[qlora\]"):
+    with pytest.raises(MissingExtraError, match=r"4bit.*fedproxy\[qlora\]"):
         load_trainable(tiny_checkpoint(), SETTINGS, seed=0)
 
 
+@pytest.mark.qlora
 def test_without_a_device_that_it_can_use_it_says_so(tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr(bitsandbytes, "supported_torch_devices", {"npu"})
+    monkeypatch.setattr("bitsandbytes.supported_torch_devices", {"npu"})
     with pytest.raises(UsageError, match="can use no device"):
         load_trainable(tiny_checkpoint(), SETTINGS, seed=0)
 
 
+@pytest.mark.qlora
 @pytest.mark.parametrize("family", WIDE)
 class TestWithBitsandbytes:
     """What a real quantised model must do."""
 
     @pytest.fixture
     def load(self, family: str, tiny_checkpoint: Any) -> Any:
-        pytest.importorskip("bitsandbytes")
         path = tiny_checkpoint(family, **WIDE[family])
         return lambda settings=SETTINGS: load_trainable(path, settings, seed=0)
 

@@ -137,7 +137,7 @@ def test_wrong_usage(script, tmp_path):
             script.byte_count(text)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command(tmp_path):
     command = [sys.executable, SCRIPT, tmp_path / "llm", "--like", "tiny", "--dtype", "fp16", "--shard-size", "500kB"]
     done = subprocess.run(command, capture_output=True, text=True)

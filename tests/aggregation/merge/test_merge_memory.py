@@ -11,7 +11,7 @@ from fedproxy.tensor_files import save_tensors
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "merge_memory.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("rule", "options"), [("mean", {}), ("ties", {}), ("h-ties", {"r0": 0.8})])
 def test_merging_files_takes_at_most_the_inputs_and_30_percent(tmp_path, rule, options):
     paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]

@@ -1,8 +1,8 @@
-import inspect
+import json
+import subprocess
+import sys
 
-from flwr.supercore.inflatable import inflatable_utils
-
-from fedproxy.deployment.flower.hurry import FIRST_PAUSE, LONGEST_PAUSE, _default, hurry
+from fedproxy.deployment.flower.hurry import FIRST_PAUSE, LONGEST_PAUSE, _default
 
 
 def test_only_the_named_defaults_change():
@@ -18,9 +18,22 @@ def test_only_the_named_defaults_change():
     assert keyword(0) == (0, 0.5, 3)
 
 
-def test_flowers_pulls_pause_briefly():
-    hurry()
-    for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+HURRIED = """
+import inspect, json
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
+from fedproxy.deployment.flower.hurry import hurry
+found = []
+for change in (lambda: None, hurry):
+    change()
+    for function in (pull_objects, pull_and_inflate_object_from_tree):
         parameters = inspect.signature(function).parameters
-        assert parameters["initial_backoff"].default == FIRST_PAUSE
-        assert parameters["backoff_cap"].default == LONGEST_PAUSE
+        found.append([parameters[name].default for name in ("initial_backoff", "backoff_cap")])
+print(json.dumps(found))
+"""
+
+
+def test_flowers_pulls_pause_briefly():
+    """In a process of its own: what it changes holds for all that follows."""
+    command = [sys.executable, "-W", "ignore", "-c", HURRIED]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert json.loads(said.splitlines()[-1]) == [[1.0, 10.0]] * 2 + [[FIRST_PAUSE, LONGEST_PAUSE]] * 2
