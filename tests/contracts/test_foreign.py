@@ -122,7 +122,9 @@ def test_a_program_registers_its_own(forgotten):
     assert "still" in REGULARISERS
 
 
-@pytest.mark.parametrize("bad", [replace(ROW, name="ties"), 3, Regulariser("mine")], ids=str)
+@pytest.mark.parametrize(
+    "bad", [replace(ROW, name="ties"), 3, Regulariser("mine")], ids=["taken", "a number", "of another axis"]
+)
 def test_what_is_taken_or_no_choice_is_not_registered(bad, forgotten):
     with pytest.raises(UsageError, match=r"fedproxy\.rules"):
         fedproxy.register_rule(bad)
