@@ -24,19 +24,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import commit, resident, spread
+
 LIMIT = 3.0
 CLIENTS = 3
 MEMORY_LIMIT = 64 << 20
 BUFFER = 256 << 10
 RESULTS = Path(__file__).parent / "results" / "handout.json"
-
-
-def resident(field: str, process: int | str = "self") -> int:
-    """VmRSS (now) or VmHWM (peak) of a process, in bytes."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/{process}/status holds no {field}: this benchmark needs Linux.")
 
 
 def make_proxy(folder: Path, size: int) -> None:
@@ -136,17 +130,6 @@ def fetch_at_once(work: Path, told: dict[str, Any], count: int) -> list[float]:
     return found
 
 
-def commit() -> str | None:
-    """The commit of this source, if it lies in a repository."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    rounded = [round(value, 3) for value in values]
-    return {"median": round(statistics.median(values), 3), "least": min(rounded), "most": max(rounded), "all": rounded}
-
-
 def measured(work: Path, size: int, repeats: int) -> dict[str, Any]:
     from fedproxy.deployment.keys import init_keys
 
@@ -174,9 +157,9 @@ def measured(work: Path, size: int, repeats: int) -> dict[str, Any]:
     ratios = [fetched / copied for fetched, copied in zip(fetches[1:], copies[1:], strict=True)]
     return {
         "bytes": size,
-        "plain_copy_seconds": spread(copies[1:]),
-        "handout_seconds": spread(fetches[1:]),
-        "ratio": spread(ratios),
+        "plain_copy_seconds": spread(copies[1:], 3),
+        "handout_seconds": spread(fetches[1:], 3),
+        "ratio": spread(ratios, 3),
         "limit": LIMIT,
         "within_limit": statistics.median(ratios) <= LIMIT,
         "clients_at_once": CLIENTS,

@@ -30,6 +30,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from measuring import commit, resident
+
 HERE = Path(__file__).parent
 SYNTHETIC = HERE.parent / "scripts" / "make_synthetic_llm.py"
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -45,14 +47,6 @@ LIMITS = {
     "fuse.peak_rss": ("<=", 1.5 * GB),
     "rekey.seconds": ("<", 2.0),
 }
-
-
-def resident(field: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status holds no {field}: this benchmark needs Linux.")
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:
@@ -336,12 +330,6 @@ def main() -> None:
     print(json.dumps(result["limits"], indent=2))
     if broken := [name for name, verdict in result["limits"].items() if not verdict["within_limit"]]:
         raise SystemExit(f"Not within the limit: {', '.join(broken)}.")
-
-
-def commit() -> str | None:
-    """The commit of this source, if it lies in a repository."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else None
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from measuring import commit, resident, spread
+
 LIMITS = {
     "speedup_over_reference": 20.0,
     "times_of_one_read": 10.0,
@@ -48,30 +50,6 @@ LIMITS = {
     "kernels_over_torch": 4.0,
 }
 RESULTS = Path(__file__).parent / "results" / "merge_engine.json"
-
-
-def resident(field: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status holds no {field}: this benchmark needs Linux.")
-
-
-def commit() -> str | None:
-    """The commit of this source, if it lies in a repository."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    """Median, extremes and all values."""
-    return {
-        "median": round(statistics.median(values), 4),
-        "least": round(min(values), 4),
-        "most": round(max(values), 4),
-        "all": [round(value, 4) for value in values],
-    }
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -242,13 +220,13 @@ def speed(job: dict[str, Any]) -> dict[str, Any]:
             taken["reference"].append(seconds(lambda: straightforward(updates)))
     pairs = zip(taken["reference"], taken["merge"], strict=False)
     return {
-        "seconds": {name: spread(values) for name, values in taken.items()},
-        "times_of_one_read": spread([m / r for m, r in zip(taken["merge"], taken["read"], strict=True)]),
+        "seconds": {name: spread(values, 4) for name, values in taken.items()},
+        "times_of_one_read": spread([m / r for m, r in zip(taken["merge"], taken["read"], strict=True)], 4),
         "with_conflict_times_of_one_read": spread(
-            [m / r for m, r in zip(taken["merge_with_conflict"], taken["read"], strict=True)]
+            [m / r for m, r in zip(taken["merge_with_conflict"], taken["read"], strict=True)], 4
         ),
-        "cpu_times_of_one_read": spread([m / r for m, r in zip(cpu["merge"], cpu["read"], strict=True)]),
-        "speedup_over_reference": spread([slow / fast for slow, fast in pairs]),
+        "cpu_times_of_one_read": spread([m / r for m, r in zip(cpu["merge"], cpu["read"], strict=True)], 4),
+        "speedup_over_reference": spread([slow / fast for slow, fast in pairs], 4),
         "read_bytes_per_second": round(4 * job["clients"] * job["parameters"] / statistics.median(taken["read"])),
     }
 
@@ -329,7 +307,7 @@ def torch_and_kernels(job: dict[str, Any]) -> dict[str, Any]:
             with kernels_from(least):
                 taken[name].append(seconds(work))
     ratios = [slow / fast for slow, fast in zip(taken["torch"], taken["kernels"], strict=True)]
-    return {**{name: spread(values) for name, values in taken.items()}, "kernels_over_torch": spread(ratios)}
+    return {**{name: spread(values, 4) for name, values in taken.items()}, "kernels_over_torch": spread(ratios, 4)}
 
 
 def make_files(directory: Path, clients: int, parameters: int) -> list[Path]:
@@ -414,10 +392,10 @@ def scale_part(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = [
         {
             "clients": count,
-            "seconds": spread([run["seconds"] for run in found]),
-            "cpu_seconds": spread([run["cpu_seconds"] for run in found]),
-            "read_seconds": spread([run["read_seconds"] for run in found]),
-            "times_of_one_read": spread([run["seconds"] / run["read_seconds"] for run in found]),
+            "seconds": spread([run["seconds"] for run in found], 4),
+            "cpu_seconds": spread([run["cpu_seconds"] for run in found], 4),
+            "read_seconds": spread([run["read_seconds"] for run in found], 4),
+            "times_of_one_read": spread([run["seconds"] / run["read_seconds"] for run in found], 4),
             "peak_bytes": max(run["peak"] for run in found),
             "ready_bytes": max(run["ready"] for run in found),
         }

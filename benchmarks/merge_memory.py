@@ -19,16 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import commit, resident
+
 LIMIT = 1.3
 RESULTS = Path(__file__).parent / "results" / "merge_memory.json"
-
-
-def resident(field: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status holds no {field}: this benchmark needs Linux.")
 
 
 def measured(paths: list[Path], out: Path, rule: str, options: dict[str, Any]) -> dict[str, float]:
@@ -71,12 +65,6 @@ def make_updates(directory: Path, clients: int, parameters: int) -> list[Path]:
         paths.append(directory / f"client{client}.safetensors")
         save_tensors(paths[-1], tensors)
     return paths
-
-
-def commit() -> str | None:
-    """The commit of this source, if it lies in a repository."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
 """Render docs/benchmarks.md, and the figures in README.md, from benchmarks/results/*.json: `make docs`."""
 
 import json
-import statistics
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from render_comparison import comparison, comparison_by_task, difference
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-LAB = ROOT / "experiments" / "lab" / "results"
 NAMES = {
     "llm": "LLM",
     "proxy": "proxy",
@@ -349,66 +349,6 @@ def merge_engine() -> str:
         "Both one after the other in one process whose C library keeps what is freed. The bits are the same.",
     ]
     return "\n".join(lines)
-
-
-def comparison(name: str) -> str:
-    """A laboratory comparison: every method's means over the seeds, and whether FedProxy is told apart from it."""
-    result = json.loads((LAB / f"{name}.json").read_text())
-    several = len(result["compare"]["ratios"]) > 1
-    against = {(row["method"], row["remove"]): row for row in result["differences"] if row["against"] == "fedproxy"}
-    columns = (
-        "sets",
-        "accuracy",
-        "tuned proxy",
-        "gap closed",
-        "worst client",
-        "exposed",
-        "MB up",
-        "MB down",
-        "against FedProxy",
-    )
-    rows = []
-    for row in result["summary"]:
-        key = row["method"], row["remove"]
-        cells = [cell for cell in result["cells"] if (cell["method"], cell["remove"]) == key]
-        tuned, gap = row["proxy_tuned"], row["gap_closed"]
-        sent = [statistics.fmean(cell["bytes_up"] for cell in cells) / 1e6]
-        sent.append(statistics.fmean(cell["bytes_down"] for cell in cells) / 1e6)
-        values = [
-            result["methods"][row["method"]].get("sets", ""),
-            ranged(row["accuracy"]),
-            f"{100 * tuned['mean']:.1f}" if tuned else "",
-            f"{100 * gap['mean']:.0f} ({100 * gap['low']:.0f}–{100 * gap['high']:.0f})" if gap else "",
-            f"{100 * row['worst']['mean']:.1f}",
-            f"{100 * cells[0]['exposed']:.0f}",
-            *(f"{megabytes:.1f}" for megabytes in sent),
-            difference(against[key]) if key in against else "",
-        ]
-        rows.append([f"{row['method']}, {row['remove']:.0%} removed" if several else row["method"], *values])
-    told = [place for place, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
-    lines = ["| " + " | ".join(["%", *columns][place] for place in told) + " |", "|---" * len(told) + "|"]
-    lines += ["| " + " | ".join(row[place] for place in told) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def comparison_by_task(name: str) -> str:
-    """A laboratory comparison's means for each task."""
-    result = json.loads((LAB / f"{name}.json").read_text())
-    tasks = list(result["summary"][0]["tasks"])
-    lines = ["| accuracy by task, % | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
-    for row in result["summary"]:
-        means = " | ".join(f"{100 * row['tasks'][task]['mean']:.1f}" for task in tasks)
-        lines.append(f"| {row['method']} | {means} |")
-    return "\n".join(lines)
-
-
-def ranged(spread: dict[str, float]) -> str:
-    return f"{100 * spread['mean']:.1f} ({100 * spread['low']:.1f}–{100 * spread['high']:.1f})"
-
-
-def difference(row: dict[str, Any]) -> str:
-    words = {"better": "better", "worse": "worse", "undecided": "not told apart"}
-    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]: {words[row['verdict']]}"
 
 
 def fusing() -> str:

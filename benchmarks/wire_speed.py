@@ -12,11 +12,12 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from measuring import commit
 
 LIMIT = 200.0
 """MB/s that int8 and int4 must reach, both ways."""
@@ -31,12 +32,6 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "top-k 1 % int4": ("top-k", {"share": 0.01, "values": "int4"}),
 }
 RESULTS = Path(__file__).parent / "results" / "wire_speed.json"
-
-
-def commit() -> str | None:
-    """The commit of this source, if it lies in a repository."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
