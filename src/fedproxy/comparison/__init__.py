@@ -29,10 +29,11 @@ from fedproxy.federation.client_rows import encode_for
 from fedproxy.federation.fitting import check_compression, check_fit
 from fedproxy.federation.settings import check_settings
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
+from fedproxy.metrics import gap_closed
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.costs import FORMULA
 from fedproxy.models.source import open_source
-from fedproxy.pipeline import check_tasks, gap_closed, read_experiment, scored_tasks
+from fedproxy.pipeline import check_tasks, read_experiment, scored_tasks
 from fedproxy.run_directory import owned
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors
