@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,20 +10,11 @@ from urllib.parse import quote
 from fedproxy.errors import UsageError
 from fedproxy.records import MODELS, Results, read_run
 from fedproxy.reporting import plots
-from fedproxy.reporting.html import fill, write_page
+from fedproxy.reporting.html import Column, column_of, fill, write_page
 from fedproxy.reporting.page import grouped, plain
 from fedproxy.reporting.rows import Spread
 from fedproxy.reporting.svg import drawing, label
 from fedproxy.reporting.units import count, duration, percent, points, size
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table of runs: the values by run, None where a run has none, and how they are shown."""
-
-    title: str
-    values: dict[str, Any]
-    show: Callable[[Any], str]
 
 
 def compare_runs(run_dirs: Sequence[Path | str], out: Path | str) -> Path:
@@ -102,7 +92,7 @@ def _columns(runs: Mapping[str, Results]) -> list[Column]:
     """The main settings, where they differ, and all outcomes that a run has."""
 
     def column(title: str, value: Callable[[Results], Any], show: Callable[[Any], str]) -> Column:
-        return Column(title, {name: value(run) for name, run in runs.items()}, show)
+        return column_of(title, runs.values(), value, show)
 
     def text(value: Any) -> str:
         return "–" if value is None else str(value)
@@ -130,8 +120,8 @@ def _columns(runs: Mapping[str, Results]) -> list[Column]:
         column("Time", lambda run: sum(run.cost.seconds.values()) or None, duration),
         column("Memory", lambda run: run.cost.peak_memory, size),
     ]
-    differ = [column for column in settings if len(set(column.values.values())) > 1]
-    return differ + [column for column in outcomes if any(value is not None for value in column.values.values())]
+    differ = [(title, cells) for title, cells in settings if len({value for value, _ in cells}) > 1]
+    return differ + [(title, cells) for title, cells in outcomes if any(value is not None for value, _ in cells)]
 
 
 def worst_change(run: Results) -> float | None:

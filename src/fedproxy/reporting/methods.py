@@ -1,16 +1,15 @@
 """A comparison of methods as one self-contained HTML page, made of its compare.json alone."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedproxy.config import to_toml
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT
-from fedproxy.records import Cell, Difference, Round, read_record
+from fedproxy.records import Cell, Difference, read_record
 from fedproxy.reporting import heat_maps, plots
 from fedproxy.reporting.conflict import Conflict
-from fedproxy.reporting.html import fill, write_page
+from fedproxy.reporting.html import Column, column_of, fill, write_page
 from fedproxy.reporting.methods_summary import interval, percent_short, sentences, verdict
 from fedproxy.reporting.page import compared_rounds, grouped, pins
 from fedproxy.reporting.rows import Compared, Row
@@ -20,35 +19,6 @@ from fedproxy.reporting.units import duration, operations, percent, points, size
 FILE = "compare.json"
 _NAMED = (FEDPROXY, CENTRALIZED, ZERO_SHOT)
 _UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table of methods: in each row what it is sorted by (None: nothing), and what it says."""
-
-    title: str
-    cells: list[tuple[float | None, str]]
-
-
-@dataclass(frozen=True)
-class Federation:
-    """The rounds of one method's federation with one seed.
-
-    Attributes:
-        titles: Labels of the rows that rest on it.
-        cell: The cell whose rounds and proxy are shown.
-        conflicts: By block, of rounds that have it.
-        compared: The last round in which updates were compared; None if there is none.
-        figures: Name → SVG, as on the page of a run.
-        first: Whether it is shown without being asked for.
-    """
-
-    titles: list[str]
-    cell: Cell
-    conflicts: list[Conflict]
-    compared: Round | None
-    figures: dict[str, Any]
-    first: bool
 
 
 def is_comparison(path: Path | str) -> bool:
@@ -139,15 +109,14 @@ def _columns(found: Compared) -> list[Column]:
     """Accuracy first, then what it cost; columns without a value in any row are left out."""
 
     def column(title: str, value: Callable[[Row], float | None], show: Callable[[float | None], str]) -> Column:
-        values = [value(row) for row in found.rows]
-        return Column(title, [(each, show(each)) for each in values])
+        return column_of(title, found.rows, value, show)
 
     def mean(quantity: str) -> Callable[[Row], float | None]:
         return lambda row: row.mean(quantity)
 
     columns = [
         column("Blocks removed (%)", lambda row: row.remove, lambda value: percent_short(value or 0.0)),
-        Column("Accuracy (%)", [(row.accuracy.mean, _spread_text(row)) for row in found.rows]),
+        ("Accuracy (%)", [(row.accuracy.mean, _spread_text(row)) for row in found.rows]),
         column("Gap closed (%)", mean("gap_closed"), percent),
         column("Worst client’s task (%)", mean("worst.accuracy"), percent),
         column("Tuned proxy (%)", mean("proxy_tuned.average"), percent),
@@ -162,7 +131,7 @@ def _columns(found: Compared) -> list[Column]:
         column("Time", lambda row: sum(row.seconds.values()) or None, duration),
     ]
     several = columns if len(found.ratios) > 1 else columns[1:]
-    return [each for each in several if any(value is not None for value, _ in each.cells)]
+    return [(title, cells) for title, cells in several if any(value is not None for value, _ in cells)]
 
 
 def _operations(number: float | None) -> str:
@@ -258,7 +227,7 @@ def _forests(found: Compared) -> list[str]:
     return drawn
 
 
-def _federations(found: Compared) -> list[Federation]:
+def _federations(found: Compared) -> list[dict[str, Any]]:
     """FedProxy's at every ratio first, then the others' at the first ratio; one that several methods share, once."""
     rows = sorted(found.rows, key=lambda row: row.method != FEDPROXY)
     chosen: dict[Any, tuple[list[str], Cell]] = {}
@@ -275,7 +244,7 @@ def _federations(found: Compared) -> list[Federation]:
         ]
 
 
-def _federation(found: Compared, titles: list[str], cell: Cell, index: int, model: Cell | None) -> Federation:
+def _federation(found: Compared, titles: list[str], cell: Cell, index: int, model: Cell | None) -> dict[str, Any]:
     """One federation; what its figures would repeat of `model`'s is left out."""
     score = found.methods.get(cell.method, {}).get("score", "experiment")
     compress = found.experiment.get("compress")
@@ -293,4 +262,11 @@ def _federation(found: Compared, titles: list[str], cell: Cell, index: int, mode
         figures["conflict_blocks"] = heat_maps.conflict_by_block(conflicts, prefix=prefix)
     if cell.proxy.scores and (model is None or model.proxy != cell.proxy):
         figures["blocks"] = plots.blocks(cell.proxy, chosen if isinstance(chosen, str) else "score", prefix=prefix)
-    return Federation(titles, cell, conflicts, compared[-1] if compared else None, figures, model is None)
+    return {
+        "titles": titles,
+        "cell": cell,
+        "conflicts": conflicts,
+        "compared": compared[-1] if compared else None,
+        "figures": figures,
+        "first": model is None,
+    }
