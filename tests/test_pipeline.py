@@ -16,6 +16,7 @@ from fedproxy.federation import client as client_module
 from fedproxy.federation import client_rows
 from fedproxy.forecast import forecast_run, given_speed
 from fedproxy.pipeline import run
+from fedproxy.records import Results, read_record
 
 WORDS = {"colours": ["red", "green", "blue"], "numbers": ["one", "two", "three"]}
 
@@ -93,6 +94,18 @@ def test_a_run_leaves_what_the_contract_promises(experiment, tmp_path, tiny_chec
     names = {p.name for p in path.iterdir()}
     assert names >= {"experiment.toml", "environment.json", "proxy", "rounds", "adapter", "fused", "results.json"}
     assert read_json(path / "results.json") == json.loads(json.dumps(results))
+    typed = read_record(path / "results.json", Results)
+    assert (typed.name, typed.seed, typed.proxy.layer_map) == (
+        results["name"],
+        results["seed"],
+        results["proxy"]["layer_map"],
+    )
+    assert typed.gap_closed == results["gap_closed"]
+    assert {name: scored.average for name, scored in typed.evaluation.items()} == {
+        name: scored["average"] for name, scored in results["evaluation"].items()
+    }
+    assert typed.cost.model_dump(by_alias=True) == results["cost"]
+    assert [each.number for each in typed.rounds] == [each["round"] for each in results["rounds"]]
     record = read_json(path / "rounds" / "0002" / "round.json")
     assert record["analysis"]["names"] == ["colours", "numbers"]
     client = record["clients"]["colours"]

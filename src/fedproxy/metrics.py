@@ -1,6 +1,7 @@
-"""Which of a task's metrics counts, and whether it can be averaged with accuracies."""
+"""Which of a task's metrics counts, whether it can be averaged with accuracies, and the gap that tuning closed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 _OF_A_HUNDRED = ("bleu", "chrf")
 """Metrics of the harness that go from 0 to 100, so that a low one may look like a share."""
@@ -29,3 +30,25 @@ def why_left_out(metric: str, value: float, higher_is_better: bool) -> str:
     if metric.partition(",")[0] in _OF_A_HUNDRED or not -1 <= value <= 1:
         return f"{metric} is no share of 1"
     return ""
+
+
+def gap_closed(evaluation: Mapping[str, Any]) -> float | None:
+    """Share of the way from the untuned LLM to centralized tuning that the fused LLM went.
+
+    (fused − llm) / (centralized − llm), of the averages; None where one of the three is missing, where they are not of
+    the same tasks, or where centralized tuning is no better than the untuned LLM, so that there is no gap.
+
+    Args:
+        evaluation: `evaluation` of a results.json.
+
+    Example:
+        >>> gap_closed({"llm": {"average": 0.2}, "fused": {"average": 0.5}, "centralized": {"average": 0.6}})
+        0.75
+    """
+    compared = [evaluation.get(model) or {} for model in ("llm", "fused", "centralized")]
+    llm, fused, centralized = (scores.get("average") for scores in compared)
+    if llm is None or fused is None or centralized is None or centralized - llm < 1e-9:
+        return None
+    if len({frozenset(scores.get("left_out", ())) for scores in compared}) > 1:
+        return None
+    return round(float((fused - llm) / (centralized - llm)), 12)

@@ -31,19 +31,12 @@ from fedproxy.federation.tuning import OnProgress, adapter_manifest, begin, load
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
+from fedproxy.metrics import gap_closed
 from fedproxy.models.checkpoints import padding, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
 from fedproxy.models.quantization import four_bit
 from fedproxy.models.training import DivergedError, train
-from fedproxy.reporting import (
-    compare_runs,
-    gap_closed,
-    is_comparison,
-    report,
-    report_comparison,
-    results_table,
-    totals_table,
-)
+from fedproxy.reporting import compare_runs, is_comparison, report, report_comparison, results_table, totals_table
 from fedproxy.run_directory import RunDirectory, environment, has_members, owned
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import read_header

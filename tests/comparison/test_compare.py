@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedproxy.artifacts import Manifest, read_json
-from fedproxy.comparison import cells_of, compare, summary
+from fedproxy.comparison import cells_of, compare, summary, with_gaps
 from fedproxy.comparison.cells import rounds_alone
 from fedproxy.config import to_toml
 from fedproxy.errors import UsageError
@@ -397,6 +397,8 @@ def test_summaries_by_hand() -> None:
         accuracy = {"tasks": {"t": average}, "average": average}
         return {
             "method": method,
+            "seed": seed,
+            "remove": 0.5,
             "accuracy": accuracy,
             "proxy_tuned": None,
             "worst": {"task": "t", "accuracy": average},
@@ -407,7 +409,7 @@ def test_summaries_by_hand() -> None:
         for name, averages in (("zero-shot", (0.2, 0.5)), ("centralized", (0.6, 0.5)), ("fedavg", (0.5, 0.7)))
         for seed, average in enumerate(averages)
     }
-    [*_, fedavg] = summary(found)
+    [*_, fedavg] = summary(with_gaps(found))
     assert fedavg["accuracy"] == fedavg["tasks"]["t"] == {"mean": pytest.approx(0.6), "low": 0.5, "high": 0.7}
     # With seed 1 centralized tuning is no better than the untuned LLM: there is no gap.
     assert fedavg["gap_closed"] == {

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.comparison import compare
 from fedproxy.layer_map import split_name
+from fedproxy.records import Analysis, Round, read_record
 from fedproxy.reporting import report_comparison
-from fedproxy.reporting.methods_results import load
+from fedproxy.reporting.rows import Compared
 
+PLACES = {"proxy_tuned": "proxy_tuned.average", "worst": "worst.accuracy", "gap_closed": "gap_closed"}
 METHODS = ("zero-shot", "centralized", "fedavg", "proxy-tuning", "fedproxy")
 Write = Callable[..., Path]
 
@@ -39,6 +41,12 @@ def test_rounds_are_those_of_the_training(out: Path, method: str) -> None:
         for round_ in cell["rounds"]:
             folder = run / "rounds" / f"{round_['round']:04d}"
             record = read_json(folder / "round.json")
+            typed = read_record(folder / "round.json", Round)
+            assert (typed.number, typed.seconds) == (record["round"], record["seconds"])
+            assert {name: client.loss for name, client in typed.clients.items()} == {
+                name: client["loss"] for name, client in record["clients"].items()
+            }
+            assert typed.analysis.model_dump() == {key: record["analysis"][key] for key in Analysis.model_fields}
             assert round_["analysis"]["names"] == ["colour-owner", "shape-owner"]
             for key, value in round_["analysis"].items():
                 full = record["analysis"][key]
@@ -70,12 +78,12 @@ def test_only_federations_have_rounds(out: Path) -> None:
 
 
 def test_the_page_has_the_means_of_the_summary(out: Path) -> None:
-    found, raw = load(out / "compare.json"), read_json(out / "compare.json")
+    found, raw = read_record(out / "compare.json", Compared), read_json(out / "compare.json")
     assert [row.method for row in found.rows] == [row["method"] for row in raw["summary"]]
     for row, said in zip(found.rows, raw["summary"], strict=True):
         assert row.accuracy.__dict__ == pytest.approx(said["accuracy"])
-        for quantity in ("proxy_tuned", "worst", "gap_closed"):
-            spread = row.spread(quantity)
+        for quantity, place in PLACES.items():
+            spread = row.spread(place)
             assert (spread and spread.__dict__) == (said[quantity] and pytest.approx(said[quantity]))
         assert {task: spread.__dict__ for task, spread in row.tasks.items()} == {
             task: pytest.approx(spread) for task, spread in said["tasks"].items()

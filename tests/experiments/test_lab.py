@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fedproxy.methods import METHODS
-from fedproxy.reporting.methods_results import load
+from fedproxy.records import read_record
+from fedproxy.reporting.rows import Compared
 
 ROOT = Path(__file__).parents[2]
 LAB = ROOT / "experiments" / "lab"
@@ -80,4 +81,4 @@ def test_its_results_are_of_this_experiment(file: Path) -> None:
     assert {(cell["method"], cell["seed"], cell["remove"]) for cell in found["cells"]} == {
         (method, seed, ratio) for method in methods for seed in compared["seeds"] for ratio in ratios
     }
-    assert load(LAB / "results" / f"{file.stem}.json").name == asked["name"]
+    assert read_record(LAB / "results" / f"{file.stem}.json", Compared).name == asked["name"]

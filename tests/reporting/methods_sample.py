@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedproxy.methods import METHODS
+from fedproxy.records import as_record
+from fedproxy.reporting.rows import Compared
 
 from .sample import round_record
 
@@ -12,6 +14,10 @@ TASKS = ["openbookqa", "arc_easy", "arc_challenge", "commonsense_qa", "sst2", "m
 LEVELS = {"zero-shot": 0.51, "zero-shot-proxy": 0.34, "local": 0.58, "centralized": 0.71, "fedavg-llm": 0.695}
 KEPT = [0, 1, 2, 3, 4, 11]
 SCORES = [0.99, 0.11, 0.09, 0.07, 0.05, 0.03, 0.025, 0.02, 0.015, 0.012, 0.01, 0.04]
+
+
+def parse(raw: Any, source: str = "FILE") -> Compared:
+    return as_record(raw, Compared, source)
 
 
 def federation(clients: Sequence[str], rounds: int, seed: int) -> dict[str, Any]:

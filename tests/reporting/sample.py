@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fedproxy.records import Results, as_record
 from fedproxy.tensor_files import save_tensors
 
 TASKS = ["demo_snips", "demo_travel", "demo_banking", "demo_dbpedia"]
@@ -17,6 +18,10 @@ SCORES = {
     "fused": [0.89, 0.91, 0.81, 0.84],
     "centralized": [0.95, 0.96, 0.90, 0.91],
 }
+
+
+def parse(raw: Any, source: str = "RUN/results.json") -> Results:
+    return as_record(raw, Results, source)
 
 
 def scored(values: list[float], tasks: list[str]) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from fedproxy.reporting import compare_runs, report, report_comparison
-from fedproxy.reporting.methods_results import parse
 
-from .methods_sample import methods_sample
+from .methods_sample import methods_sample, parse
 from .sample import sample, write_conflict
 from .test_methods import BROWSER_NAMES
 from .test_page import HOSTILE

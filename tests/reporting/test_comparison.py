@@ -6,11 +6,10 @@ import pytest
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.reporting import compare_runs
 from fedproxy.reporting.comparison import differences, labels, sentences, worst_change
-from fedproxy.reporting.comparison_plots import front
-from fedproxy.reporting.results import parse
+from fedproxy.reporting.plots import front
 
 from .html_page import check
-from .sample import sample
+from .sample import parse, sample
 
 
 def runs(folder, *changes):

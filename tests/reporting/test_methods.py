@@ -9,10 +9,9 @@ import pytest
 from fedproxy.errors import ArtifactError, MissingExtraError, UsageError
 from fedproxy.methods import METHODS
 from fedproxy.reporting import is_comparison, report_comparison
-from fedproxy.reporting.methods_results import parse
 
 from .html_page import Page, check
-from .methods_sample import TASKS, methods_sample
+from .methods_sample import TASKS, methods_sample, parse
 
 FEW = ("zero-shot", "centralized", "fedavg", "fedproxy")
 BROWSER_NAMES = ["<script>alert(1)</script>", "_private $x$", "\"quoted\" & 'so'", "x" * 200, "fedproxy"]

@@ -1,9 +1,8 @@
 import pytest
 
-from fedproxy.reporting.methods_results import parse
 from fedproxy.reporting.methods_summary import sentences
 
-from .methods_sample import methods_sample
+from .methods_sample import methods_sample, parse
 
 
 def said(names=("zero-shot", "centralized", "fedavg", "fedproxy"), change=lambda raw: None, **sizes):

@@ -3,9 +3,11 @@ import json
 import pytest
 
 from fedproxy.errors import ArtifactError
-from fedproxy.reporting.results import gap_closed, load, load_events, parse
+from fedproxy.metrics import gap_closed
+from fedproxy.records import read_run
+from fedproxy.reporting.page import load_events
 
-from .sample import sample
+from .sample import parse, sample
 
 
 def scored(**averages):
@@ -39,9 +41,9 @@ def test_parsed_results_keep_every_number():
     assert results.evaluation["fused"].tasks["demo_snips"] == 0.89
     assert results.rows("demo_snips") == 150
     assert results.rounds[-1].number == 5
-    client = results.rounds[0].clients[1]
-    assert (client.name, client.bytes_up) == ("travel desk", 1_310_720)
-    assert client.retention == sample()["rounds"][0]["analysis"]["retention"][1]
+    assert results.rounds[0].clients["travel desk"].bytes_up == 1_310_720
+    columns = [sample()["rounds"][0]["analysis"][key][1] for key in ("heterogeneity", "weights", "retention")]
+    assert results.rounds[0].analysis.of("travel desk") == columns
     assert results.setting("federate", "merge") == "h-ties"
     assert results.gap_closed == gap_closed(sample()["evaluation"])
 
@@ -69,20 +71,20 @@ def test_a_quarantined_client_has_no_weight():
     raw["rounds"][0]["analysis"] |= {"names": ["a", "b"], "similarity": [[1, 0], [0, 1]], "weights": [0.5, 0.5]}
     raw["rounds"][0]["quarantined"] = [{"client": "c", "reason": "NaN in lora_A"}]
     round_ = parse(raw).rounds[0]
-    assert [client.weight for client in round_.clients] == [0.5, 0.5, None]
-    assert round_.quarantined == {"c": "NaN in lora_A"}
+    assert [round_.analysis.of(name)[1] for name in round_.clients] == [0.5, 0.5, None]
+    assert [(each.client, each.reason) for each in round_.quarantined] == [("c", "NaN in lora_A")]
 
 
 def test_a_rule_that_weighs_nobody_leaves_weights_open():
     raw = sample(["a", "b"], rounds=1, tasks=[])
     raw["rounds"][0]["analysis"]["weights"] = None
-    assert [client.weight for client in parse(raw).rounds[0].clients] == [None, None]
+    assert [parse(raw).rounds[0].analysis.of(name)[1] for name in "ab"] == [None, None]
 
 
 @pytest.mark.parametrize("raw", [{}, {"evaluation": None, "rounds": None, "cost": None, "proxy": None}])
 def test_missing_parts_are_empty(raw):
     results = parse(raw)
-    assert (results.tasks, results.rounds, results.scores, results.gap_closed) == ([], [], [], None)
+    assert (results.tasks, results.rounds, results.proxy.scores, results.gap_closed) == ([], [], [], None)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_missing_parts_are_empty(raw):
         ({"rounds": {"1": {}}}, "rounds"),
         ({"rounds": [{"clients": {"bank": {"loss": "low"}}}]}, "rounds[0].clients.bank.loss"),
         ({"rounds": [{"analysis": {"names": ["a", "b"], "similarity": [[1.0]]}}]}, "rounds[0].analysis.similarity"),
-        ({"proxy": {"scores": [0.1, None]}}, "proxy.scores"),
+        ({"proxy": {"scores": [0.1, None]}}, "proxy.scores[1]"),
         ({"cost": {"bytes_up": True}}, "cost.bytes_up"),
         ({"name": 3}, "name"),
     ],
@@ -110,7 +112,7 @@ def test_missing_or_broken_results_are_an_artifact_error(tmp_path, content):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"results\.json"):
-        load(tmp_path)
+        read_run(tmp_path)
 
 
 def test_rounds_left_out_are_read_from_their_folders(tmp_path):
@@ -120,7 +122,7 @@ def test_rounds_left_out_are_read_from_their_folders(tmp_path):
         folder.mkdir(parents=True)
         (folder / "round.json").write_text(json.dumps(record))
     (tmp_path / "results.json").write_text(json.dumps(raw))
-    assert load(tmp_path).rounds == parse(sample(rounds=2)).rounds
+    assert read_run(tmp_path).rounds == parse(sample(rounds=2)).rounds
 
 
 def test_events_of_a_crashed_run_are_read_up_to_the_crash(tmp_path):
@@ -139,7 +141,7 @@ def test_what_is_better_lower_is_in_no_mean_and_no_gap():
     found = parse(raw)
     assert found.tasks == ["qa"]
     assert (found.average("fused"), found.gap_closed) == (0.5, 0.75)
-    assert found.evaluation["fused"].left_out["wiki"][0] == 20.0
+    assert found.evaluation["fused"].scores["wiki"].value == 20.0
     assert parse({"evaluation": {"fused": model(0.5, 20.0)}}).average("fused") == 0.5
     del raw["evaluation"]["llm"]["left_out"]
     assert parse(raw).gap_closed is None

@@ -1,7 +1,6 @@
-from fedproxy.reporting.results import parse
 from fedproxy.reporting.summary import sentences
 
-from .sample import sample
+from .sample import parse, sample
 
 
 def text(raw):

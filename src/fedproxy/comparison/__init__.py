@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import shutil
-import statistics as spread
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -29,10 +28,13 @@ from fedproxy.federation.client_rows import encode_for
 from fedproxy.federation.fitting import check_compression, check_fit
 from fedproxy.federation.settings import check_settings
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
+from fedproxy.metrics import gap_closed
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.costs import FORMULA
 from fedproxy.models.source import open_source
-from fedproxy.pipeline import check_tasks, gap_closed, read_experiment, scored_tasks
+from fedproxy.pipeline import check_tasks, read_experiment, scored_tasks
+from fedproxy.records import as_record
+from fedproxy.reporting.rows import Compared, Spread
 from fedproxy.run_directory import owned
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors
@@ -41,6 +43,13 @@ __all__ = ["cells_of", "compare", "summary"]
 
 AGAINST = (FEDPROXY, CENTRALIZED)
 """What every method is compared with."""
+_SUMMARISED = {
+    "accuracy": "accuracy.average",
+    "proxy_tuned": "proxy_tuned.average",
+    "worst": "worst.accuracy",
+    "gap_closed": "gap_closed",
+}
+"""What a summary holds, and its place in a cell."""
 _JOBS = "jobs.json"
 _BUDGET = {"rounds", "participation", "quorum", "keep_rounds"}
 """What of [federate] a training without a federation goes by."""
@@ -130,7 +139,7 @@ def compare(
             }
             for name, seed, remove in keys
         }
-        recorded = _record(whole, folder)["compare"]
+        recorded, gapped = _record(whole, folder)["compare"], with_gaps(found)
         result = {
             "name": experiment.name,
             "compare": recorded,
@@ -141,8 +150,8 @@ def compare(
             "methods": {name: {**row.axes, "paper": row.paper} for name, row in methods.items()}
             | {one["name"]: {**methods[one["name"]].axes, **_varied(one)} for one in recorded["variant"]},
             "flops": FORMULA,
-            "cells": _with_gaps(found),
-            "summary": summary(found),
+            "cells": gapped,
+            "summary": summary(gapped),
             "differences": _differences(path, keys),
         }
         write_json(path / "compare.json", result)
@@ -257,7 +266,7 @@ def _commit() -> str | None:
     return subprocess.run(command, capture_output=True, encoding="utf-8").stdout.strip() or None
 
 
-def _with_gaps(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+def with_gaps(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
     """The cells, each with the share of the way from the untuned LLM to centralized tuning that it went."""
     return [{**cell, "gap_closed": _gap(found, key)} for key, cell in found.items()]
 
@@ -268,33 +277,22 @@ def _gap(found: Mapping[Key, dict[str, Any]], key: Key) -> float | None:
     return gap_closed({name: cell["accuracy"] for name, cell in {**cells, "fused": found[key]}.items() if cell})
 
 
-def summary(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each method and ratio, the mean over the seeds, and the lowest and highest.
 
     Args:
-        found: The cells' records.
+        cells: Their records.
     """
-    rows = []
-    for name, remove in dict.fromkeys((name, remove) for name, _, remove in found):
-        keys = [key for key in found if (key[0], key[2]) == (name, remove)]
-        cells = [found[key] for key in keys]
-        values = {
-            "accuracy": [cell["accuracy"]["average"] for cell in cells],
-            "proxy_tuned": [cell["proxy_tuned"]["average"] for cell in cells if cell["proxy_tuned"]],
-            "worst": [cell["worst"]["accuracy"] for cell in cells],
-            "gap_closed": [gap for key in keys if (gap := _gap(found, key)) is not None],
-        }
-        scores = [cell["accuracy"]["tasks"] for cell in cells]
-        rows.append(
-            {"method": name, "remove": remove, "seeds": len(cells)}
-            | {"tasks": {task: _spread([one[task] for one in scores if task in one]) for task in scores[0]}}
-            | {what: _spread(numbers) for what, numbers in values.items()}
-        )
-    return rows
 
+    def plain(spread: Spread | None) -> dict[str, float] | None:
+        return spread and dataclasses.asdict(spread)
 
-def _spread(values: Sequence[float]) -> dict[str, float] | None:
-    return {"mean": spread.fmean(values), "low": min(values), "high": max(values)} if values else None
+    return [
+        {"method": row.method, "remove": row.remove, "seeds": len(row.cells)}
+        | {"tasks": {task: plain(spread) for task, spread in row.tasks.items()}}
+        | {what: plain(row.spread(place)) for what, place in _SUMMARISED.items()}
+        for row in as_record({"cells": cells}, Compared, "the comparison").rows
+    ]
 
 
 def _differences(path: Path, keys: Sequence[Key]) -> list[dict[str, Any]]:

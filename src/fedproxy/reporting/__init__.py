@@ -3,12 +3,10 @@
 from fedproxy.reporting.comparison import compare_runs
 from fedproxy.reporting.methods import is_comparison, report_comparison
 from fedproxy.reporting.page import report
-from fedproxy.reporting.results import gap_closed
 from fedproxy.reporting.tables import results_table, totals_table
 
 __all__ = [
     "compare_runs",
-    "gap_closed",
     "is_comparison",
     "report",
     "report_comparison",

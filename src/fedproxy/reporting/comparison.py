@@ -3,27 +3,18 @@
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from fedproxy.errors import UsageError
-from fedproxy.reporting import comparison_plots as plots
-from fedproxy.reporting.html import fill, write_page
+from fedproxy.records import MODELS, Results, read_run
+from fedproxy.reporting import plots
+from fedproxy.reporting.html import Column, column_of, fill, write_page
 from fedproxy.reporting.page import grouped, plain
-from fedproxy.reporting.results import MODELS, Results, load
-from fedproxy.reporting.svg import drawing
+from fedproxy.reporting.rows import Spread
+from fedproxy.reporting.svg import drawing, label
 from fedproxy.reporting.units import count, duration, percent, points, size
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table of runs: the values by run, None where a run has none, and how they are shown."""
-
-    title: str
-    values: dict[str, Any]
-    show: Callable[[Any], str]
 
 
 def compare_runs(run_dirs: Sequence[Path | str], out: Path | str) -> Path:
@@ -51,7 +42,7 @@ def compare_runs(run_dirs: Sequence[Path | str], out: Path | str) -> Path:
     pages = {
         name: os.path.relpath(folder.resolve() / "report.html", out.resolve().parent) for name, folder in named.items()
     }
-    html = render_comparison({name: load(folder) for name, folder in named.items()}, pages)
+    html = render_comparison({name: read_run(folder) for name, folder in named.items()}, pages)
     write_page(out, html)
     return out
 
@@ -101,7 +92,7 @@ def _columns(runs: Mapping[str, Results]) -> list[Column]:
     """The main settings, where they differ, and all outcomes that a run has."""
 
     def column(title: str, value: Callable[[Results], Any], show: Callable[[Any], str]) -> Column:
-        return Column(title, {name: value(run) for name, run in runs.items()}, show)
+        return column_of(title, runs.values(), value, show)
 
     def text(value: Any) -> str:
         return "–" if value is None else str(value)
@@ -124,13 +115,13 @@ def _columns(runs: Mapping[str, Results]) -> list[Column]:
         column("Gap closed (%)", lambda run: run.gap_closed, percent),
         column("Worst task", worst_change, lambda value: "–" if value is None else points(value)),
         column("Exposed (%)", lambda run: run.exposed, percent),
-        column("Up", lambda run: run.bytes_up, size),
-        column("Down", lambda run: run.bytes_down, size),
-        column("Time", lambda run: sum(run.seconds.values()) or None, duration),
-        column("Memory", lambda run: run.peak_memory, size),
+        column("Up", lambda run: run.cost.bytes_up, size),
+        column("Down", lambda run: run.cost.bytes_down, size),
+        column("Time", lambda run: sum(run.cost.seconds.values()) or None, duration),
+        column("Memory", lambda run: run.cost.peak_memory, size),
     ]
-    differ = [column for column in settings if len(set(column.values.values())) > 1]
-    return differ + [column for column in outcomes if any(value is not None for value in column.values.values())]
+    differ = [(title, cells) for title, cells in settings if len({value for value, _ in cells}) > 1]
+    return differ + [(title, cells) for title, cells in outcomes if any(value is not None for value, _ in cells)]
 
 
 def worst_change(run: Results) -> float | None:
@@ -166,7 +157,7 @@ def sentences(runs: Mapping[str, Results]) -> list[str]:
 def _grounds(runs: Mapping[str, Results]) -> dict[str, list[Any]]:
     """What must be the same for scores to be comparable."""
     return {
-        "the LLM": [run.llm_sha256 for run in runs.values()],
+        "the LLM": [run.llm.sha256 for run in runs.values()],
         "the tasks": [tuple(sorted(run.tasks)) for run in runs.values()],
         "the number of rows scored": [
             tuple((task, run.rows(task)) for task in sorted(run.tasks)) for run in runs.values()
@@ -191,18 +182,38 @@ def differences(runs: Mapping[str, Results]) -> dict[str, dict[str, str]]:
 
 def _figures(runs: Mapping[str, Results]) -> dict[str, str]:
     found = {}
-    scored = {name: (run, mean) for name, run in runs.items() if (mean := run.average("fused")) is not None}
-    exposed = {name: (100 * run.exposed, mean) for name, (run, mean) in scored.items() if run.exposed is not None}
-    sent = {name: (run.bytes_up / 1e6, mean) for name, (run, mean) in scored.items() if run.bytes_up is not None}
+    scored = {name: run.evaluation["fused"] for name, run in runs.items() if "fused" in run.evaluation}
+    means = {name: mean for name, each in scored.items() if (mean := each.average) is not None}
+    exposed = {name: 100 * share for name in means if (share := runs[name].exposed) is not None}
+    sent = {name: bytes_up / 1e6 for name in means if (bytes_up := runs[name].cost.bytes_up) is not None}
     with drawing():
-        if scored:
-            found["task_scores"] = plots.task_scores(runs)
-        for name, values, title, axis in (
+        if means:
+            tasks = list(dict.fromkeys(task for each in scored.values() for task in each.tasks))
+            told = ", ".join(f"{label(name)} {100 * mean:.1f} %" for name, mean in means.items())
+            found["task_scores"] = plots.points(
+                {name: [*map(each.tasks.get, tasks), each.average] for name, each in scored.items()},
+                [*tasks, "Mean"],
+                name="task-scores",
+                title="Fused LLM: score by task",
+                text=f"Points, a row a task; numbers in the table. Means: {told}.",
+            )
+        for name, costs, title, axis in (
             ("exposed", exposed, "Quality against exposure", "parameters in the proxy (% of the LLM's)"),
             ("bytes", sent, "Quality against traffic", "sent by the clients (MB)"),
         ):
-            if len(values) > 1:
-                found[name] = plots.trade_off(values, name=name, title=title, axis=axis)
-        if any(client.loss is not None for run in runs.values() for round_ in run.rounds for client in round_.clients):
-            found["losses"] = plots.mean_losses(runs)
+            if len(costs) > 1:
+                marks = [plots.Mark(run, cost, Spread(*[means[run]] * 3)) for run, cost in costs.items()]
+                found[name] = plots.trade_off(marks, name=name, title=title, axis=axis, score="mean score (%)")
+        losses = {
+            name: {round_.number: loss for round_ in run.rounds if (loss := round_.loss) is not None}
+            for name, run in runs.items()
+        }
+        if any(losses.values()):
+            found["losses"] = plots.lines(
+                losses,
+                name="mean-losses",
+                title="Training loss by round, mean of the clients",
+                axis="loss (nats a token)",
+                each="a run each; every client counts the same",
+            )
     return found

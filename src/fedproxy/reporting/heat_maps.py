@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedproxy.records import Round
 from fedproxy.reporting.conflict import Conflict
-from fedproxy.reporting.results import Round
 from fedproxy.reporting.svg import COLOURS, GRID, figure, inline, label
 
 if TYPE_CHECKING:
@@ -30,14 +30,15 @@ def similarity(round_: Round, limit: float, *, small: bool = False, prefix: str 
         small: Leave out names, numbers and colour key.
         prefix: Of the figure's name, where a page has several of the same round.
     """
-    count = len(round_.names)
+    names, rows = round_.analysis.names, round_.analysis.similarity
+    count = len(names)
     side = 1.5 if small else 2.8 + min(1.6, 0.15 * count)
     drawn, axes = figure(
         side if small else side + 0.9,
         side,
         f"Round {round_.number}" if small else f"Similarity of the updates, round {round_.number}",
     )
-    cells = [[None if i == j else value for j, value in enumerate(row)] for i, row in enumerate(round_.similarity)]
+    cells = [[None if i == j else value for j, value in enumerate(row)] for i, row in enumerate(rows)]
 
     def shade(value: float) -> tuple[str, float]:
         """Blue for positive, orange for negative; the stronger the farther from 0."""
@@ -45,14 +46,14 @@ def similarity(round_: Round, limit: float, *, small: bool = False, prefix: str 
 
     _cells(axes, cells, shade, numbers=not small and count <= NUMBERED)
     axes.set_aspect("equal")
-    pairs = [round_.similarity[i][j] for i in range(count) for j in range(i)]
+    pairs = [rows[i][j] for i in range(count) for j in range(i)]
     text = f"from {min(pairs):.2f} to {max(pairs):.2f}, mean {sum(pairs) / len(pairs):.2f}"
     name = f"{prefix}similarity{round_.number}"
     if small:
         axes.set(xticks=[], yticks=[])
         axes.set_title(axes.get_title("left"), fontweight="normal", fontsize=9)
         return inline(drawn, name, f"Cosine between each two clients' updates in round {round_.number}: {text}.")
-    _names(axes, round_.names, round_.names)
+    _names(axes, names, names)
     axes.set_xlabel("client")
     axes.set_ylabel("client")
     _colour_key(axes, -limit, limit, shade, "cosine")
@@ -66,7 +67,7 @@ def similarity_limit(rounds: Sequence[Round]) -> float:
     found = [
         abs(value)
         for round_ in rounds
-        for row, values in enumerate(round_.similarity)
+        for row, values in enumerate(round_.analysis.similarity)
         for column, value in enumerate(values)
         if row != column
     ]
@@ -83,11 +84,11 @@ def similarities(rounds: Sequence[Round], *, prefix: str = "") -> dict[str, Any]
     Returns:
         "similarity" and "small_similarities"; nothing if there are too many clients.
     """
-    if len(rounds[-1].names) > _CLIENTS:
+    if len(rounds[-1].analysis.names) > _CLIENTS:
         return {}
     limit = similarity_limit(rounds)
     before = rounds[:-1]
-    most = min(_SMALL, max(1, _SMALL_CELLS // len(rounds[-1].names) ** 2))
+    most = min(_SMALL, max(1, _SMALL_CELLS // len(rounds[-1].analysis.names) ** 2))
     chosen = before if len(before) <= most else [before[index * len(before) // most] for index in range(most)]
     small = [similarity(each, limit, small=True, prefix=prefix) for each in chosen]
     return {"similarity": similarity(rounds[-1], limit, prefix=prefix), "small_similarities": small}

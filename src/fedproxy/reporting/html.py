@@ -5,13 +5,17 @@ The page's own policy (Content-Security-Policy) lets that one script run, known 
 
 import base64
 import hashlib
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedproxy.artifacts import new_file
 from fedproxy.errors import MissingExtraError, UsageError
 from fedproxy.reporting import units
+
+T = TypeVar("T")
+Column = tuple[str, list[tuple[Any, str]]]
 
 
 def fill(template: str, **values: Any) -> str:
@@ -44,6 +48,11 @@ def fill(template: str, **values: Any) -> str:
         script_hash=f"sha256-{digest}",
         **values,
     )
+
+
+def column_of(title: str, rows: Iterable[T], value: Callable[[T], Any], show: Callable[[Any], str]) -> Column:
+    """A column of a table: its title, and in each row what it is sorted by (None: nothing), and what it says."""
+    return title, [(found, show(found)) for found in map(value, rows)]
 
 
 def write_page(path: Path, html: str) -> None:

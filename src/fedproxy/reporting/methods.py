@@ -1,56 +1,24 @@
 """A comparison of methods as one self-contained HTML page, made of its compare.json alone."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedproxy.config import to_toml
-from fedproxy.methods import CENTRALIZED, FEDPROXY
+from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT
+from fedproxy.records import Cell, Difference, read_record
 from fedproxy.reporting import heat_maps, plots
-from fedproxy.reporting import methods_plots as figures_of
 from fedproxy.reporting.conflict import Conflict
-from fedproxy.reporting.html import fill, write_page
-from fedproxy.reporting.methods_results import FILE, Cell, Comparison, Difference, Row, load
+from fedproxy.reporting.html import Column, column_of, fill, write_page
 from fedproxy.reporting.methods_summary import interval, percent_short, sentences, verdict
 from fedproxy.reporting.page import compared_rounds, grouped, pins
-from fedproxy.reporting.results import Results, Round
+from fedproxy.reporting.rows import Compared, Row
 from fedproxy.reporting.svg import drawing
 from fedproxy.reporting.units import duration, operations, percent, points, size
 
+FILE = "compare.json"
+_NAMED = (FEDPROXY, CENTRALIZED, ZERO_SHOT)
 _UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table of methods: in each row what it is sorted by (None: nothing), and what it says."""
-
-    title: str
-    cells: list[tuple[float | None, str]]
-
-
-@dataclass(frozen=True)
-class Federation:
-    """The rounds of one method's federation with one seed.
-
-    Attributes:
-        titles: Labels of the rows that rest on it.
-        seed: The seed.
-        results: Its rounds and its proxy.
-        conflicts: By block, of rounds that have it.
-        compared: The last round in which updates were compared; None if there is none.
-        figures: Name → SVG, as on the page of a run.
-        first: Whether it is shown without being asked for.
-    """
-
-    titles: list[str]
-    seed: int
-    results: Results
-    conflicts: list[Conflict]
-    compared: Round | None
-    figures: dict[str, Any]
-    first: bool
 
 
 def is_comparison(path: Path | str) -> bool:
@@ -74,13 +42,13 @@ def report_comparison(path: Path | str, out: Path | str | None = None) -> Path:
         UsageError: the page cannot be written.
     """
     file = Path(path) if Path(path).is_file() else Path(path) / FILE
-    html = render_methods(load(file))
+    html = render_methods(read_record(file, Compared))
     page = file.with_name("report.html") if out is None else Path(out)
     write_page(page, html)
     return page
 
 
-def render_methods(found: Comparison) -> str:
+def render_methods(found: Compared) -> str:
     """The page.
 
     Raises:
@@ -121,7 +89,7 @@ def render_methods(found: Comparison) -> str:
     )
 
 
-def _facts(found: Comparison) -> list[tuple[str, str]]:
+def _facts(found: Compared) -> list[tuple[str, str]]:
     """The figures that are asked for first: number and what it is."""
     remove = found.ratios[0]
     said = []
@@ -137,34 +105,33 @@ def _facts(found: Comparison) -> list[tuple[str, str]]:
     return said
 
 
-def _columns(found: Comparison) -> list[Column]:
+def _columns(found: Compared) -> list[Column]:
     """Accuracy first, then what it cost; columns without a value in any row are left out."""
 
     def column(title: str, value: Callable[[Row], float | None], show: Callable[[float | None], str]) -> Column:
-        values = [value(row) for row in found.rows]
-        return Column(title, [(each, show(each)) for each in values])
+        return column_of(title, found.rows, value, show)
 
     def mean(quantity: str) -> Callable[[Row], float | None]:
         return lambda row: row.mean(quantity)
 
     columns = [
         column("Blocks removed (%)", lambda row: row.remove, lambda value: percent_short(value or 0.0)),
-        Column("Accuracy (%)", [(row.accuracy.mean, _spread_text(row)) for row in found.rows]),
+        ("Accuracy (%)", [(row.accuracy.mean, _spread_text(row)) for row in found.rows]),
         column("Gap closed (%)", mean("gap_closed"), percent),
-        column("Worst client’s task (%)", mean("worst"), percent),
-        column("Tuned proxy (%)", mean("proxy_tuned"), percent),
+        column("Worst client’s task (%)", mean("worst.accuracy"), percent),
+        column("Tuned proxy (%)", mean("proxy_tuned.average"), percent),
         column("Exposed (%)", mean("exposed"), percent),
         column("Sent up", mean("bytes_up"), size),
         column("Sent down", mean("bytes_down"), size),
         column("Proxy", mean("proxy_bytes"), size),
-        column("FLOP, clients", mean("flops_clients"), _operations),
-        column("FLOP, server", mean("flops_server"), _operations),
-        column("Memory, clients", mean("memory_clients"), size),
-        column("Memory, server", mean("memory_server"), size),
+        column("FLOP, clients", mean("flops.clients"), _operations),
+        column("FLOP, server", mean("flops.server"), _operations),
+        column("Memory, clients", mean("peak_memory_bytes.clients"), size),
+        column("Memory, server", mean("peak_memory_bytes.server"), size),
         column("Time", lambda row: sum(row.seconds.values()) or None, duration),
     ]
     several = columns if len(found.ratios) > 1 else columns[1:]
-    return [each for each in several if any(value is not None for value, _ in each.cells)]
+    return [(title, cells) for title, cells in several if any(value is not None for value, _ in cells)]
 
 
 def _operations(number: float | None) -> str:
@@ -188,41 +155,43 @@ def _scale(values: Sequence[float]) -> tuple[float, str]:
     return next(((unit, prefix) for unit, prefix in _UNITS if most >= unit), _UNITS[-1])
 
 
-def _figures(found: Comparison) -> dict[str, str]:
+def _figures(found: Compared) -> dict[str, str]:
     drawn: dict[str, str] = {}
-    exposed = {row.label: (row, share) for row in found.rows if (share := row.mean("exposed")) is not None}
+    exposed = [(row, 100 * share) for row in found.rows if (share := row.mean("exposed")) is not None]
     sent = [(row, row.travelled) for row in found.rows if row.travelled is not None]
+    unit, prefix = _scale([sum(parts.values()) for _, parts in sent])
+    travelled = [(row, sum(parts.values()) / unit) for row, parts in sent]
     with drawing():
-        if len(exposed) > 1:
-            drawn["exposed"] = figures_of.trade_off(
-                [row for row, _ in exposed.values()],
-                [100 * share for _, share in exposed.values()],
-                name="exposed",
-                title="Accuracy against exposure",
-                axis="share of the LLM's parameters exposed (%)",
-            )
-        if len(sent) > 1:
-            unit, prefix = _scale([sum(parts.values()) for _, parts in sent])
-            drawn["bytes"] = figures_of.trade_off(
-                [row for row, _ in sent],
-                [sum(parts.values()) / unit for _, parts in sent],
-                name="bytes",
-                title="Accuracy against traffic",
-                axis=f"sent up, down and as proxy ({prefix}B)",
-            )
+        for name, costs, title, axis in (
+            ("exposed", exposed, "Accuracy against exposure", "share of the LLM's parameters exposed (%)"),
+            ("bytes", travelled, "Accuracy against traffic", f"sent up, down and as proxy ({prefix}B)"),
+        ):
+            if len(costs) > 1:
+                marks = [
+                    plots.Mark(row.label, cost, row.accuracy, row.method == FEDPROXY, row.method in _NAMED)
+                    for row, cost in costs
+                ]
+                drawn[name] = plots.trade_off(marks, name=name, title=title, axis=axis, score="accuracy (%)")
         drawn |= _costs(found, sent)
-        with_losses = figures_of.has_losses(sorted(found.rows, key=lambda row: row.method != FEDPROXY))
-        if with_losses:
-            drawn["losses"] = figures_of.losses(with_losses)
+        rows = [row for row in sorted(found.rows, key=lambda row: row.method != FEDPROXY) if row.losses]
+        if rows:
+            drawn["losses"] = plots.lines(
+                {row.label: row.losses for row in rows},
+                name="losses",
+                title="Training loss by round, mean of clients and seeds",
+                axis="loss (nats a token)",
+                each="a method each",
+                own=[row.label for row in rows if row.method == FEDPROXY],
+            )
     return drawn
 
 
-def _costs(found: Comparison, sent: Sequence[tuple[Row, dict[str, float]]]) -> dict[str, str]:
+def _costs(found: Compared, sent: Sequence[tuple[Row, dict[str, float]]]) -> dict[str, str]:
     drawn = {}
     worked = [
         (row, {"clients": clients, "server": server})
         for row in found.rows
-        if (clients := row.mean("flops_clients")) is not None and (server := row.mean("flops_server")) is not None
+        if (clients := row.mean("flops.clients")) is not None and (server := row.mean("flops.server")) is not None
     ]
     timed = [(row, row.seconds) for row in found.rows if row.seconds]
     for name, rows, title, axis, show, base in (
@@ -235,7 +204,7 @@ def _costs(found: Comparison, sent: Sequence[tuple[Row, dict[str, float]]]) -> d
             continue
         unit, prefix = base or _scale(totals)
         keys = list(dict.fromkeys(key for _, parts in rows for key in parts))
-        drawn[name] = figures_of.costs(
+        drawn[name] = plots.bars(
             [row.label for row, _ in rows],
             {key: [parts.get(key, 0.0) / unit for _, parts in rows] for key in keys},
             [show(total) for total in totals],
@@ -246,31 +215,25 @@ def _costs(found: Comparison, sent: Sequence[tuple[Row, dict[str, float]]]) -> d
     return drawn
 
 
-def _forests(found: Comparison) -> list[str]:
+def _forests(found: Compared) -> list[str]:
     """A forest plot for each method that others are compared with, at each ratio."""
     drawn: list[str] = []
     with drawing():
         for against, remove in dict.fromkeys((each.against, each.remove) for each in found.differences):
             chosen = [each for each in found.differences if (each.against, each.remove) == (against, remove)]
             where = f", {percent_short(remove)} % removed" if len(found.ratios) > 1 else ""
-            drawn.append(
-                figures_of.forest(
-                    chosen,
-                    [each.method for each in chosen],
-                    name=f"forest{len(drawn)}",
-                    title=f"Difference from {against}{where}",
-                )
-            )
+            title = f"Difference from {against}{where}"
+            drawn.append(plots.forest(chosen, name=f"forest{len(drawn)}", title=title))
     return drawn
 
 
-def _federations(found: Comparison) -> list[Federation]:
+def _federations(found: Compared) -> list[dict[str, Any]]:
     """FedProxy's at every ratio first, then the others' at the first ratio; one that several methods share, once."""
     rows = sorted(found.rows, key=lambda row: row.method != FEDPROXY)
     chosen: dict[Any, tuple[list[str], Cell]] = {}
     for row in rows:
         cell = min(row.cells, key=lambda cell: cell.seed)
-        if cell.history.rounds and (row.method == FEDPROXY or row.remove == found.ratios[0]):
+        if cell.rounds and (row.method == FEDPROXY or row.remove == found.ratios[0]):
             titles, _ = chosen.setdefault(cell.trainings or row.label, ([], cell))
             titles.append(row.label)
     first = next((cell for _, cell in chosen.values()), None)
@@ -281,25 +244,29 @@ def _federations(found: Comparison) -> list[Federation]:
         ]
 
 
-def _federation(found: Comparison, titles: list[str], cell: Cell, index: int, model: Cell | None) -> Federation:
+def _federation(found: Compared, titles: list[str], cell: Cell, index: int, model: Cell | None) -> dict[str, Any]:
     """One federation; what its figures would repeat of `model`'s is left out."""
     score = found.methods.get(cell.method, {}).get("score", "experiment")
     compress = found.experiment.get("compress")
     shared = compress.get("score") if isinstance(compress, dict) else None
     chosen = shared if score == "experiment" else score
-    results = dataclasses.replace(cell.history, experiment={"compress": {"score": chosen}})
-    prefix, compared = f"federation{index}-", compared_rounds(results)
+    prefix, compared = f"federation{index}-", compared_rounds(cell.rounds)
+    conflicts = [Conflict(each.number, {}, each.conflict) for each in cell.rounds if each.conflict]
     figures: dict[str, Any] = {}
-    if plots.has(results, "loss"):
-        figures["loss"] = plots.by_round(results, "loss", prefix=prefix)
+    if plots.has(cell.rounds, "loss"):
+        figures["loss"] = plots.by_round(cell.rounds, "loss", prefix=prefix)
     if compared:
         shown = compared if cell.method == FEDPROXY else compared[-1:]
         figures |= heat_maps.similarities(shown, prefix=prefix)
-    if cell.conflicts:
-        figures["conflict_blocks"] = heat_maps.conflict_by_block(cell.conflicts, prefix=prefix)
-    proxy = results.layer_map, results.scores
-    if results.scores and (model is None or (model.history.layer_map, model.history.scores) != proxy):
-        figures["blocks"] = plots.blocks(results, prefix=prefix)
-    return Federation(
-        titles, cell.seed, results, cell.conflicts, compared[-1] if compared else None, figures, model is None
-    )
+    if conflicts:
+        figures["conflict_blocks"] = heat_maps.conflict_by_block(conflicts, prefix=prefix)
+    if cell.proxy.scores and (model is None or model.proxy != cell.proxy):
+        figures["blocks"] = plots.blocks(cell.proxy, chosen if isinstance(chosen, str) else "score", prefix=prefix)
+    return {
+        "titles": titles,
+        "cell": cell,
+        "conflicts": conflicts,
+        "compared": compared[-1] if compared else None,
+        "figures": figures,
+        "first": model is None,
+    }

@@ -1,19 +1,20 @@
 """A comparison in a few sentences; "better" and "worse" only where the interval of a paired difference excludes 0."""
 
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT
-from fedproxy.reporting.methods_results import Comparison, Difference, Row
+from fedproxy.records import Difference
+from fedproxy.reporting.rows import Compared, Row
 from fedproxy.reporting.units import count, percent, points
 
 OTHERS = (CENTRALIZED, "fedavg", ZERO_SHOT)
 """What FedProxy is set against in words."""
 
 
-def sentences(found: Comparison) -> list[str]:
+def sentences(found: Compared) -> list[str]:
     """What was run, which method is ahead, how FedProxy stands to others, and what the numbers do not say."""
     return [_setup(found), *(text for remove in found.ratios for text in _at(found, remove)), *_limits(found)]
 
 
-def _setup(found: Comparison) -> str:
+def _setup(found: Compared) -> str:
     methods = len({row.method for row in found.rows})
     parts = [count(len(found.seeds), "seed"), count(len(found.tasks), "task")]
     if found.clients is not None:
@@ -25,7 +26,7 @@ def _setup(found: Comparison) -> str:
     )
 
 
-def _at(found: Comparison, remove: float) -> list[str]:
+def _at(found: Compared, remove: float) -> list[str]:
     rows = [row for row in found.rows if row.remove == remove]
     where = f"With {percent_short(remove)} % removed, " if len(found.ratios) > 1 else ""
     said = []
@@ -49,7 +50,7 @@ def _at(found: Comparison, remove: float) -> list[str]:
     return said
 
 
-def _best(found: Comparison, rows: list[Row]) -> str:
+def _best(found: Compared, rows: list[Row]) -> str:
     best, federated = _leaders(rows), [row for row in rows if _federates_a_proxy(found, row)]
     text = f"the highest mean accuracy is that of {_named(best)}"
     if len(best) == 1 and found.methods.get(best[0].method, {}).get("data") == "each":
@@ -73,7 +74,7 @@ def _named(rows: list[Row]) -> str:
     return f"{listed([row.method for row in rows])}, {span}"
 
 
-def _federates_a_proxy(found: Comparison, row: Row) -> bool:
+def _federates_a_proxy(found: Compared, row: Row) -> bool:
     exposed = row.mean("exposed")
     return found.methods.get(row.method, {}).get("data") == "clients" and exposed is not None and exposed < 1
 
@@ -103,7 +104,7 @@ def interval(found: Difference) -> str:
     return f"{points(found.mean)} ({low} to {high})"
 
 
-def _limits(found: Comparison) -> list[str]:
+def _limits(found: Compared) -> list[str]:
     said = []
     if found.differences:
         level = found.differences[0].level
@@ -112,7 +113,7 @@ def _limits(found: Comparison) -> list[str]:
             "bootstrap intervals over the documents: they say how far other documents would move the difference "
             "between these trainings, not how far another seed would."
         )
-    left_out = {task: why for row in found.rows for cell in row.cells for task, why in cell.left_out.items()}
+    left_out = {task: why for row in found.rows for cell in row.cells for task, why in cell.accuracy.left_out.items()}
     if left_out:
         said.append(f"In no mean and no difference: {listed([f'{task} ({why})' for task, why in left_out.items()])}.")
     if len(found.seeds) == 1:

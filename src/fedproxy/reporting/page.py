@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedproxy.artifacts import event_of
+from fedproxy.records import MODELS, Results, Round, read_run
 from fedproxy.reporting import heat_maps, plots
 from fedproxy.reporting.conflict import Conflict, load_conflict
 from fedproxy.reporting.html import fill, write_page
-from fedproxy.reporting.results import MODELS, Results, Round, load, load_events
 from fedproxy.reporting.summary import sentences
 from fedproxy.reporting.svg import drawing
+from fedproxy.reporting.units import duration
 
 _EVENTS = 500
 
@@ -33,8 +35,8 @@ def report(run_dir: Path | str) -> Path:
         `report("runs/first")` → `Path("runs/first/report.html")`
     """
     run_dir = Path(run_dir)
-    results = load(run_dir)
-    conflicts = load_conflict(run_dir, results.layer_map) if results.layer_map else []
+    results = read_run(run_dir)
+    conflicts = load_conflict(run_dir, results.proxy.layer_map) if results.proxy.layer_map else []
     html = render(results, events=load_events(run_dir), run=run_dir.name or "RUN", conflicts=conflicts)
     path = run_dir / "report.html"
     write_page(path, html)
@@ -54,8 +56,8 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
         MissingExtraError: the extra `report` is not installed.
     """
     figures = _figures(results, conflicts)
-    compared = compared_rounds(results)
-    agreement = any(len(round_.names) > 1 for round_ in results.rounds)
+    compared = compared_rounds(results.rounds)
+    agreement = any(len(round_.analysis.names) > 1 for round_ in results.rounds)
     contents = ["Summary", "Results", "Rounds", "Agreement", "Compression", "Cost", "Settings", "Reproduce"]
     left_out = [name for name, there in (("Agreement", agreement), ("Compression", "blocks" in figures)) if not there]
     return fill(
@@ -80,32 +82,64 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
 def _figures(results: Results, conflicts: Sequence[Conflict]) -> dict[str, Any]:
     """Name → inline SVG of every figure that the run has numbers for; `small_similarities` is a list of them."""
     found: dict[str, Any] = {}
-    compared = compared_rounds(results)
+    compared, rounds = compared_rounds(results.rounds), results.rounds
     with drawing():
         if results.tasks:
-            found["scores"] = plots.scores(results)
+            found["scores"] = plots.points(
+                {
+                    MODELS[model]: [*map(scored.tasks.get, results.tasks), scored.average]
+                    for model, scored in results.evaluation.items()
+                },
+                [*results.tasks, "Mean"],
+                name="scores",
+                title="Score by task and model",
+                text="Points: score of every model on each task and in the mean; numbers in the table above.",
+                own=MODELS["fused"],
+            )
         for field in plots.QUANTITIES:
-            if plots.has(results, field) and not (field == "bytes_up" and plots.same_in_all(results, field)):
-                found[field] = plots.by_round(results, field)
+            if plots.has(rounds, field) and not (field == "bytes_up" and _same_in_all(rounds, field)):
+                found[field] = plots.by_round(rounds, field)
         if compared:
             found |= heat_maps.similarities(compared)
-            if sum(compared[-1].conflict):
+            if sum(compared[-1].analysis.conflict_histogram):
                 found["conflict"] = plots.conflict(compared[-1])
             if conflicts:
                 found["conflict_blocks"] = heat_maps.conflict_by_block(conflicts)
                 found["conflict_layers"] = heat_maps.conflict_by_layer(conflicts[-1])
-        if results.scores:
-            found["blocks"] = plots.blocks(results)
-        if results.seconds:
-            found["stages"] = plots.stages(results)
-        if (drawn := plots.traffic(results)) is not None:
+        if results.proxy.scores:
+            score = results.setting("compress", "score")
+            found["blocks"] = plots.blocks(results.proxy, score if isinstance(score, str) else "score")
+        if seconds := results.cost.seconds:
+            found["stages"] = plots.bars(
+                list(seconds),
+                {"seconds": list(seconds.values())},
+                list(map(duration, seconds.values())),
+                name="stages",
+                title="Time by stage",
+                axis="wall-clock time (s)",
+                row=0.32,
+            )
+        if (drawn := plots.traffic(rounds)) is not None:
             found["traffic"] = drawn
     return found
 
 
-def compared_rounds(results: Results) -> list[Round]:
+def compared_rounds(rounds: Sequence[Round]) -> list[Round]:
     """The rounds in which updates were compared."""
-    return [round_ for round_ in results.rounds if len(round_.names) > 1 and round_.similarity]
+    return [each for each in rounds if len(each.analysis.names) > 1 and each.analysis.similarity]
+
+
+def _same_in_all(rounds: Sequence[Round], field: str) -> bool:
+    return len({getattr(client, field) for round_ in rounds for client in round_.clients.values()}) == 1
+
+
+def load_events(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of RUN/events.jsonl that are JSON objects; a last line cut short by a crash is left out."""
+    path = Path(run_dir) / "events.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [event for line in lines if (event := event_of(line))]
 
 
 def pins(environment: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The run in a few sentences."""
 
-from fedproxy.reporting.results import MODELS, Results
+from fedproxy.records import MODELS, Results
 from fedproxy.reporting.units import count, duration, percent, points, size
 
 
@@ -19,20 +19,20 @@ def sentences(results: Results) -> list[str]:
 
 
 def _setup(results: Results) -> str:
-    if not results.llm_blocks or not results.layer_map:
+    if not results.llm.blocks or not results.proxy.layer_map:
         return ""
-    parameters = f" and {results.llm_parameters:,} parameters" if results.llm_parameters else ""
+    parameters = f" and {results.llm.parameters:,} parameters" if results.llm.parameters else ""
     exposed = f", {percent(results.exposed)} % of all parameters" if results.exposed is not None else ""
     return (
-        f"The LLM has {count(results.llm_blocks, 'block')}{parameters}; its proxy keeps "
-        f"{len(results.layer_map)} of them{exposed}. The LLM stayed with its owner, the data with the clients."
+        f"The LLM has {count(results.llm.blocks, 'block')}{parameters}; its proxy keeps "
+        f"{len(results.proxy.layer_map)} of them{exposed}. The LLM stayed with its owner, the data with the clients."
     )
 
 
 def _rounds(results: Results) -> str:
     if not results.rounds:
         return ""
-    rows = sum(client.rows or 0 for client in results.rounds[-1].clients)
+    rows = sum(client.rows or 0 for client in results.rounds[-1].clients.values())
     merge, regulariser = (results.setting("federate", key) for key in ("merge", "regulariser"))
     how = f", merged by {merge}" if isinstance(merge, str) else ""
     if isinstance(regulariser, str) and regulariser != "none":
@@ -80,9 +80,9 @@ def _left_out(results: Results) -> str:
     said = []
     for task, why in results.left_out.items():
         values = [
-            f"{MODELS[model]} {scored.left_out[task][0]:.4g}"
+            f"{MODELS[model]} {scored.scores[task].value:.4g}"
             for model, scored in results.evaluation.items()
-            if task in scored.left_out
+            if task in scored.left_out and task in scored.scores
         ]
         said.append(f"{task} ({why}): {', '.join(values)}")
     return f"In no mean and no figure: {'; '.join(said)}." if said else ""
@@ -96,10 +96,10 @@ def _loss_of_fusing(results: Results) -> str:
 
 
 def _cost(results: Results) -> str:
-    parts = []
-    if results.seconds:
-        parts.append(f"All stages together took {duration(sum(results.seconds.values()))}.")
-    if results.bytes_up is not None and results.bytes_down is not None:
-        text = f"The clients sent {size(results.bytes_up)} and received {size(results.bytes_down)}"
-        parts.append(text + (f"; the proxy itself weighs {size(results.proxy_bytes)}." if results.proxy_bytes else "."))
+    cost, parts = results.cost, []
+    if cost.seconds:
+        parts.append(f"All stages together took {duration(sum(cost.seconds.values()))}.")
+    if cost.bytes_up is not None and cost.bytes_down is not None:
+        text = f"The clients sent {size(cost.bytes_up)} and received {size(cost.bytes_down)}"
+        parts.append(text + (f"; the proxy itself weighs {size(cost.proxy_bytes)}." if cost.proxy_bytes else "."))
     return " ".join(parts)

@@ -85,9 +85,9 @@ def label(name: str, length: int = 20) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def legend_text(name: str) -> str:
+def legend_text(name: str, length: int = 20) -> str:
     """A label that matplotlib shows even where the name begins with an underscore."""
-    return label(name) if not name.startswith("_") else "\u200b" + label(name)
+    return label(name, length) if not name.startswith("_") else "\u200b" + label(name, length)
 
 
 def inline(drawn: "Figure", name: str, description: str) -> str:

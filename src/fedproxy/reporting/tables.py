@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedproxy.reporting.results import MODELS, parse
+from fedproxy.records import MODELS, Results, as_record
 from fedproxy.reporting.units import duration, percent, size
 
 
@@ -19,7 +19,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     Raises:
         ArtifactError: a part has the wrong type.
     """
-    parsed = parse(dict(results))
+    parsed = as_record(dict(results), Results, "results")
     table = Table(title="Score in %", title_justify="left")
     table.add_column("Task", overflow="fold")
     for model in parsed.evaluation:
@@ -43,19 +43,18 @@ def totals_table(results: Mapping[str, Any]) -> Table:
     Raises:
         ArtifactError: a part has the wrong type.
     """
-    parsed = parse(dict(results))
+    parsed = as_record(dict(results), Results, "results")
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     if parsed.gap_closed is not None:
         table.add_row("Gap closed", f"{percent(parsed.gap_closed)} % of the way from LLM to centralized")
-    if parsed.bytes_up is not None and parsed.bytes_down is not None:
-        table.add_row(
-            "Bytes sent", f"{size(parsed.bytes_up)} up, {size(parsed.bytes_down)} down, all clients and rounds"
-        )
-    if parsed.peak_memory is not None:
-        table.add_row("Peak memory", size(parsed.peak_memory))
-    if parsed.seconds:
-        stages = " · ".join(f"{stage} {duration(value)}" for stage, value in parsed.seconds.items())
-        table.add_row("Time", Text(f"{stages} · together {duration(sum(parsed.seconds.values()))}"))
+    cost = parsed.cost
+    if cost.bytes_up is not None and cost.bytes_down is not None:
+        table.add_row("Bytes sent", f"{size(cost.bytes_up)} up, {size(cost.bytes_down)} down, all clients and rounds")
+    if cost.peak_memory is not None:
+        table.add_row("Peak memory", size(cost.peak_memory))
+    if cost.seconds:
+        stages = " · ".join(f"{stage} {duration(value)}" for stage, value in cost.seconds.items())
+        table.add_row("Time", Text(f"{stages} · together {duration(sum(cost.seconds.values()))}"))
     return table

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+from collections.abc import Sequence
+
 
 def percent(share: float | None) -> str:
     """A share as a percentage with one decimal, without the sign; a dash for None.
@@ -28,13 +30,7 @@ def size(number: float | None) -> str:
         >>> size(1_234_567)
         '1.2 MB'
     """
-    if number is None:
-        return "–"
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
+    return _scaled(number, ("B", "kB", "MB", "GB", "TB"))
 
 
 def operations(number: float | None) -> str:
@@ -44,13 +40,14 @@ def operations(number: float | None) -> str:
         >>> operations(1_234_567)
         '1.2 MFLOP'
     """
+    return _scaled(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _scaled(number: float | None, units: Sequence[str]) -> str:
     if number is None:
         return "–"
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if abs(number) < 1000:
-            return f"{number:.0f} FLOP" if not unit else f"{number:.1f} {unit}FLOP"
-        number /= 1000
-    return f"{number:.1f} EFLOP"
+    power = next((power for power in range(len(units)) if abs(number) < 1000 ** (power + 1)), len(units) - 1)
+    return f"{number / 1000**power:.{min(power, 1)}f} {units[power]}"
 
 
 def duration(seconds: float | None) -> str:

@@ -1,0 +1,432 @@
+"""What is written of runs and comparisons: results.json, round.json, an evaluation and compare.json, as types.
+
+A file may be a stranger's, cut short, or of an earlier version: a part that is not there is empty, keys that are not
+known are passed over, null is as if it were not there, and a wrong value is one `ArtifactError` that names its place.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import field_validator as field
+from pydantic import model_validator as whole
+
+from fedproxy.artifacts import read_json
+from fedproxy.errors import ArtifactError
+from fedproxy.metrics import gap_closed, main_metric
+
+MODELS = {
+    "llm": "LLM",
+    "proxy": "Proxy",
+    "proxy_tuned": "Tuned proxy",
+    "fused": "Fused LLM",
+    "proxy_tuning": "LLM with decode-time proxy tuning",
+    "centralized": "Centralized",
+}
+"""The models that are evaluated, as people call them."""
+_LARGEST = 1e30
+"""No quantity comes near it; larger ones have no room in a figure, and sums of the largest would overflow."""
+_SHOWN = 60
+"""Letters of a wrong value that are shown."""
+
+
+def _given(value: Any) -> Any:
+    """An object without what is null."""
+    return {key: entry for key, entry in value.items() if entry is not None} if isinstance(value, dict) else value
+
+
+def _known(value: Any) -> Any:
+    return {model: value[model] for model in MODELS if model in value} if isinstance(value, dict) else value
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _tables(value: Any) -> Any:
+    if isinstance(value, list) and not all(isinstance(entry, dict) for entry in value):
+        raise ValueError("expected tables")
+    return value
+
+
+T = TypeVar("T")
+R = TypeVar("R", bound="Record")
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-_LARGEST, le=_LARGEST)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=-_LARGEST, le=_LARGEST)]
+Cosine = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1.001, le=1.001)]
+Share = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1)]
+Block = Annotated[int, Field(ge=0, lt=10**9)]
+Given = Annotated[dict[str, T], BeforeValidator(_given)]
+Settings = dict[str, Annotated[Any, AfterValidator(_tables)]]
+
+
+class Record(BaseModel):
+    """A JSON object."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @whole(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        return _given(value)
+
+
+class Score(Record):
+    """What a model scored on one task: its main metric, and the number of rows; in a file a number, or all metrics."""
+
+    value: Number
+    n: Whole | None = None
+
+    @whole(mode="before")
+    @classmethod
+    def _main(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return {"value": value}
+        metrics = [key for key, entry in value.items() if key != "n" and _is_number(entry)]
+        if not metrics:
+            raise ValueError("expected a metric")
+        return {"value": value[main_metric(metrics)], "n": value.get("n")}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+class Evaluation(Record):
+    """What one model scored.
+
+    Attributes:
+        scores: Of every task.
+        left_out: Task → why its score is in no mean: less of it is better, or it is no share of 1.
+        average: Mean over the others.
+    """
+
+    scores: Given[Score] = Field(default={}, alias="tasks")
+    left_out: Given[str] = {}
+    average: Number | None = Field(default=None, validate_default=True)
+
+    @field("average")
+    @classmethod
+    def _mean(cls, value: float | None, info: ValidationInfo) -> float | None:
+        left_out = info.data.get("left_out", {})
+        found = [score.value for task, score in info.data.get("scores", {}).items() if not left_out.get(task)]
+        return sum(found) / len(found) if value is None and found else value
+
+    @cached_property
+    def tasks(self) -> dict[str, float]:
+        """Task → score, of those in the mean."""
+        return {task: score.value for task, score in self.scores.items() if not self.left_out.get(task)}
+
+
+class Client(Record):
+    """One client in one round, as it stated it."""
+
+    rows: Whole | None = None
+    loss: Number | None = None
+    seconds: Number | None = None
+    tokens_per_second: Number | None = None
+    peak_memory: Whole | None = Field(default=None, alias="peak_memory_bytes")
+    wire: str = ""
+    bytes_up: Whole | None = None
+    bytes_down: Whole | None = None
+
+
+class Quarantined(Record):
+    """A client whose update was left out."""
+
+    client: str = "?"
+    reason: str = "no reason recorded"
+
+
+class Analysis(Record):
+    """How the merged updates of a round relate; a rule that weighs nobody has no weights.
+
+    Attributes:
+        names: The merged clients; the lists are in their order.
+        similarity: Cosine of each two.
+        conflict_histogram: Number of coordinates with conflict 0, 1/K, …, 1.
+    """
+
+    names: list[str] = []
+    similarity: list[list[Cosine]] = []
+    heterogeneity: list[Number] = []
+    weights: list[Number] = []
+    retention: list[Number] = []
+    conflict_histogram: list[Whole] = []
+    conflict_mean: Number | None = None
+
+    @field("similarity")
+    @classmethod
+    def _square(cls, value: list[list[float]], info: ValidationInfo) -> list[list[float]]:
+        count = len(info.data.get("names", value))
+        if value and [len(row) for row in value] != [count] * count:
+            raise ValueError(f"expected {count} rows of {count} numbers")
+        return value
+
+    def of(self, name: str) -> list[float | None]:
+        """A client's heterogeneity, weight and retention; None where there is none."""
+        columns = (self.heterogeneity, self.weights, self.retention)
+        return [dict(zip(self.names, column, strict=False)).get(name) for column in columns]
+
+
+class Round(Record):
+    """One round of the federation, as in round.json; `conflict` is the mean of each LLM block, if it was kept."""
+
+    number: Whole = Field(alias="round")
+    clients: Given[Client] = {}
+    quarantined: list[Quarantined] = []
+    analysis: Analysis = Analysis()
+    conflict: Annotated[dict[Block, Share], BeforeValidator(_given)] = {}
+    seconds: Number | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """Mean over the clients, each of which counts the same."""
+        found = [client.loss for client in self.clients.values() if client.loss is not None]
+        return sum(found) / len(found) if found else None
+
+
+class LLM(Record):
+    """The LLM; its identity is empty if it was not recorded."""
+
+    sha256: str = ""
+    blocks: Whole | None = None
+    parameters: Whole | None = None
+
+
+class Proxy(Record):
+    """The proxy: the LLM block of each of its blocks, and the score of every LLM block."""
+
+    parameters: Whole | None = None
+    layer_map: list[Whole] = []
+    scores: list[Number] = []
+
+
+class Cost(Record):
+    """What a run took: seconds by stage, and bytes of all clients and rounds; the proxy is sent once to each client."""
+
+    seconds: Given[Number] = {}
+    bytes_up: Whole | None = None
+    bytes_down: Whole | None = None
+    proxy_bytes: Whole | None = None
+    peak_memory: Whole | None = Field(default=None, alias="peak_memory_bytes")
+
+
+class Results(Record):
+    """A run's results.json; `evaluation` holds those of `MODELS` that were evaluated, in that order."""
+
+    name: str = "run"
+    seed: Whole | None = None
+    llm: LLM = LLM()
+    proxy: Proxy = Proxy()
+    evaluation: Annotated[Given[Evaluation], BeforeValidator(_known)] = {}
+    rounds: list[Round] = []
+    cost: Cost = Cost()
+    environment: dict[str, Any] = {}
+    experiment: dict[str, Any] = {}
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Every task that a model was scored on, in the order of the first model that has it."""
+        return list(dict.fromkeys(task for scored in self.evaluation.values() for task in scored.tasks))
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Task → why some model's value of it is in no mean."""
+        found = (scored for scored in self.evaluation.values())
+        return {task: why for each in found for task, why in each.left_out.items() if task in each.scores and why}
+
+    def rows(self, task: str) -> int | None:
+        """Number of rows of a task."""
+        found = (scored.scores[task].n for scored in self.evaluation.values() if task in scored.scores)
+        return next((rows for rows in found if rows is not None), None)
+
+    @property
+    def clients(self) -> list[str]:
+        """Every client that trained, in the order of the rounds."""
+        return list(dict.fromkeys(name for round_ in self.rounds for name in round_.clients))
+
+    @property
+    def exposed(self) -> float | None:
+        """Parameters of the proxy, which every client has, as a share of the LLM's."""
+        if not self.llm.parameters or self.proxy.parameters is None:
+            return None
+        return self.proxy.parameters / self.llm.parameters
+
+    def setting(self, table: str, key: str) -> Any:
+        """A value of the experiment, or None."""
+        values = self.experiment.get(table)
+        return values.get(key) if isinstance(values, dict) else None
+
+    @property
+    def gap_closed(self) -> float | None:
+        """See `metrics.gap_closed`."""
+        return gap_closed({model: dict(scored) for model, scored in self.evaluation.items()})
+
+    def average(self, model: str) -> float | None:
+        """A model's mean score, or None if it was not evaluated."""
+        return self.evaluation[model].average if model in self.evaluation else None
+
+
+class Accuracy(Evaluation):
+    """What a cell's model scored; there is always a mean."""
+
+    average: Number
+
+
+class Parties(Record):
+    """A cost of the server, and of the clients."""
+
+    clients: Number | None = None
+    server: Number | None = None
+
+
+class Worst(Record):
+    """The client's task with the lowest accuracy; empty if it was not recorded."""
+
+    task: str = ""
+    accuracy: Number | None = None
+
+
+class Cell(Record):
+    """One method with one seed at one ratio: a share `remove` of the LLM's blocks is removed, if it takes a proxy.
+
+    `trainings` are the names of those it rests on; cells may share them. Without a federation, and in files of earlier
+    versions, there are no rounds.
+    """
+
+    method: Name
+    seed: Whole
+    remove: Number
+    accuracy: Accuracy
+    proxy_tuned: Evaluation = Evaluation()
+    worst: Worst = Worst()
+    gap_closed: Number | None = None
+    exposed: Number | None = None
+    bytes_up: Number | None = None
+    bytes_down: Number | None = None
+    proxy_bytes: Number | None = None
+    flops: Parties = Parties()
+    peak_memory_bytes: Parties = Parties()
+    seconds: Given[Number] = {}
+    trainings: tuple[str, ...] = ()
+    proxy: Proxy = Proxy()
+    rounds: list[Round] = []
+
+
+class Difference(Record):
+    """How much more accurate `method` is than `against`, as a share of 1, with its interval.
+
+    Attributes:
+        level: Share of the bootstrap's samples within the interval from `low` to `high`.
+        by_seed: The difference for each seed.
+        verdict: "better" or "worse" if the interval excludes 0, else "undecided".
+        tasks: The tasks that it is of.
+    """
+
+    method: Name
+    against: Name
+    remove: Number
+    mean: Number
+    low: Number
+    high: Number
+    level: Number = 0.95
+    by_seed: list[Number] = []
+    verdict: Name
+    tasks: list[str] = []
+
+    @field("verdict")
+    @classmethod
+    def _of_the_interval(cls, value: str, info: ValidationInfo) -> str:
+        low, high = info.data.get("low", 0.0), info.data.get("high", 0.0)
+        if value != (expected := "better" if low > 0 else "worse" if high < 0 else "undecided"):
+            raise ValueError(f"of an interval from {low:g} to {high:g} it is {expected!r}")
+        return value
+
+    @property
+    def turned(self) -> Self:
+        """The same, seen from the other method."""
+        verdict = {"better": "worse", "worse": "better"}.get(self.verdict, self.verdict)
+        ends = {"mean": 0.0 - self.mean, "low": 0.0 - self.high, "high": 0.0 - self.low}
+        others = {"method": self.against, "against": self.method, "by_seed": [0.0 - value for value in self.by_seed]}
+        return self.model_copy(update={**ends, **others, "verdict": verdict})
+
+
+class Comparison(Record):
+    """A comparison's compare.json.
+
+    Attributes:
+        methods: Method → its choice on each axis, and "paper".
+        flops: How operations were counted.
+        commit: Of the repository; empty if there was none.
+    """
+
+    name: str = "comparison"
+    compare: dict[str, Any] = {}
+    experiment: Settings = {}
+    environment: dict[str, Any] = {}
+    methods: Given[Given[str]] = {}
+    flops: str = ""
+    commit: str = ""
+    cells: list[Cell] = Field(min_length=1)
+    differences: list[Difference] = []
+
+    @field("cells")
+    @classmethod
+    def _once(cls, value: list[Cell]) -> list[Cell]:
+        keys = [(cell.method, cell.seed, cell.remove) for cell in value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise ValueError(f"two cells are of {twice[0]:.60}, seed {twice[1]}, remove {twice[2]:g}")
+        return value
+
+
+def as_record(value: Any, kind: type[R], source: str) -> R:
+    """Check what a file holds, and give it its type.
+
+    Args:
+        value: What it holds.
+        kind: The type.
+        source: The file's name in messages.
+
+    Raises:
+        ArtifactError: a part is wrong; the message names the place and the value.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        wrong = min(error.errors(include_url=False), key=lambda each: each["type"] == "missing")
+    place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in wrong["loc"] if key != "[key]")
+    says = wrong["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    held = repr(wrong["input"])
+    held = held if len(held) <= _SHOWN else held[: _SHOWN - 3] + "..."
+    what = "missing" if wrong["type"] == "missing" else f"{held}: {says}"
+    raise ArtifactError(f"{source}{place} is {what}. Run the experiment again to write it anew.")
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read a file of JSON as its type.
+
+    Raises:
+        ArtifactError: it is missing or damaged, or a part is wrong; the message names the place and the value.
+    """
+    return as_record(read_json(path), kind, str(path))
+
+
+def read_run(run: Path) -> Results:
+    """Read a run's results.json; rounds that it leaves out are taken from RUN/rounds.
+
+    Raises:
+        ArtifactError: there is no results.json, or it or a round is damaged.
+    """
+    path = Path(run) / "results.json"
+    if not path.is_file():
+        raise ArtifactError(
+            f"{path} is missing. Give the folder of a finished run; `fedproxy run --resume` finishes one."
+        )
+    found = read_record(path, Results)
+    if "rounds" in found.model_fields_set:
+        return found
+    rounds = [read_record(file, Round) for file in sorted(Path(run).glob("rounds/*/round.json"))]
+    return found.model_copy(update={"rounds": rounds})
