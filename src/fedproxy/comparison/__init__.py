@@ -285,7 +285,7 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
 
     def plain(spread: Spread | None) -> dict[str, float] | None:
-        return spread and dataclasses.asdict(spread)
+        return dataclasses.asdict(spread) if spread else None
 
     return [
         {"method": row.method, "remove": row.remove, "seeds": len(row.cells)}
