@@ -10,6 +10,7 @@ import torch
 from fedproxy.artifacts import new_directory, os_error, read_json, write_json
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.messages import Closed
+from fedproxy.records import Round, as_record
 from fedproxy.tensor_files import load_tensors, save_tensors
 
 _ADAPTER, _CONFLICT = "adapter.safetensors", "conflict.safetensors"
@@ -103,8 +104,7 @@ class RoundStore:
         for number in range(1, self.count() + 1):
             path = self._of(number) / "round.json"
             record = read_json(path)
-            if not isinstance(record, dict) or record.get("round") != number:
-                given = record.get("round") if isinstance(record, dict) else None
+            if (given := as_record(record, Round, str(path)).number) != number:
                 raise ArtifactError(f"{path} is of round {given}, not {number}.")
             found.append(record)
         return found

@@ -257,7 +257,7 @@ def bars(
             label=legend_text(part),
         )
         ends = [end + value for end, value in zip(ends, values, strict=True)]
-    axes.bar_label(ended, [label(total, 14) for total in totals], padding=3, fontsize=7.5)
+    axes.bar_label(ended, [label(total, 14) for total in totals], padding=3, fontsize=min(9, 37.5 * row))
     _rows(axes, labels)
     axes.set_xlabel(axis)
     axes.margins(x=0.2)
@@ -369,6 +369,8 @@ def trade_off(marks: Sequence[Mark], *, name: str, title: str, axis: str, score:
             fontweight="bold" if index in on_front else "normal",
             arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.45, "relpos": (0, 0.5)},
         )
+    if min(costs) > 0:
+        axes.set_xlim(left=0)
     axes.set_xlabel(axis)
     axes.set_ylabel(score)
     axes.grid(axis="both")
