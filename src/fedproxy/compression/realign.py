@@ -32,11 +32,7 @@ _TOKENS = "fedproxy.tokens"
 
 
 def emulator_blocks(count: int, owned: Sequence[int]) -> list[int]:
-    """The proxy blocks that the clients do not train.
-
-    Args:
-        count: Blocks of the proxy.
-        owned: Those that the clients train.
+    """Those of the proxy's blocks, so many, that the clients do not train; those that they train they own.
 
     Raises:
         UsageError: there is none.
@@ -163,15 +159,9 @@ class Realigner:
 def drawn_batches(
     documents: Sequence[str], tokenizer: Tokenizer, settings: Heal, longest: int, seed: int, number: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Token numbers and mask, each [documents, tokens], of every step of the alignment before a round.
+    """Token numbers and mask, each [documents, tokens], of every step of the alignment before the round of this number.
 
-    Args:
-        documents: Public text.
-        tokenizer: The LLM's.
-        settings: The [heal] table.
-        longest: Tokens of a document at most.
-        seed: The experiment's seed.
-        number: The round.
+    Arguments are as of `Realigner`; a document gives so many tokens at the longest.
     """
     generator = random.Random(derive_seed(seed, "realign", number))
     found: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -76,7 +76,7 @@ def evaluate(
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}: give at least 1.")
-    loaded = load_for_evaluation(tasks, data=Path(data) if data else None, include=Path(include) if include else None)
+    loaded = load_for_evaluation(tasks, data=data, include=include)
     model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
     scores: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}

@@ -28,13 +28,8 @@ def bf16_is_fast(device: torch.device) -> bool:
 def suit_attention(model: Any, usual: str, longest: int, device: torch.device) -> None:
     """Give the model the attention that suits a batch: on a CPU, short rows go without the fused one.
 
-    There its backward pass costs more than the rest of the step.
-
-    Args:
-        model: The base model, changed.
-        usual: The attention that it came with.
-        longest: Tokens of the longest row.
-        device: Where it is trained.
+    There its backward pass costs more than the rest of the step. The usual attention is what the model came with;
+    `longest` counts the tokens of the longest row.
     """
     short = device.type == "cpu" and usual == "sdpa" and longest <= EAGER_ATTENTION_UP_TO
     wanted = "eager" if short else usual
@@ -44,13 +39,7 @@ def suit_attention(model: Any, usual: str, longest: int, device: torch.device) -
 
 @contextlib.contextmanager
 def in_training(model: AdaptedModel, settings: Train, pad: int) -> Iterator[Backward]:
-    """Put a model into training state for a while; afterwards it is in evaluation state.
-
-    Args:
-        model: A model with an adapter, on its device.
-        settings: The [train] table: precision, checkpointing, layout.
-        pad: Padding token id.
-    """
+    """Put a model on its device into training state for a while; afterwards it is in evaluation state."""
     base: Any = model.get_base_model()
     device = next(model.parameters()).device
     autocast = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_fast(device))

@@ -14,14 +14,8 @@ _PROBES = ("a", "the", "0", "!")
 def prepare(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> PreTrainedTokenizerBase:
     """Make a tokenizer fit for text that goes on: it ends no text by itself, and pads with something.
 
-    A prompt that ended in an end-of-text token would be a finished text, and its answer begin one token late.
-
-    Args:
-        tokenizer: The tokenizer; it is changed.
-        vocabulary: Rows of the model's embedding; none if they are not known.
-
-    Returns:
-        The tokenizer.
+    A prompt that ended in an end-of-text token would be a finished text, and its answer begin one token late. It is the
+    tokenizer itself that is changed. The vocabulary is the rows of the model's embedding, if they are known.
 
     Raises:
         ArtifactError: it goes on ending texts, or a token that stands in every text has no row in the embedding.
@@ -48,12 +42,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, specia
     """The ids of texts, with what the tokenizer puts before each.
 
     A text that begins with the begin-of-text token already, as rendered chats do, gets no second one; the LM evaluation
-    harness does the same.
-
-    Args:
-        tokenizer: A tokenizer that `prepare` went over.
-        texts: The texts.
-        special: Whether the tokenizer may put its special tokens before them.
+    harness does the same. The tokenizer is one that `prepare` went over; unless `special`, it puts nothing before them.
 
     Raises:
         ArtifactError: a text holds a token that has no row in the embedding.
@@ -82,12 +71,6 @@ def answer_ids(
 
     An answer that melts into the prompt's last token would have none, so that it would always be right and never be
     learned; it is encoded by itself.
-
-    Args:
-        tokenizer: The tokenizer.
-        whole: Ids of prompt and answer together.
-        prompt: Ids of the prompt.
-        answer: The answer's text.
     """
     return list(whole[len(prompt) :]) or text_ids(tokenizer, [answer], special=False)[0]
 
