@@ -32,7 +32,7 @@ _TOKENS = "fedproxy.tokens"
 
 
 def emulator_blocks(count: int, owned: Sequence[int]) -> list[int]:
-    """Those of the proxy's blocks, so many, that the clients do not train; those that they train they own.
+    """The proxy blocks, of `count`, that the clients do not train.
 
     Raises:
         UsageError: there is none.
@@ -161,7 +161,7 @@ def drawn_batches(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Token numbers and mask, each [documents, tokens], of every step of the alignment before the round of this number.
 
-    Arguments are as of `Realigner`; a document gives so many tokens at the longest.
+    Of a document `longest` tokens are taken at most; the other arguments are as of `Realigner`.
     """
     generator = random.Random(derive_seed(seed, "realign", number))
     found: list[tuple[torch.Tensor, torch.Tensor]] = []

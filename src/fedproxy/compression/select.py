@@ -43,10 +43,10 @@ def check_remove(remove: float) -> None:
 
 
 def between(blocks: int, first: int, last: int, removed: int) -> range:
-    """Return the blocks between so many first and last ones that are always kept.
+    """Return the blocks between the `first` and the `last` ones, so many each, that are always kept.
 
     Raises:
-        UsageError: fewer are between them than have to be removed.
+        UsageError: fewer than `removed`, which have to go, are between them.
     """
     middle = range(first, blocks - last)
     if len(middle) < removed:

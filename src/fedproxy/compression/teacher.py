@@ -229,8 +229,8 @@ def _rows_of(
     """Give a function that writes rows of the tensors of a new safetensors file: (tensor, first row, rows)."""
     header = header_bytes({name: (DTYPE_NAMES[dtype], shape) for name, (dtype, shape) in layout.items()})
     sizes = {name: dtype.itemsize * prod(shape[1:]) for name, (dtype, shape) in layout.items()}
-    ends = accumulate((sizes[name] * shape[0] for name, (_, shape) in layout.items()), initial=len(header))
-    places = dict(zip(layout, ends, strict=False))
+    begins = accumulate((sizes[name] * shape[0] for name, (_, shape) in layout.items()), initial=len(header))
+    places = dict(zip(layout, begins, strict=False))
     with new_file(file) as out:
 
         def put(name: str, row: int, rows: torch.Tensor) -> None:

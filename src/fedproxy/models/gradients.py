@@ -28,8 +28,13 @@ def bf16_is_fast(device: torch.device) -> bool:
 def suit_attention(model: Any, usual: str, longest: int, device: torch.device) -> None:
     """Give the model the attention that suits a batch: on a CPU, short rows go without the fused one.
 
-    There its backward pass costs more than the rest of the step. The usual attention is what the model came with;
-    `longest` counts the tokens of the longest row.
+    There its backward pass costs more than the rest of the step.
+
+    Args:
+        model: The base model, changed.
+        usual: The attention that it came with.
+        longest: Tokens of the longest row.
+        device: Where it is trained.
     """
     short = device.type == "cpu" and usual == "sdpa" and longest <= EAGER_ATTENTION_UP_TO
     wanted = "eager" if short else usual

@@ -240,7 +240,7 @@ def compute_share(
 def together(model: AdaptedModel, settings: Train, pad: int, seed: int, alone: Backward) -> Iterator[Backward]:
     """Compute the gradients of steps with the whole team; with `alone`, if there is none that has loaded `model`.
 
-    The model is in training. Each process's dropout has a seed of its own, which is drawn from `seed`.
+    The other arguments are as of `train`; each process's dropout has a seed of its own.
     """
     leading = team()
     if leading is None or not leading.has(model):

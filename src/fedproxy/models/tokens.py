@@ -14,8 +14,11 @@ _PROBES = ("a", "the", "0", "!")
 def prepare(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> PreTrainedTokenizerBase:
     """Make a tokenizer fit for text that goes on: it ends no text by itself, and pads with something.
 
-    A prompt that ended in an end-of-text token would be a finished text, and its answer begin one token late. It is the
-    tokenizer itself that is changed. The vocabulary is the rows of the model's embedding, if they are known.
+    A prompt that ended in an end-of-text token would be a finished text, and its answer begin one token late.
+
+    Args:
+        tokenizer: The tokenizer; it is changed, and returned.
+        vocabulary: Rows of the model's embedding; none if they are not known.
 
     Raises:
         ArtifactError: it goes on ending texts, or a token that stands in every text has no row in the embedding.
@@ -42,7 +45,12 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, specia
     """The ids of texts, with what the tokenizer puts before each.
 
     A text that begins with the begin-of-text token already, as rendered chats do, gets no second one; the LM evaluation
-    harness does the same. The tokenizer is one that `prepare` went over; unless `special`, it puts nothing before them.
+    harness does the same.
+
+    Args:
+        tokenizer: A tokenizer that `prepare` went over.
+        texts: The texts.
+        special: Whether the tokenizer may put its special tokens before them.
 
     Raises:
         ArtifactError: a text holds a token that has no row in the embedding.

@@ -170,7 +170,7 @@ def step_batches(
 ) -> Iterator[list[list[Encoded]]]:
     """Yield the batches of each optimizer step, without end: all examples once, shuffled, then all once again.
 
-    It begins after having yielded all examples `skip` times.
+    What the first `skip` passes over all examples would give is passed over.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     for _ in range(skip):  # what `batches` draws

@@ -69,9 +69,13 @@ class TrainingMemory:
 def decoder_numbers(
     decoder: Model, keep: Sequence[int], targets: str | Sequence[str], parameters: int
 ) -> DecoderNumbers:
-    """Look up the numbers of a decoder, on the meta device or not, that keeps some of its blocks.
+    """Look up the numbers of a decoder that keeps some of its blocks.
 
-    With these blocks it has so many parameters; the targets are "all-linear", or linear layers within a block.
+    Args:
+        decoder: The whole decoder; it may be on the meta device.
+        keep: The blocks that it keeps.
+        targets: "all-linear", or names of linear layers within a block.
+        parameters: Number of parameters with these blocks.
     """
     config: Any = decoder.config
     wanted = [targets] if isinstance(targets, str) else targets
