@@ -346,7 +346,8 @@ def _runs(order: Sequence[str], shard: Mapping[str, Stored], computed: Mapping[s
 
 def _copy_bytes(source: Stored, target: int, position: int) -> int:
     """Copy a stretch of a file into the file `target`, within the kernel where it can; returns its bytes."""
-    begin, copy = source.begin, _copy_range
+    begin = source.begin
+    copy: Callable[[int, int, int, int, int], int] = os.copy_file_range
     with open(source.file, "rb", buffering=0) as file:
         while begin < source.end:
             try:
@@ -360,10 +361,6 @@ def _copy_bytes(source: Stored, target: int, position: int) -> int:
                 raise ArtifactError(f"{source.file} ends early: it was changed while it was copied.")
             begin, position = begin + count, position + count
     return source.end - source.begin
-
-
-def _copy_range(source: int, target: int, count: int, begin: int, position: int) -> int:
-    return os.copy_file_range(source, target, count, begin, position)
 
 
 def _copy_through(source: int, target: int, count: int, begin: int, position: int) -> int:

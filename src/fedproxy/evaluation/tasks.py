@@ -6,7 +6,6 @@ the name are looked into first.
 
 import difflib
 import functools
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +64,7 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 @functools.cache
 def _stock_paths() -> tuple[Path, list[Path]]:
-    harness_module("lm_eval")
-    spec = importlib.util.find_spec("lm_eval.tasks")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent
+    folder = Path(harness_module("lm_eval").__file__).parent / "tasks"
     return folder, sorted(folder.rglob("*.yaml"))
 
 
