@@ -107,6 +107,12 @@ class Stored:
             raise ArtifactError(f"{self.file}: {error.strerror or error}.") from error
         return tensor
 
+    def rows(self, begin: int, end: int) -> "Stored":
+        """Where some of its rows lie."""
+        row = (self.end - self.begin) // self.shape[0]
+        shape = (end - begin, *self.shape[1:])
+        return replace(self, shape=shape, begin=self.begin + begin * row, end=self.begin + end * row)
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype in torch's terms."""
@@ -247,7 +253,7 @@ def write_shards(
         shards: For each file to write, name → where the bytes lie; empty ones are left out.
         computed: Name → function that makes the new tensor from where the old one lies, as a whole or in pieces that
             are written as they come; called when it is its turn.
-        on_bytes: Told the number of bytes written since the last call.
+        on_bytes: Told the number of bytes written so far.
 
     Raises:
         ArtifactError: a source file cannot be read.
@@ -261,12 +267,13 @@ def write_shards(
         if len(shards) == 1
         else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     )
-    copier = ThreadPoolExecutor(1)
+    copier, done = ThreadPoolExecutor(1), 0
     try:
         for file_name, shard in zip(names, shards, strict=True):
             for written in _write_shard(directory / file_name, shard, computed or {}, copier):
+                done += written
                 if on_bytes is not None:
-                    on_bytes(written)
+                    on_bytes(done)
     finally:
         copier.shutdown(cancel_futures=True)
     if len(shards) > 1:
@@ -339,7 +346,8 @@ def _runs(order: Sequence[str], shard: Mapping[str, Stored], computed: Mapping[s
 
 def _copy_bytes(source: Stored, target: int, position: int) -> int:
     """Copy a stretch of a file into the file `target`, within the kernel where it can; returns its bytes."""
-    begin, copy = source.begin, _copy_range
+    begin = source.begin
+    copy: Callable[[int, int, int, int, int], int] = os.copy_file_range
     with open(source.file, "rb", buffering=0) as file:
         while begin < source.end:
             try:
@@ -353,10 +361,6 @@ def _copy_bytes(source: Stored, target: int, position: int) -> int:
                 raise ArtifactError(f"{source.file} ends early: it was changed while it was copied.")
             begin, position = begin + count, position + count
     return source.end - source.begin
-
-
-def _copy_range(source: int, target: int, count: int, begin: int, position: int) -> int:
-    return os.copy_file_range(source, target, count, begin, position)
 
 
 def _copy_through(source: int, target: int, count: int, begin: int, position: int) -> int:

@@ -4,7 +4,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,14 @@ from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.seeds import derive_seed
 
 Row = dict[str, Any]
+_SCHEMES = ("dirichlet", "iid")
 FORMATS = (
     '{"prompt", "completion"} (strings or lists of messages), {"messages": [{"role", "content"}, ...]} or {"text"}'
 )
 
 
 def read_objects(path: Path, limit: int | None = None) -> list[Row]:
-    """Read a JSON Lines file of objects; blank lines are passed over, a name ending in .gz is unpacked.
-
-    Args:
-        path: The file, UTF-8.
-        limit: Read at most this many rows; None reads all.
-
-    Returns:
-        One dict per line, in file order.
+    """Read a JSON Lines file of objects, in UTF-8; blank lines are passed over, a name ending in .gz is unpacked.
 
     Raises:
         ArtifactError: the file is missing or empty, or a line is no JSON object; file and line are named.
@@ -111,7 +105,7 @@ def partition(
         Classification", arXiv 1909.06335.
     """
     if scheme not in _SCHEMES:
-        raise UsageError(f"unknown partition scheme {scheme!r}. Known: {', '.join(sorted(_SCHEMES))}.")
+        raise UsageError(f"unknown partition scheme {scheme!r}. Known: {', '.join(_SCHEMES)}.")
     if clients < 1:
         raise UsageError(f"{clients} clients: give at least 1.")
     if len(rows) < clients:
@@ -119,25 +113,20 @@ def partition(
     if not (math.isfinite(alpha) and alpha > 0):
         raise UsageError(f"alpha is {alpha}: give a finite number above 0.")
     generator = np.random.default_rng(derive_seed(seed, "partition", scheme))
-    shares = _SCHEMES[scheme](rows, clients, alpha, generator, label)
+    if scheme == "iid":
+        order = generator.permutation(len(rows)).tolist()
+        shares = [order[client::clients] for client in range(clients)]
+    else:
+        shares = _dirichlet(_labels(rows, label), clients, alpha, generator)
     for share in shares:
         if not share:
             share.append(max(shares, key=len).pop())
     return [[rows[index] for index in sorted(share)] for share in shares]
 
 
-def _iid(
-    rows: Sequence[Row], clients: int, alpha: float, generator: np.random.Generator, label: str | None
-) -> list[list[int]]:
-    order = generator.permutation(len(rows)).tolist()
-    return [order[client::clients] for client in range(clients)]
-
-
-def _dirichlet(
-    rows: Sequence[Row], clients: int, alpha: float, generator: np.random.Generator, label: str | None
-) -> list[list[int]]:
+def _dirichlet(labels: Sequence[str], clients: int, alpha: float, generator: np.random.Generator) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
-    for index, value in enumerate(_labels(rows, label)):
+    for index, value in enumerate(labels):
         groups.setdefault(value, []).append(index)
     shares: list[list[int]] = [[] for _ in range(clients)]
     for value in sorted(groups):
@@ -146,10 +135,6 @@ def _dirichlet(
         for share, part in zip(shares, np.split(members, np.cumsum(counts)[:-1]), strict=True):
             share.extend(part.tolist())
     return shares
-
-
-_Scheme = Callable[[Sequence[Row], int, float, np.random.Generator, str | None], list[list[int]]]
-_SCHEMES: dict[str, _Scheme] = {"iid": _iid, "dirichlet": _dirichlet}
 
 
 def _labels(rows: Sequence[Row], field: str | None) -> list[str]:
@@ -210,13 +195,11 @@ def _check_text(value: object, name: str, *, empty: bool = False) -> None:
 def _joined(row: Row) -> Row:
     """A row of conversational prompt and completion as one of messages; any other as it is."""
     prompt, completion = row.get("prompt"), row.get("completion")
-    if not (isinstance(prompt, list) and isinstance(completion, list)):
+    if not (isinstance(prompt, list) and isinstance(completion, list)) or "messages" in row:
         return row
     if len(completion) != 1:
         raise ValueError(f"completion holds {len(completion)} messages, where one, of the assistant, is expected")
     rest = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
-    if "messages" in rest:
-        raise ValueError(f"a row of several formats at once, with the fields {sorted(row)}; known formats: {FORMATS}")
     return {**rest, "messages": prompt + completion}
 
 

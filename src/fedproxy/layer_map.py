@@ -16,13 +16,7 @@ _NAME = re.compile(rf"base_model\.model\.(?P<path>{_WORDS})\.(?P<block>0|[1-9][0
 
 
 def split_name(name: str) -> tuple[str, int, str]:
-    """Split an adapter tensor's name into the path of the blocks, the block's number, and the rest.
-
-    Args:
-        name: Name as in PEFT's `adapter_model.safetensors`.
-
-    Returns:
-        Path of the blocks, block number, name within the block.
+    """Split an adapter tensor's name into the path of the blocks, the block's number, and the name within the block.
 
     Raises:
         ArtifactError: the name is no tensor of a block.
@@ -41,14 +35,6 @@ def split_name(name: str) -> tuple[str, int, str]:
 
 def rekey(name: str, layer_map: Sequence[int], blocks_path: str) -> str:
     """Rename the adapter tensor of proxy block i to that of LLM block `layer_map[i]`.
-
-    Args:
-        name: Name as in PEFT's `adapter_model.safetensors`, counting proxy blocks.
-        layer_map: LLM block of each proxy block.
-        blocks_path: Where the blocks live in the model, as in "model.layers".
-
-    Returns:
-        The name that counts LLM blocks.
 
     Raises:
         ArtifactError: the tensor lies outside the blocks, or in a block that the map does not hold.
@@ -79,11 +65,7 @@ def check_layer_map(layers: Sequence[int], count: int) -> None:
 
 
 def block_numbers(chosen: Sequence[int], count: int) -> list[int]:
-    """The blocks that numbers mean, rising and once each; negative ones count from the end.
-
-    Args:
-        chosen: Block numbers.
-        count: How many blocks there are.
+    """The blocks, of so many, that numbers mean, rising and once each; negative ones count from the end.
 
     Raises:
         UsageError: there is no such block.

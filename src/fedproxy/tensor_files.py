@@ -45,12 +45,10 @@ class TensorFile:
     """The header of a safetensors file: where each tensor lies, checked against the file's length.
 
     Attributes:
-        path: The file.
         entries: For each tensor, its safetensors dtype name, shape, and byte range in the file.
         metadata: The header's string metadata.
     """
 
-    path: Path
     entries: dict[str, tuple[str, tuple[int, ...], int, int]]
     metadata: dict[str, str]
 
@@ -150,7 +148,7 @@ def read_header(path: Path) -> TensorFile:
         raise ArtifactError(f"{path}: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: the safetensors header is invalid: {error}.") from error
-    return TensorFile(path, entries, metadata or {})
+    return TensorFile(entries, metadata or {})
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

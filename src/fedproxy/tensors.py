@@ -57,13 +57,8 @@ def digest(tensors: Tensors) -> str:
 def check_layout(reference: Tensors, other: Tensors, name: str) -> None:
     """Check that `other` has exactly the names, shapes and dtypes of `reference`.
 
-    Args:
-        reference: The tensors as they must be.
-        other: The tensors to check.
-        name: Whose they are, for the error.
-
     Raises:
-        ArtifactError: a tensor is missing, unknown, or of another shape or dtype.
+        ArtifactError: a tensor is missing, unknown, or of another shape or dtype; `name` says whose it is.
     """
     reference, other = outlines(reference), outlines(other)
     for tensor in sorted(reference.keys() - other.keys()):

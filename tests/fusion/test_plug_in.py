@@ -2,14 +2,15 @@ import pytest
 import torch
 
 from fedproxy.errors import ArtifactError
-from fedproxy.fusion.plug_in import rekey_adapter, rekey_config, shifted
+from fedproxy.fusion.plug_in import TaskVector, rekey_adapter, rekey_config, shifted
 
 P = "base_model.model.model.layers."
 
 
 def test_rekeying_by_hand() -> None:
     a, b = torch.ones(1, 2), torch.tensor([[2.0], [4.0]])
-    found = rekey_adapter({f"{P}1.q.lora_A.weight": a, f"{P}1.q.lora_B.weight": b}, [0, 4], "model.layers", 0.5)
+    moved = rekey_adapter({f"{P}1.q.lora_A.weight": a, f"{P}1.q.lora_B.weight": b}, [0, 4], "model.layers")
+    found = TaskVector(moved, {}, {}).at(0.5)
     assert list(found) == [f"{P}4.q.lora_A.weight", f"{P}4.q.lora_B.weight"]
     assert torch.equal(found[f"{P}4.q.lora_A.weight"], a)
     assert torch.equal(found[f"{P}4.q.lora_B.weight"], torch.tensor([[1.0], [2.0]]))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedproxy.models.task_vector import LowRank, add_task_vector, changed, changes, row_slices
+from fedproxy.models.task_vector import LowRank, changed, changes, row_slices
 
 P = "base_model.model.model.layers."
 
@@ -12,21 +12,21 @@ def test_equation_15_by_hand() -> None:
     a = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]])
     b = torch.tensor([[1.0, 1.0], [0.5, -2.0]])
     expected = torch.tensor([[3.0, 4.0, 5.0], [5.0, 1.0, 12.0]])
-    assert torch.equal(add_task_vector(weight, a, b, 2.0), expected)
-    assert torch.equal(add_task_vector(weight.T, a, b, 2.0, transposed=True), expected.T)
+    assert torch.equal(changed(weight, LowRank(a, b, 2.0)), expected)
+    assert torch.equal(changed(weight.T, LowRank(a, b, 2.0, transposed=True)), expected.T)
 
 
 def test_the_sum_is_made_in_float32_and_rounded_once() -> None:
     weight = torch.tensor([[1.0]], dtype=torch.bfloat16)
     a, b = torch.tensor([[1.0 + 2**-10]]), torch.tensor([[2.0**-8]])
-    assert add_task_vector(weight, a, b, 1.0).item() == 1.0 + 2**-7
-    assert add_task_vector(weight, a, b * 0.99, 1.0).item() == 1.0
-    assert add_task_vector(weight, a, b, 1.0).dtype == torch.bfloat16
+    assert changed(weight, LowRank(a, b, 1.0)).item() == 1.0 + 2**-7
+    assert changed(weight, LowRank(a, b * 0.99, 1.0)).item() == 1.0
+    assert changed(weight, LowRank(a, b, 1.0)).dtype == torch.bfloat16
 
 
 def test_a_zero_task_vector_is_the_weight_itself() -> None:
     weight = torch.tensor([[-0.0, 1.0]])
-    assert add_task_vector(weight, torch.ones(1, 2), torch.zeros(1, 1), 3.0) is weight
+    assert changed(weight, LowRank(torch.ones(1, 2), torch.zeros(1, 1), 3.0)) is weight
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -45,7 +45,7 @@ def test_in_pieces_as_at_once_to_the_bit(
         weight = weight.T.contiguous()
     delta = b @ a
     expected = (weight.float() + (delta.T if transposed else delta) * 0.3).to(dtype)
-    assert torch.equal(add_task_vector(weight, a, b, 0.3, transposed), expected)
+    assert torch.equal(changed(weight, LowRank(a, b, 0.3, transposed)), expected)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (1, 4), (15, 1 << 20), (33, 1 << 16), (1 << 20,), (100, 5000), (7, 3, 2)])

@@ -160,13 +160,13 @@ def compress(
     check_remove(remove)
     check_placement(placement)
     text = read_text(calibration, score, samples, seed)
-    healing = heal is not None and heal.steps > 0
-    if heal is not None and healing:
-        _documents(heal.text or calibration)
+    inputs = (llm, calibration, heal and heal.text)
+    heal = heal if heal is not None and heal.steps else None
+    lessons = [] if heal is None else _documents(heal.text or calibration)
     if out is not None:
-        out, inputs = Path(out), (llm, calibration, heal.text if heal is not None else None)
+        out = Path(out)
         check_output(out, [path for path in inputs if path and isinstance(path, str | Path)], overwrite=overwrite)
-    elif healing:
+    elif heal is not None:
         raise UsageError("Healing keeps what the LLM teaches beside the proxy on disk: give out, or heal nothing.")
     report(0.0, "looking at the LLM")
     source = open_source(llm, trust_remote_code=trust_remote_code, load=out is None)
@@ -190,7 +190,7 @@ def compress(
     report(0.52, "measuring what leaves the house")
     some = passages[:: max(1, len(passages) * batch_size // MEASURED)]
     perplexity = perplexities(stream, some, keep) if some else None
-    sheet = exposure(source, keep, perplexity=perplexity, healed=healing)
+    sheet = exposure(source, keep, perplexity=perplexity, healed=heal is not None)
     if on_sheet is not None:
         on_sheet(sheet)
     if out is None:
@@ -206,24 +206,17 @@ def compress(
         "samples": 0 if text is None else len(text.documents),
         "max_length": max_length,
         "parameters": sheet["parameters"],
-        "healed": healing,
+        "healed": heal is not None,
         "exposure": sheet,
     }
     work = out.parent / f"{out.name}.heal"
     with new_directory(out, overwrite=overwrite) as directory:
-        written, pruned = 0, 0.65 if healing else 0.9
-
-        def on_bytes(count: int) -> None:
-            nonlocal written
-            written += count
-            report(
-                0.55 + (pruned - 0.55) * written / max(1, sheet["bytes"]), f"writing the proxy of {len(keep)} blocks"
-            )
-
-        prune(source, keep, directory, on_bytes=on_bytes)
+        begun, pruned, size = 0.55, 0.65 if heal is not None else 0.9, max(1, sheet["bytes"])
+        writing = f"writing the proxy of {len(keep)} blocks"
+        prune(source, keep, directory, on_bytes=lambda done: report(begun + (pruned - begun) * done / size, writing))
         report(pruned, "checking the proxy's blocks against the LLM's")
         check_proxy(source, keep, directory)
-        if heal is not None and healing and tokenizer is not None:
+        if heal is not None and tokenizer is not None:
             del stream, passages, some
             settings["heal"] = heal_proxy(
                 source,
@@ -231,7 +224,7 @@ def compress(
                 directory,
                 trained=[place for place, block in enumerate(keep) if block in among or not heal.spare_ends],
                 settings=heal,
-                documents=_documents(heal.text or calibration),
+                documents=lessons,
                 tokenizer=tokenizer,
                 work=work,
                 seed=seed,
@@ -248,7 +241,7 @@ def compress(
             seed=seed,
             calibration_sha256=None if text is None else text.sha256,
         ).write(directory)
-    if healing:
+    if heal is not None:
         discard(work)
     report(1.0, "proxy written")
     return Proxy(out, keep, importance.scores)

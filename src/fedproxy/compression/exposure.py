@@ -17,12 +17,7 @@ _LARGEST_LOSS = 700.0
 
 
 def perplexities(stream: BlockStream, passages: Sequence[Passage], keep: Sequence[int]) -> dict[str, Any]:
-    """Measure LLM and proxy on the same text, in one walk over the blocks.
-
-    Args:
-        stream: The LLM's decoder.
-        passages: Public text before the first block; left there.
-        keep: The blocks that the proxy keeps.
+    """Measure LLM and proxy on the same text, in one walk over the LLM's blocks; the passages stay before the first.
 
     Returns:
         "llm" and "proxy", each exp of the mean of -log p(token | tokens before it), and "tokens", how many were

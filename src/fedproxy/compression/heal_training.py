@@ -83,16 +83,10 @@ def distil(
     """
     parameters = student.parameters
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=0.0, weight_decay=0.0, fused=True)
-    wanted = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_THE_TRAINING}
-    description = {
-        **wanted,
-        "learning_rate": settings.highest_rate,
-        "proxy": proxy,
-        "seed": seed,
-        "trained": student.trained,
-    }
-    losses = _restore(work / FILE, description, student, optimizer)
     highest = settings.highest_rate
+    description = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_THE_TRAINING}
+    description |= {"learning_rate": highest, "proxy": proxy, "seed": seed, "trained": student.trained}
+    losses = _restore(work / FILE, description, student, optimizer)
     a_pass = math.ceil(len(texts) / settings.batch_size)
     order: dict[int, list[list[int]]] = {}
     for step in range(len(losses), settings.steps):

@@ -87,25 +87,8 @@ def plan(
 ) -> Plan:
     """Score the blocks of an LLM and say what would be kept; nothing is written.
 
-    Args:
-        llm: The LLM: directory or Hub id.
-        remove: Share of the blocks that is asked for, from 0 to below 1.
-        calibration: Public text to score the blocks on; scores that read no text do without.
-        score: Name in `SCORES`.
-        keep_first: Blocks at the beginning that are kept whatever they score.
-        keep_last: Blocks at the end, likewise.
-        samples: Number of documents to draw.
-        max_length: Tokens of a document to use at most.
-        batch_size: Documents in one forward pass.
-        seed: Seed of the draw.
-        placement: Where the LLM is run: "memory", "stream" (one block at a time from its files), or "auto".
-        ratios: Other shares to look at, if they remove a block and the blocks that are kept in any case allow them.
-        train: How clients will train, for the memory they need; the defaults of [train] if none.
-        trust_remote_code: Let the LLM's own Python code run.
-        on_progress: Told the fraction done and what is being done.
-
-    Returns:
-        The plan.
+    Arguments are as of `compress`. The `ratios` are other shares to look at, if they remove a block and the blocks that
+    are kept in any case allow them; `train` is how clients will train, for the memory they need, by default [train]'s.
 
     Raises:
         ArtifactError: the LLM or the calibration text cannot be used.

@@ -27,12 +27,7 @@ def prune(
     """Write a checkpoint of the kept blocks and of all that is outside the blocks; no weight is decoded.
 
     Shards stay shards and data types stay what they are. Of a multimodal model the text decoder alone is written.
-
-    Args:
-        source: The LLM.
-        keep: Rising block numbers, 0-based.
-        directory: Existing directory to fill.
-        on_bytes: Told the number of bytes written since the last call.
+    `on_bytes` is told the number of bytes written so far.
 
     Raises:
         UsageError: `keep` is no rising list of the model's blocks.
@@ -80,11 +75,6 @@ def pruned_config(source: Source, keep: Sequence[int]) -> dict[str, Any]:
 
 def check_proxy(source: Source, keep: Sequence[int], made: Path | Model) -> None:
     """Check that each block of a proxy computes what the same block of the LLM computes, one at a time.
-
-    Args:
-        source: The LLM.
-        keep: The blocks that were kept.
-        made: The proxy: its directory, or of an LLM in memory the model.
 
     Raises:
         ArtifactError: what a block computes depends on its position, so that it cannot be moved.

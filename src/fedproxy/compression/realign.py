@@ -22,7 +22,7 @@ from fedproxy.layer_map import rekey, split_name
 from fedproxy.models.checkpoints import Tokenizer
 from fedproxy.models.families import blocks, blocks_path, readable
 from fedproxy.models.gradients import bf16_is_fast
-from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state
+from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state, train_only
 from fedproxy.models.text_batches import batches
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors, read_header, save_tensors
@@ -32,11 +32,7 @@ _TOKENS = "fedproxy.tokens"
 
 
 def emulator_blocks(count: int, owned: Sequence[int]) -> list[int]:
-    """The proxy blocks that the clients do not train.
-
-    Args:
-        count: Blocks of the proxy.
-        owned: Those that the clients train.
+    """The proxy blocks, of `count`, that the clients do not train.
 
     Raises:
         UsageError: there is none.
@@ -121,8 +117,7 @@ class Realigner:
         self._put(adapter)
         parameters = adapter_parameters(proxy)
         before = {name: parameter.requires_grad for name, parameter in parameters.items()}
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(self._is_emulators(name))
+        train_only(proxy, self._is_emulators)
         trained = [parameter for name, parameter in sorted(parameters.items()) if self._is_emulators(name)]
         optimizer = torch.optim.AdamW(trained, lr=settings.highest_rate, weight_decay=0.0, fused=True)
         ends = [*(block - 1 for block in self._layer_map[1:]), len(blocks(_base(llm))) - 1]
@@ -141,8 +136,7 @@ class Realigner:
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(before[name])
+        train_only(proxy, before.__getitem__)
         return tokens
 
     def _loss(
@@ -163,15 +157,9 @@ class Realigner:
 def drawn_batches(
     documents: Sequence[str], tokenizer: Tokenizer, settings: Heal, longest: int, seed: int, number: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Token numbers and mask, each [documents, tokens], of every step of the alignment before a round.
+    """Token numbers and mask, each [documents, tokens], of every step of the alignment before the round of this number.
 
-    Args:
-        documents: Public text.
-        tokenizer: The LLM's.
-        settings: The [heal] table.
-        longest: Tokens of a document at most.
-        seed: The experiment's seed.
-        number: The round.
+    Of a document `longest` tokens are taken at most; the other arguments are as of `Realigner`.
     """
     generator = random.Random(derive_seed(seed, "realign", number))
     found: list[tuple[torch.Tensor, torch.Tensor]] = []

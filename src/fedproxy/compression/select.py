@@ -43,16 +43,10 @@ def check_remove(remove: float) -> None:
 
 
 def between(blocks: int, first: int, last: int, removed: int) -> range:
-    """Return the blocks between the first and the last ones that are always kept.
-
-    Args:
-        blocks: Number of blocks.
-        first: Blocks kept at the beginning.
-        last: Blocks kept at the end.
-        removed: How many blocks have to go.
+    """Return the blocks between the `first` and the `last` ones, so many each, that are always kept.
 
     Raises:
-        UsageError: fewer than `removed` blocks are between them.
+        UsageError: fewer than `removed`, which have to go, are between them.
     """
     middle = range(first, blocks - last)
     if len(middle) < removed:
@@ -65,14 +59,6 @@ def between(blocks: int, first: int, last: int, removed: int) -> range:
 
 def lowest(scores: Sequence[float], most: int, among: Sequence[int]) -> list[list[int]]:
     """Return the n blocks of `among` with the lowest scores for n = 0, ..., most; of equal ones the lower number stays.
-
-    Args:
-        scores: One score per block.
-        most: The largest n.
-        among: The blocks that may go.
-
-    Returns:
-        For each n rising block numbers, 0-based.
 
     Example:
         >>> lowest([0.3, 0.1, 0.2, 0.1], 2, range(4))

@@ -61,19 +61,7 @@ class Teacher:
         return Targets(tokens, [found[name] for name in sorted(found)])
 
     def _rows(self, stored: Stored, texts: Sequence[int]) -> torch.Tensor:
-        size = (stored.end - stored.begin) // stored.shape[0]
-        return torch.cat(
-            [
-                Stored(
-                    stored.file,
-                    stored.dtype,
-                    (self.starts[text + 1] - self.starts[text], *stored.shape[1:]),
-                    stored.begin + size * self.starts[text],
-                    stored.begin + size * self.starts[text + 1],
-                ).read()
-                for text in texts
-            ]
-        )
+        return torch.cat([stored.rows(self.starts[text], self.starts[text + 1]).read() for text in texts])
 
 
 def ask_teacher(
@@ -241,13 +229,8 @@ def _rows_of(
     """Give a function that writes rows of the tensors of a new safetensors file: (tensor, first row, rows)."""
     header = header_bytes({name: (DTYPE_NAMES[dtype], shape) for name, (dtype, shape) in layout.items()})
     sizes = {name: dtype.itemsize * prod(shape[1:]) for name, (dtype, shape) in layout.items()}
-    places = dict(
-        zip(
-            layout,
-            accumulate((sizes[name] * layout[name][1][0] for name in layout), initial=len(header)),
-            strict=False,
-        )
-    )
+    begins = accumulate((sizes[name] * shape[0] for name, (_, shape) in layout.items()), initial=len(header))
+    places = dict(zip(layout, begins, strict=False))
     with new_file(file) as out:
 
         def put(name: str, row: int, rows: torch.Tensor) -> None:

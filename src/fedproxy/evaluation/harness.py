@@ -76,7 +76,7 @@ def evaluate(
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}: give at least 1.")
-    loaded = load_for_evaluation(tasks, data=Path(data) if data else None, include=Path(include) if include else None)
+    loaded = load_for_evaluation(tasks, data=data, include=include)
     model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
     scores: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
@@ -112,22 +112,10 @@ def harness_model(
     tokenizer: Any = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Give the model that `evaluate` scores to the harness itself.
-
-    Args:
-        model: As in `evaluate`; and so are the others.
-        adapter: Directory of an adapter for the checkpoint, or with `proxy` for the proxy.
-        proxy: The proxy for decode-time proxy tuning.
-        alpha: Its weight.
-        batch_size: Rows in a forward pass.
-        tokenizer: The tokenizer of a loaded model.
-        trust_remote_code: Let the checkpoint's own Python code run.
+    """Give the model that `evaluate` scores to the harness itself; arguments, and what is raised, are as of `evaluate`.
 
     Returns:
         A subclass of the harness's `HFLM`, in evaluation state.
-
-    Raises:
-        As `evaluate`.
 
     Example:
         `lm_eval.simple_evaluate(model=harness_model("llm/", proxy="proxy/", adapter="adapter/"), tasks=["sst2"])`
@@ -144,12 +132,7 @@ def _scorer(model: Any, tokenizer: Any, batch_size: int) -> Any:
 
 
 def _model(
-    model: Any,
-    tokenizer: Any,
-    adapter: Path | str | None,
-    proxy: Path | str | None,
-    alpha: float | None,
-    trust: bool,
+    model: Any, tokenizer: Any, adapter: Path | str | None, proxy: Path | str | None, alpha: float | None, trust: bool
 ) -> tuple[Any, Any]:
     if proxy is None and alpha is not None:
         raise UsageError(f"alpha = {alpha} weighs what a proxy adds: give the proxy as well.")

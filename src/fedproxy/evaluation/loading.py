@@ -15,7 +15,7 @@ import yaml
 from fedproxy.data import read_objects
 from fedproxy.errors import ArtifactError, FedproxyError
 from fedproxy.evaluation.library import contained, harness_module
-from fedproxy.evaluation.tasks import TaskFile, find_task
+from fedproxy.evaluation.tasks import Folder, TaskFile, find_task
 
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
@@ -51,17 +51,14 @@ def read_splits(files: Mapping[str, Sequence[str]], answered: bool = False, **_m
     return splits
 
 
-def load_for_evaluation(names: Sequence[str], *, data: Path | None, include: Path | None) -> dict[str, Any]:
-    """Load tasks as the harness's Task objects, with the splits that scoring needs.
+def load_for_evaluation(names: Sequence[str], *, data: Folder, include: Folder) -> dict[str, Any]:
+    """Load tasks as the harness's Task objects, by name and in this order, with the splits that scoring needs.
 
     Args:
         names: The tasks' names.
         data: Folder with DATA/NAME/SPLIT.jsonl for each task that does not name files of its own; None leaves it to
             the harness to get the rows from the Hub.
         include: Folder of the user's own task YAMLs.
-
-    Returns:
-        The tasks by name, in the order of `names`.
 
     Raises:
         UsageError: an unknown task.
@@ -82,17 +79,10 @@ def load_for_evaluation(names: Sequence[str], *, data: Path | None, include: Pat
     return _load(generated)
 
 
-def load_for_training(name: str, *, split: str | None, data: Path | None, include: Path | None) -> Any:
-    """Load a task as the harness's Task object whose documents are those of the training split.
+def load_for_training(name: str, *, split: str | None, data: Folder, include: Folder) -> Any:
+    """Load a task as the harness's Task object whose `task_docs` are a split's rows, by default the training split's.
 
-    Args:
-        name: The task's name.
-        split: The split to take; None takes the one that the task calls its training split.
-        data: As in `load_for_evaluation`.
-        include: Folder of the user's own task YAMLs.
-
-    Returns:
-        The task; `task.task_docs` holds the rows.
+    Folders are as of `load_for_evaluation`.
 
     Raises:
         UsageError: an unknown task.
@@ -112,7 +102,7 @@ def load_for_training(name: str, *, split: str | None, data: Path | None, includ
     return _load({name: generated})[name]
 
 
-def _local_files(task: TaskFile, data: Path | None) -> dict[str, list[Path]] | None:
+def _local_files(task: TaskFile, data: Folder) -> dict[str, list[Path]] | None:
     """The local files of each split, whether they exist or not; None if the rows come from elsewhere."""
     if task.own:
         named = (task.config.get("dataset_kwargs") or {}).get("data_files")
@@ -124,7 +114,7 @@ def _local_files(task: TaskFile, data: Path | None) -> dict[str, list[Path]] | N
             }
         if named is not None or "custom_dataset" in task.config:
             return None
-    if data is None:
+    if not data:
         return None
     folder = (Path(data) / task.name).resolve()
     splits = {path.stem for path in folder.glob("*.jsonl")} | {
@@ -133,7 +123,7 @@ def _local_files(task: TaskFile, data: Path | None) -> dict[str, list[Path]] | N
     return {split: [folder / f"{split}.jsonl"] for split in sorted(splits)}
 
 
-def _generate(task: TaskFile, data: Path | None, needed: set[str]) -> dict[str, Any]:
+def _generate(task: TaskFile, data: Folder, needed: set[str]) -> dict[str, Any]:
     """The YAML that includes the task's own and reads the `needed` splits only."""
     config: dict[str, Any] = {"include": str(task.path), "task": task.name}
     config |= {key: task.config[key] if task.config.get(key) in needed else None for key in _SPLITS}

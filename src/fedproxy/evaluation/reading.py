@@ -29,14 +29,7 @@ class Reading:
 def reading_of(
     names: Sequence[str], tokenizer: Any, *, data: Path | None, include: Path | None, limit: int | None
 ) -> dict[str, Reading]:
-    """Count what `evaluate` lets a model read; padding is not counted.
-
-    Args:
-        names: The tasks' names.
-        tokenizer: The model's tokenizer.
-        data: As of `evaluate`; and so are the others.
-        include: Folder of the user's own task YAMLs.
-        limit: Rows of each task at most.
+    """Count what `evaluate` lets a model read; padding is not counted. Arguments are as of `evaluate`.
 
     Raises:
         UsageError, ArtifactError, MissingExtraError: as of `evaluate`.

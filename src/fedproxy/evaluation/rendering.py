@@ -50,9 +50,7 @@ def training_rows(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows: give at least 1.")
-    loaded = load_for_training(
-        task, split=split, data=Path(data) if data else None, include=Path(include) if include else None
-    )
+    loaded = load_for_training(task, split=split, data=data, include=include)
     documents = loaded.task_docs
     order: Any = range(len(documents))
     if limit is not None:
@@ -70,22 +68,14 @@ def training_rows(
 
 def _pairs(task: Any, documents: Any, order: Any) -> Iterator[tuple[str, str]]:
     for index in order:
-        pair = answered(task, documents[index])
-        if pair is not None:
+        if (pair := answered(task, documents[index])) is not None:
             context, continuation = pair
             prompt = context.rstrip()
             yield prompt, context[len(prompt) :] + continuation
 
 
 def answered(task: Any, document: dict[str, Any]) -> tuple[str, str] | None:
-    """The context and the continuation that the harness would score for a document's right answer.
-
-    Args:
-        task: The harness's Task.
-        document: One of its documents.
-
-    Returns:
-        Both strings, or None if the document's answer is not known.
+    """The context and the continuation that the harness would score for a document's right answer; None if not known.
 
     Raises:
         UsageError: the task has no answers: it scores whole texts.

@@ -6,7 +6,6 @@ the name are looked into first.
 
 import difflib
 import functools
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.evaluation.library import contained, harness_module
 
+Folder = str | Path | None
 _TASK_NAME = re.compile(rb"^(?:\xef\xbb\xbf)?[\"']?task[\"']?:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
 
 
@@ -64,11 +64,7 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 @functools.cache
 def _stock_paths() -> tuple[Path, list[Path]]:
-    harness_module("lm_eval")
-    spec = importlib.util.find_spec("lm_eval.tasks")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent
+    folder = Path(harness_module("lm_eval").__file__).parent / "tasks"
     return folder, sorted(folder.rglob("*.yaml"))
 
 
@@ -126,22 +122,16 @@ def _members(name: str, include: Path | None) -> list[str]:
     return [task for task in dict.fromkeys(below(name)) if task != name]
 
 
-def find_task(name: str, include: Path | None = None) -> TaskFile:
-    """Find a task by name: among the user's own first, then among the harness's stock ones.
-
-    Args:
-        name: The task's name.
-        include: Folder of the user's own task YAMLs.
-
-    Returns:
-        The task's YAML.
+def find_task(name: str, include: Folder = None) -> TaskFile:
+    """Find a task by name: among the user's own, whose YAMLs are in `include`, then among the harness's stock ones.
 
     Raises:
         UsageError: there is no such task or no such folder, or it is a group or a tag, whose tasks are named.
         ArtifactError: a YAML cannot be read.
         MissingExtraError: the harness is not installed.
     """
-    own = _own_tasks(Path(include)) if include is not None else {}
+    include = Path(include) if include else None
+    own = _own_tasks(include) if include is not None else {}
     path = own.get(name) or _stock_task(name)
     if path is None:
         if members := _members(name, include):

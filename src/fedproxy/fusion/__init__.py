@@ -34,7 +34,7 @@ from fedproxy.models.lora import (
 from fedproxy.models.merging import merge_adapter, stored_weights
 from fedproxy.models.placement import open_stream
 from fedproxy.models.source import Source, open_source
-from fedproxy.models.text_batches import Batch, batches
+from fedproxy.models.text_batches import batches
 from fedproxy.public_text import draw, read_documents
 from fedproxy.tensors import digest
 
@@ -135,7 +135,13 @@ def fuse(
             raise UsageError(f"{source.path} is to read public text: give the tokenizer that belongs to it.")
         documents = draw(documents, samples, manifest.seed)
         text = batches(tokenizer, documents, max_length=readable(source.decoder.config, max_length), batch_size=_BATCH)
-        curve = _curve(source, vector, record, text, on_progress)
+        curve = scale_curve(
+            open_stream(source),
+            vector,
+            record,
+            text,
+            on_block=lambda number: on_progress((number + 1) / source.count / 2, f"scales: block {number + 1}"),
+        )
         settings["scale_curve"] = [[factor, loss if math.isfinite(loss) else None] for factor, loss in curve]
         scale = best_scale(curve)
     settings["scale"] = scale
@@ -224,11 +230,7 @@ def _whereabouts(
 ) -> tuple[dict[str, Stored], dict[str, Stored]]:
     """Where the proxy's values before training, and the LLM's, of trained weights lie.
 
-    Args:
-        source: The LLM.
-        names: For each adapter tensor's name on the LLM, its name on the proxy.
-        manifest: The adapter's.
-        proxy: The proxy, if it is given.
+    `names` says for each adapter tensor's name on the LLM its name on the proxy.
     """
     names = {name: old for name, old in names.items() if not is_lora(name)}
     if not names:
@@ -245,23 +247,6 @@ def _whereabouts(
 
     own = found(source, {name: name for name in names})
     return own if proxy is None else found(open_source(proxy), names), own
-
-
-def _curve(
-    source: Source,
-    vector: TaskVector,
-    config: Mapping[str, Any],
-    text: Sequence[Batch],
-    on_progress: Callable[[float, str], None],
-) -> list[tuple[float, float]]:
-    stream = open_stream(source)
-    return scale_curve(
-        stream,
-        vector,
-        config,
-        text,
-        on_block=lambda number: on_progress((number + 1) / source.count / 2, f"scales: block {number + 1}"),
-    )
 
 
 def _in_memory(source: Source, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], form: str) -> Any:
@@ -290,12 +275,9 @@ def _write(
         config = rekey_config(config, tensors, path, spell_out=source.multimodal)
         write_adapter(directory, {**config, "base_model_name_or_path": hub_id(source.path)}, tensors, manifest)
         return
-    written, total = 0, max(1, source.files.bytes)
-    start = 0.5 if "scale_curve" in manifest.settings else 0.0
+    start, total = 0.5 if "scale_curve" in manifest.settings else 0.0, max(1, source.files.bytes)
 
-    def on_bytes(count: int) -> None:
-        nonlocal written
-        written += count
+    def on_bytes(written: int) -> None:
         on_progress(min(1.0, start + (1 - start) * written / total), f"{written / 1e9:.2f} GB written")
 
     merge_adapter(source, tensors, config, directory, on_bytes=on_bytes)

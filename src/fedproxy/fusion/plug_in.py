@@ -16,35 +16,18 @@ from fedproxy.models.source import Source
 from fedproxy.models.task_vector import row_slices
 
 
-def rekey_adapter(
-    tensors: Mapping[str, torch.Tensor], layer_map: Sequence[int], path: str, scale: float = 1.0
-) -> dict[str, torch.Tensor]:
-    """Rename the tensors of proxy blocks to those of LLM blocks, and multiply every B by `scale` in float32.
+def rekey_adapter(tensors: Mapping[str, torch.Tensor], layer_map: Sequence[int], path: str) -> dict[str, torch.Tensor]:
+    """Rename the tensors of proxy blocks to those of LLM blocks, which live at `path`.
 
-    Args:
-        tensors: A [r, inputs] and B [outputs, r] by name, counting proxy blocks, and weights that were trained as they
-            are; of these, some may lie outside the blocks, and keep their names.
-        layer_map: LLM block of each proxy block.
-        path: Where the LLM's blocks live.
-        scale: Factor of the task vector.
-
-    Returns:
-        Tensors by name, counting LLM blocks.
+    Of weights that were trained as they are, some may lie outside the blocks, and keep their names.
 
     Raises:
         ArtifactError: a tensor is not of a block in the map.
     """
-    return {_rekeyed(name, layer_map, path): _scaled(name, tensor, scale) for name, tensor in tensors.items()}
-
-
-def _scaled(name: str, tensor: torch.Tensor, scale: float) -> torch.Tensor:
-    if not name.endswith(".lora_B.weight"):
-        return tensor
-    return tensor.float() if scale == 1 else tensor.float() * scale
-
-
-def _rekeyed(name: str, layer_map: Sequence[int], path: str) -> str:
-    return name if not is_lora(name) and split_number(name) is None else rekey(name, layer_map, path)
+    return {
+        name if not is_lora(name) and split_number(name) is None else rekey(name, layer_map, path): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def rekey_config(
@@ -52,11 +35,7 @@ def rekey_config(
 ) -> dict[str, Any]:
     """Return the PEFT configuration that puts re-keyed tensors on the LLM's blocks, and on those only.
 
-    Args:
-        config: Configuration of the adapter that counts proxy blocks.
-        tensors: Names of the re-keyed tensors.
-        path: Where the LLM's blocks live.
-        spell_out: Name every module in full, because other parts of the model have blocks too.
+    With `spell_out` every module is named in full, because other parts of the model have blocks too.
     """
     tensors = list(tensors)
     found = {split_name(name)[1:] for name in tensors if is_lora(name)}
@@ -112,19 +91,16 @@ class TaskVector:
     llm: Mapping[str, Stored]
 
     def at(self, scale: float, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-        """The adapter that adds `scale` times the task vector to the LLM.
-
-        Args:
-            scale: Factor of the task vector.
-            names: Which tensors; all if none.
-        """
+        """The adapter that adds `scale` times the task vector to the LLM; of these names, or of all if none."""
         return {
             name: self._tensor(name, self.tensors[name], scale) for name in (self.tensors if names is None else names)
         }
 
     def _tensor(self, name: str, tensor: torch.Tensor, scale: float) -> torch.Tensor:
+        if name.endswith(".lora_B.weight"):
+            return tensor.float() if scale == 1 else tensor.float() * scale
         if is_lora(name):
-            return _scaled(name, tensor, scale)
+            return tensor
         before, own = self.before.get(name), self.llm.get(name)
         if scale == 1 and before == own:
             return tensor
@@ -137,13 +113,7 @@ class TaskVector:
 
 
 def shifted(weight: torch.Tensor, trained: torch.Tensor, before: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return W + scale * (trained - before), computed in float64, in the data type of W.
-
-    Args:
-        weight: W of the LLM.
-        trained: The proxy's weight after training, of the same shape.
-        before: The proxy's weight before training, of the same shape.
-        scale: Factor of the task vector.
+    """Return W + scale * (trained - before), computed in float64, in the data type of the LLM's W; shapes are the same.
 
     Raises:
         ArtifactError: a value overflows the data type.

@@ -181,14 +181,9 @@ def check_layout(
 
 
 def check_fits(model: Model, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
-    """Check that every tensor of an adapter has its place in `model`.
+    """Check that every tensor of an adapter has its place in `model`, which may be on the meta device.
 
     A LoRA matrix belongs to a linear layer of a block, and fits its shape; a trained weight replaces one of its shape.
-
-    Args:
-        model: The model that the adapter is for; its weights may be on the meta device.
-        tensors: The adapter's tensors.
-        config: Its PEFT configuration.
 
     Raises:
         ArtifactError: one does not.

@@ -174,15 +174,9 @@ class BlockStream:
         return {name: stored.read() for name, stored in self._source.block_tensors(number).items()}
 
     def run(self, number: int, passage: Passage, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """Run a block that `walk` gave.
+        """Run the block of this number, which `walk` gave.
 
-        Args:
-            number: Its number.
-            passage: The batch.
-            hidden: What enters it, [rows, tokens, width]; `passage.hidden` if none.
-
-        Returns:
-            What leaves it, [rows, tokens, width], on the CPU.
+        What enters it, `hidden` or else `passage.hidden`, is [rows, tokens, width]; so is what leaves it, on the CPU.
         """
         args, kwargs = passage.calls[number]
         entering = passage.hidden if hidden is None else hidden
@@ -194,11 +188,7 @@ class BlockStream:
         return (leaving[0] if self._in_tuple else leaving).cpu()  # type: ignore[no-any-return]
 
     def logits(self, passage: Passage, hidden: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-        """Run what comes behind the last block, row by row.
-
-        Args:
-            passage: The batch.
-            hidden: What left the last block, [rows, tokens, width]; `passage.hidden` if none.
+        """Run what comes behind the last block, row by row, on what left it: `hidden`, or else `passage.hidden`.
 
         Yields:
             The logits of each row, [tokens, vocabulary], on the device of the head.
@@ -245,11 +235,7 @@ class BlockStream:
 
 
 def carry(tensors: Sequence[torch.Tensor], folder: Path | None) -> list[torch.Tensor]:
-    """Copy tensors into memory, or into a file that is mapped and gone when they are.
-
-    Args:
-        tensors: What to copy.
-        folder: Where to keep the file; none for memory.
+    """Copy tensors into a file in `folder` that is mapped and gone when they are; without a folder, into memory.
 
     Raises:
         ResourceError: the disk of `folder` is too small.

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils.hub import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE
 
 from fedproxy.artifacts import CONFIG_BYTES, read_json, write_json
-from fedproxy.checkpoint_files import CONFIG, Checkpoint, numbered_lists, open_checkpoint, weight_names
+from fedproxy.checkpoint_files import CONFIG, numbered_lists, open_checkpoint, weight_names
 from fedproxy.errors import ArtifactError, ResourceError
 from fedproxy.models.loading import Loader, quiet
 from fedproxy.models.tokens import prepare
@@ -97,33 +97,8 @@ def _auto_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
-def read_config(directory: Path, files: Checkpoint, *, trust_remote_code: bool = False) -> Any:
-    """Read the configuration of a checkpoint, and check that it can be meant for the weights there.
-
-    Args:
-        directory: The checkpoint.
-        files: The same, as `open_checkpoint` found it.
-        trust_remote_code: Let the checkpoint's own Python code run.
-
-    Raises:
-        ArtifactError: it is of no language model that transformers knows, needs code of its own, is quantised, or
-            counts other blocks than the files hold.
-    """
-    config = read_description(directory, files.config, trust_remote_code=trust_remote_code)
-    count, lists = config.get_text_config(decoder=True).num_hidden_layers, numbered_lists(files.tensors)
-    if set(range(count)) not in lists.values():
-        found = {path: len(numbers) for path, numbers in lists.items()}
-        raise ArtifactError(f"{directory}: the configuration says {count} blocks, the weights hold {found or 'none'}.")
-    return config
-
-
-def read_description(directory: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
-    """Read the configuration of a checkpoint, whose weights need not be there.
-
-    Args:
-        directory: The checkpoint.
-        raw: What its config.json holds.
-        trust_remote_code: Let the checkpoint's own Python code run.
+def read_config(directory: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
+    """Make transformers' configuration of what the config.json in `directory` holds; no weights need be there.
 
     Raises:
         ArtifactError: it is of no language model that transformers knows, needs code of its own, is quantised, or
@@ -160,7 +135,7 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """Read the configuration of a checkpoint, whose weights need not be there.
 
     Raises:
-        ArtifactError: there is none, or see `read_description`.
+        ArtifactError: there is none, or see `read_config`.
     """
     directory = resolve(path, weights=False)
     if not (directory / CONFIG).is_file():
@@ -168,18 +143,22 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     raw = read_json(directory / CONFIG, CONFIG_BYTES)
     if not isinstance(raw, dict):
         raise ArtifactError(f"{directory / CONFIG} must hold a JSON object.")
-    return read_description(directory, raw, trust_remote_code=trust_remote_code)
+    return read_config(directory, raw, trust_remote_code=trust_remote_code)
 
 
 def load_skeleton(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Build the model of a checkpoint without its weights (on the meta device), to look at names and shapes.
 
     Raises:
-        ArtifactError: see `read_config`; or the files lack weights of the model.
+        ArtifactError: see `read_config`; or the files hold another number of blocks, or lack weights of the model.
     """
     directory = resolve(path)
     files = open_checkpoint(directory)
-    config = read_config(directory, files, trust_remote_code=trust_remote_code)
+    config = read_config(directory, files.config, trust_remote_code=trust_remote_code)
+    count, lists = config.get_text_config(decoder=True).num_hidden_layers, numbered_lists(files.tensors)
+    if set(range(count)) not in lists.values():
+        found = {path: len(numbers) for path, numbers in lists.items()}
+        raise ArtifactError(f"{directory}: the configuration says {count} blocks, the weights hold {found or 'none'}.")
     skeleton = build_skeleton(directory, config, files.dtype, trust_remote_code=trust_remote_code)
     empty = {
         name: torch.empty(stored.shape, dtype=stored.torch_dtype, device="meta")
@@ -195,13 +174,7 @@ def load_skeleton(path: str | Path, *, trust_remote_code: bool = False) -> PreTr
 def build_skeleton(
     directory: Path, config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Build the model of a configuration on the meta device.
-
-    Args:
-        directory: Where the configuration is from, for errors.
-        config: Configuration of a model that generates text.
-        dtype: Data type of the weights where the configuration names none.
-        trust_remote_code: Let the checkpoint's own Python code run.
+    """Build the model of a configuration on the meta device, in `dtype` where the configuration names none.
 
     Raises:
         ArtifactError: transformers knows no such model.

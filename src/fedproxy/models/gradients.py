@@ -44,13 +44,7 @@ def suit_attention(model: Any, usual: str, longest: int, device: torch.device) -
 
 @contextlib.contextmanager
 def in_training(model: AdaptedModel, settings: Train, pad: int) -> Iterator[Backward]:
-    """Put a model into training state for a while; afterwards it is in evaluation state.
-
-    Args:
-        model: A model with an adapter, on its device.
-        settings: The [train] table: precision, checkpointing, layout.
-        pad: Padding token id.
-    """
+    """Put a model on its device into training state for a while; afterwards it is in evaluation state."""
     base: Any = model.get_base_model()
     device = next(model.parameters()).device
     autocast = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_fast(device))

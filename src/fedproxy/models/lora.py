@@ -123,16 +123,9 @@ def attach(
 def adapter_shapes(
     model: PreTrainedModel, *, r: int, targets: str | Sequence[str] = "all-linear", layers: Sequence[int]
 ) -> dict[str, torch.Size]:
-    """The shapes of the tensors that `attach` would make, by name; no tensor is made.
+    """The shapes of the tensors that `attach` would make, by name; the model may be on the meta device.
 
-    Args:
-        model: A decoder, which may be on the meta device.
-        r: Rank.
-        targets: As of `attach`.
-        layers: Numbers of the blocks that get an adapter.
-
-    Raises:
-        ArtifactError, UsageError: as of `attach`.
+    Arguments, and what is raised, are as of `attach`.
     """
     names, transposed = target_names(model, targets)
     path, all_blocks, found = blocks_path(model), blocks(model), dict[str, torch.Size]()
@@ -156,11 +149,11 @@ def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the adapter's parameters themselves, named as in PEFT's `adapter_model.safetensors`."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if name.endswith((".lora_A.default.weight", ".lora_B.default.weight")):
-            found[name.removesuffix(".default.weight") + ".weight"] = parameter
-    return found
+    return {
+        name.removesuffix(".default.weight") + ".weight": parameter
+        for name, parameter in model.named_parameters()
+        if name.endswith((".lora_A.default.weight", ".lora_B.default.weight"))
+    }
 
 
 def train_only(model: nn.Module, chosen: Callable[[str], bool]) -> None:

@@ -14,7 +14,6 @@ import shutil
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def merge_adapter(
         tensors: The adapter's tensors, named as PEFT names them on the source's text decoder.
         config: Its PEFT configuration.
         directory: Existing directory to write into.
-        on_bytes: Told the number of bytes written since the last call.
+        on_bytes: Told the number of bytes written so far.
 
     Raises:
         ArtifactError: a tensor does not fit, its weight is stored in another form or in a data type too narrow, a
@@ -143,11 +142,7 @@ def parent(path: str) -> str:
 def _untie(source: Source, todo: dict[str, Change], names: dict[str, str], shards: list[dict[str, Stored]]) -> bool:
     """Give embedding and head a place each, if they are tied and no longer the same; tells whether that was needed.
 
-    Args:
-        source: The model.
-        todo: What is done to its weights; a head that stays as the embedding is taken out.
-        names: Under which name the files hold each weight; a new place is added.
-        shards: What to write; a new place is added.
+    A new place is added to `names` and `shards`; a head that stays as the embedding is taken out of `todo`.
     """
     ends = tied_ends(source)
     if ends is None or not todo.keys() & ends.keys():
@@ -190,7 +185,7 @@ def _tasks(stored: Stored, parameter: str, change: Change) -> Iterator[Callable[
 
     def piece(rows: slice) -> torch.Tensor:
         if isinstance(change, LowRank):
-            weight = _rows(stored, rows)
+            weight = stored.rows(rows.start, rows.stop).read()
             made = changed_rows(weight, change, rows, _scratch.of(weight.numel())).to(stored.torch_dtype, copy=True)
         else:
             made = change[rows].to(stored.torch_dtype)
@@ -224,15 +219,6 @@ def _half_step(dtype: torch.dtype) -> float:
     """How much must be added to the largest finite value, at least, to make it infinite."""
     info = torch.finfo(dtype)
     return 2.0 ** (math.frexp(info.max)[1] - 2) * info.eps
-
-
-def _rows(stored: Stored, rows: slice) -> torch.Tensor:
-    """Read some rows of a stored matrix."""
-    row = (stored.end - stored.begin) // stored.shape[0]
-    shape = (rows.stop - rows.start, *stored.shape[1:])
-    return replace(
-        stored, shape=shape, begin=stored.begin + rows.start * row, end=stored.begin + rows.stop * row
-    ).read()
 
 
 def _write_config(source: Path, target: Path, untied: bool) -> None:

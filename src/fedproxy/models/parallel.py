@@ -141,10 +141,6 @@ class Team:
         for parameter, part in zip(ordered, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
             parameter.grad = part.view_as(parameter) if self.rank == LEADER else None
 
-    def load(self, arguments: Mapping[str, Any]) -> None:
-        """Let the others load a model."""
-        self.give([Load(arguments)] * self.size)
-
     def loaded(self, model: AdaptedModel | None, error: str | None) -> None:
         """Say that this process has loaded its model, or why not, and wait for the others.
 
@@ -242,14 +238,9 @@ def compute_share(
 
 @contextlib.contextmanager
 def together(model: AdaptedModel, settings: Train, pad: int, seed: int, alone: Backward) -> Iterator[Backward]:
-    """Compute the gradients of steps with the whole team; alone, if there is none that has loaded `model`.
+    """Compute the gradients of steps with the whole team; with `alone`, if there is none that has loaded `model`.
 
-    Args:
-        model: The model, in training.
-        settings: The [train] table.
-        pad: Padding token id.
-        seed: Seed of the training; each process's dropout has a seed of its own.
-        alone: What computes gradients in this process.
+    The other arguments are as of `train`; each process's dropout has a seed of its own.
     """
     leading = team()
     if leading is None or not leading.has(model):

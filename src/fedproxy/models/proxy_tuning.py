@@ -28,10 +28,6 @@ NO_PAST = (None, None)
 def padding_mask(prompt: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:
     """Tell the padding on the left of prompts from the padding token; the last token of a prompt is never padding.
 
-    Args:
-        prompt: Token ids, (rows, length).
-        pad_token_id: The padding token; without one there is no padding.
-
     Returns:
         Attention mask, (rows, length): 0 on the run of padding tokens that a row begins with, else 1.
     """

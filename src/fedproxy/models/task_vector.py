@@ -1,7 +1,7 @@
 """What an adapter does to the weights of a model: W + alpha / r * B A, a few rows at a time."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -63,40 +63,20 @@ def changes(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> d
 
 
 def changed(weight: torch.Tensor, change: Change) -> torch.Tensor:
-    """Return a changed weight; the same tensor if the change is none.
+    """Return a changed weight, where W was and in its data type; W + factor * B A is computed in float32.
 
-    Args:
-        weight: W, on any device.
-        change: What to do to it.
-    """
-    if isinstance(change, torch.Tensor):
-        return change.to(weight.device, weight.dtype)
-    return add_task_vector(weight, change.a, change.b, change.factor, change.transposed)
-
-
-def add_task_vector(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, factor: float, transposed: bool = False
-) -> torch.Tensor:
-    """Return W + factor * B A, computed in float32, in the data type of W.
-
-    Args:
-        weight: W, [outputs, inputs]; [inputs, outputs] if `transposed`.
-        a: A, [r, inputs].
-        b: B, [outputs, r].
-        factor: alpha / r of the adapter.
-        transposed: W is stored transposed, as GPT-2's Conv1D does.
-
-    Returns:
-        The new W; the same tensor if B is zero.
+    Where B is zero, it is the same tensor.
 
     Reference:
         FedProxy, Eq. 15. The task vector is added; overwriting the block would be the same only as long as the proxy
         block started as the LLM block.
     """
-    if not bool(b.any()):
+    if isinstance(change, torch.Tensor):
+        return change.to(weight.device, weight.dtype)
+    if not bool(change.b.any()):
         return weight
     result = torch.empty_like(weight)
-    change = LowRank(a.to(weight.device), b.to(weight.device), factor, transposed)
+    change = replace(change, a=change.a.to(weight.device), b=change.b.to(weight.device))
     for rows in row_slices(tuple(weight.shape)):
         result[rows] = changed_rows(weight[rows], change, rows)
     return result

@@ -17,11 +17,8 @@ def prepare(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> PreTr
     A prompt that ended in an end-of-text token would be a finished text, and its answer begin one token late.
 
     Args:
-        tokenizer: The tokenizer; it is changed.
+        tokenizer: The tokenizer; it is changed, and returned.
         vocabulary: Rows of the model's embedding; none if they are not known.
-
-    Returns:
-        The tokenizer.
 
     Raises:
         ArtifactError: it goes on ending texts, or a token that stands in every text has no row in the embedding.
@@ -82,12 +79,6 @@ def answer_ids(
 
     An answer that melts into the prompt's last token would have none, so that it would always be right and never be
     learned; it is encoded by itself.
-
-    Args:
-        tokenizer: The tokenizer.
-        whole: Ids of prompt and answer together.
-        prompt: Ids of the prompt.
-        answer: The answer's text.
     """
     return list(whole[len(prompt) :]) or text_ids(tokenizer, [answer], special=False)[0]
 

@@ -12,7 +12,7 @@ from fedproxy.layer_map import trained_blocks
 from fedproxy.models.checkpoints import Model, load_model
 from fedproxy.models.families import blocks, check_plain
 from fedproxy.models.lora import AdaptedModel, attach
-from fedproxy.models.parallel import team
+from fedproxy.models.parallel import Load, team
 from fedproxy.models.quantization import four_bit, keep_gradients
 from fedproxy.seeds import derive_seed
 
@@ -25,16 +25,12 @@ def load_trainable(path: Path, settings: Train, *, seed: int, trust_remote_code:
     Raises:
         ResourceError: another process could not load it.
     """
-    arguments: dict[str, Any] = {
-        "path": path,
-        "settings": settings,
-        "seed": seed,
-        "trust_remote_code": trust_remote_code,
-    }
+    arguments: dict[str, Any] = {"path": path, "settings": settings}
+    arguments |= {"seed": seed, "trust_remote_code": trust_remote_code}
     leading = team()
     if leading is None:
         return load_alone(**arguments)
-    leading.load(arguments)
+    leading.give([Load(arguments)] * leading.size)
     try:
         model = load_alone(**arguments)
     except BaseException as error:
@@ -49,13 +45,7 @@ def load_alone(path: Path, settings: Train, *, seed: int, trust_remote_code: boo
     """Load a checkpoint and put the adapter of [train] on it: in its own dtype on a GPU, in float32 on a CPU.
 
     On a CPU float32 weights with bf16 autocast are faster than bf16 weights. With quantization = "4bit" the weights of
-    linear layers other than the head take four bits on either.
-
-    Args:
-        path: The checkpoint.
-        settings: The [train] table.
-        seed: The experiment's seed; the adapter's first values depend on it alone.
-        trust_remote_code: Let the checkpoint's own Python code run.
+    linear layers other than the head take four bits on either. The adapter's first values depend on the seed alone.
 
     Raises:
         ArtifactError: the checkpoint cannot be used.

@@ -56,11 +56,6 @@ class Training:
         """Mean loss over the steps."""
         return sum(self.losses) / len(self.losses)
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens trained on in a second."""
-        return self.tokens / self.seconds
-
 
 def batches(
     examples: Sequence[Encoded], size: int, *, group_by_length: bool, generator: torch.Generator
@@ -175,11 +170,7 @@ def step_batches(
 ) -> Iterator[list[list[Encoded]]]:
     """Yield the batches of each optimizer step, without end: all examples once, shuffled, then all once again.
 
-    Args:
-        examples: The client's encoded rows.
-        settings: The [train] table.
-        seed: Seed of the order.
-        skip: Begin after so many times of all examples.
+    What the first `skip` passes over all examples would give is passed over.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     for _ in range(skip):  # what `batches` draws
@@ -194,14 +185,7 @@ def step_batches(
 
 
 def trained_tokens(examples: Sequence[Encoded], settings: Train, seed: int, steps: int | None = None) -> int:
-    """How many tokens `train` would train on, without training.
-
-    Args:
-        examples: As of `train`; and so are the others.
-        settings: The [train] table.
-        seed: Seed of batch order.
-        steps: Optimizer steps; by default what `settings` ask for.
-    """
+    """How many tokens `train` would train on, without training; arguments are as of `train`."""
     a_epoch = optimizer_steps(len(examples), replace(settings, epochs=1.0, max_steps=None))
     epochs, rest = divmod(steps or optimizer_steps(len(examples), settings), a_epoch)
     found = epochs * sum(len(example.ids) for example in examples)

@@ -28,15 +28,7 @@ def angular_distance(
 
     Departure from the paper: it averages over the last token of every document only; all tokens are used here, so that
     a small public text gives a steady mean. The blocks are walked once; `most` + 1 hidden states of every passage are
-    carried along.
-
-    Args:
-        stream: The decoder.
-        passages: Public text before the first block.
-        most: The largest number of blocks that will be removed.
-        among: The blocks that may be removed.
-        seed: Not used.
-        progress: Told the fraction done.
+    carried along. Arguments are as of `Score`; the seed is not used.
 
     Returns:
         Scores from 0 (a run through the block turns nothing) to 1, and runs of consecutive blocks to remove.

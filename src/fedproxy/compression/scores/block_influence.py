@@ -10,15 +10,7 @@ from fedproxy.models.block_stream import BlockStream, Passage
 
 
 def cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return the cosine along the last dimension in float64, 0 where a vector is zero.
-
-    Args:
-        x: [..., width].
-        y: [..., width].
-
-    Returns:
-        Cosines, [...].
-    """
+    """Return the cosines of vectors [..., width] in float64, [...]; 0 where a vector is zero."""
     x, y = x.double(), y.double()
     norms = x.norm(dim=-1) * y.norm(dim=-1)
     products = (x * y).sum(dim=-1)
@@ -37,15 +29,8 @@ def block_influence(
     """Return the block influence of every block; those with the lowest go first.
 
     BI_i = 1 - mean cos(h_i, h_{i+1}), with h_i the hidden state entering block i and h_{i+1} the one leaving it, over
-    all tokens that are no padding. For the last block, h_{i+1} is its own output before the final norm.
-
-    Args:
-        stream: The decoder.
-        passages: Public text before the first block.
-        most: The largest number of blocks that will be removed.
-        among: The blocks that may be removed.
-        seed: Not used.
-        progress: Told the fraction done.
+    all tokens that are no padding. For the last block, h_{i+1} is its own output before the final norm. Arguments are
+    as of `Score`; the seed is not used.
 
     Returns:
         Scores from 0 (the block changes no direction) to 2.

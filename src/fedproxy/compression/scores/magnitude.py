@@ -23,13 +23,7 @@ def magnitude(
 ) -> Importance:
     """Return mean |w| over all weights w of every block; those with the lowest go first.
 
-    Args:
-        stream: The decoder; its blocks are read one after the other.
-        passages: Not used.
-        most: The largest number of blocks that will be removed.
-        among: The blocks that may be removed.
-        seed: Not used.
-        progress: Told the fraction done.
+    Arguments are as of `Score`; passages and seed are not used. Blocks are read one after the other.
 
     Returns:
         Scores in the unit of the weights.

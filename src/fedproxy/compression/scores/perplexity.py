@@ -31,15 +31,8 @@ def perplexity(
     block that was never removed has its value of the last step, at least that of the last block removed.
 
     Each step walks the blocks once: one hidden state of every passage is carried for the decoder so far, and one for
-    each block that is left out.
-
-    Args:
-        stream: The decoder.
-        passages: Public text before the first block.
-        most: The largest number of blocks that will be removed; if 0, one step is measured and nothing removed.
-        among: The blocks that may be removed.
-        seed: Not used.
-        progress: Told the fraction done.
+    each block that is left out. Arguments are as of `Score`; the seed is not used. If `most` is 0, one step is measured
+    and nothing removed.
 
     Returns:
         Scores in nats a token, and nested removals.

@@ -20,13 +20,7 @@ def random(
 ) -> Importance:
     """Draw the order in which the blocks go; whatever number goes, it is the beginning of that order.
 
-    Args:
-        stream: The decoder; only its number of blocks counts.
-        passages: Not used.
-        most: The largest number of blocks that will be removed.
-        among: The blocks that may be removed.
-        seed: The same seed gives the same order.
-        progress: Told the fraction done.
+    Arguments are as of `Score`; of the stream only the number of blocks counts. The same seed gives the same order.
 
     Returns:
         Scores: a block's place in the order, from 0 for the first to go.

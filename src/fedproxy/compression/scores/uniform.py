@@ -27,13 +27,7 @@ def uniform(
 ) -> Importance:
     """Keep the first and the last block of `among`, and blocks evenly between them; removals are not nested.
 
-    Args:
-        stream: The decoder; only its number of blocks counts.
-        passages: Not used.
-        most: The largest number of blocks that will be removed.
-        among: The blocks that may be removed.
-        seed: Not used.
-        progress: Told the fraction done.
+    Arguments are as of `Score`; of the stream only the number of blocks counts.
 
     Returns:
         Score 1 for a block that stays when `most` are removed, else 0.
