@@ -314,15 +314,9 @@ def prepare(
             f"[heal] realign_steps = {experiment.heal.realign_steps} changes the proxy between rounds, which only "
             "the engine inline can. Choose it, or 0."
         )
-    with _compressed(
-        experiment,
-        Path(out),
-        rows or ClientRows({}),
-        resume=resume,
-        overwrite=overwrite,
-        on_progress=on_progress or _silent,
-        on_sheet=on_sheet,
-    ) as directory:
+    progress = on_progress or _silent
+    how: Any = {"resume": resume, "overwrite": overwrite, "on_progress": progress, "on_sheet": on_sheet}
+    with _compressed(experiment, Path(out), rows or ClientRows({}), **how) as directory:
         begin(experiment, directory)
         yield directory
 

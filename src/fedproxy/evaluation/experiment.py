@@ -39,7 +39,17 @@ def score(
     on_progress: Callable[[float, str], None],
     on_documents: Callable[[str, list[float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Score one model of an experiment; arguments, result and errors are those of `evaluate`."""
+    """Score a model as [evaluate] says; result and errors are those of `evaluate`.
+
+    Args:
+        experiment: The experiment.
+        tasks: The tasks.
+        model: The checkpoint.
+        adapter: The adapter on it, or on the proxy.
+        proxy: The proxy, for decode-time proxy tuning.
+        on_progress: Told the fraction and what is being done.
+        on_documents: Told a task and the scores of its documents.
+    """
     settings = experiment.evaluate
     return evaluate(
         model,
