@@ -28,7 +28,8 @@ from fedproxy.artifacts import Manifest, read_json, write_json
 from fedproxy.comparison.statistics import paired_difference
 from fedproxy.config import load_experiment
 from fedproxy.evaluation import evaluate
-from fedproxy.pipeline import environment, fuse, scored_tasks
+from fedproxy.evaluation.experiment import scored_tasks
+from fedproxy.pipeline import environment, fuse
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors, save_tensors
 

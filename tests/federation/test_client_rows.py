@@ -3,8 +3,8 @@ from pathlib import Path
 
 from fedproxy.config import LLM, Client, Compress, Evaluate, Experiment, Partition
 from fedproxy.evaluation import training_rows
+from fedproxy.evaluation.experiment import scored_tasks
 from fedproxy.federation.client_rows import client_rows
-from fedproxy.pipeline import scored_tasks
 
 
 def task_data(folder: Path) -> Path:

@@ -79,7 +79,7 @@ def test_old_rounds_lose_their_tensors_and_keep_their_records(tmp_path):
         store.save(closed(number), seconds=1)
     assert [sorted(p.name for p in (tmp_path / f"{n:04d}").iterdir()) for n in (1, 2)] == [["round.json"]] * 2
     assert all((tmp_path / f"{n:04d}" / "adapter.safetensors").exists() for n in (3, 4))
-    assert (store.count(), store.latest().round, len(store.latest().records)) == (4, 4, 4)
+    assert (store.count(), store.latest().round, len(store.records())) == (4, 4, 4)
 
 
 def test_what_a_kill_left_of_old_rounds_goes_with_the_next(tmp_path):

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.artifacts import check_spared, read_json, write_json
-from fedproxy.comparison.cells import RECORD, Key, RowsOf, cell_folder, rows_by_seed, run_cell
-from fedproxy.comparison.crew import OnCellProgress, OnDone, processes, run_in_processes
+from fedproxy.comparison.cells import RECORD, Key, cell_folder, rows_by_seed, run_cell
+from fedproxy.comparison.crew import OnCellProgress, processes, run_in_processes
 from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
 from fedproxy.comparison.work import DOCUMENTS, digest
 from fedproxy.config import VARIED, Compare, Experiment, from_folder
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.evaluation.experiment import check_tasks, scored_tasks
 from fedproxy.federation.client_rows import encode_for
 from fedproxy.federation.fitting import check_compression, check_fit
 from fedproxy.federation.settings import check_settings
@@ -32,7 +33,7 @@ from fedproxy.metrics import gap_closed
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.costs import FORMULA
 from fedproxy.models.source import open_source
-from fedproxy.pipeline import check_tasks, read_experiment, scored_tasks
+from fedproxy.pipeline import read_experiment
 from fedproxy.records import as_record
 from fedproxy.reporting.rows import Compared, Spread
 from fedproxy.run_directory import owned
@@ -129,7 +130,8 @@ def compare(
         if jobs > 1:
             run_in_processes(path, cells, jobs, on_progress, done)
         else:
-            _run_here(experiment, path, cells, rows, on_progress, done)
+            for method, key in cells:
+                done(key, run_cell(experiment, path, method, key, rows, functools.partial(on_progress, key)))
         found = {
             (name, seed, remove): {
                 **_cell(path, methods[name], (name, seed, remove)),
@@ -206,19 +208,6 @@ def _jobs(path: Path, experiment: Experiment, asked: int | None, cells: int) -> 
     return count
 
 
-def _run_here(
-    experiment: Experiment,
-    path: Path,
-    cells: Sequence[tuple[Method, Key]],
-    rows: RowsOf,
-    on_progress: OnCellProgress,
-    on_done: OnDone,
-) -> None:
-    """Run cells one after the other in this process."""
-    for method, key in cells:
-        on_done(key, run_cell(experiment, path, method, key, rows, functools.partial(on_progress, key)))
-
-
 def tasks_to_compare(experiment: Experiment) -> list[str]:
     """The tasks that methods are compared by.
 
@@ -272,6 +261,7 @@ def with_gaps(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _gap(found: Mapping[Key, dict[str, Any]], key: Key) -> float | None:
+    """The share of the way from the untuned LLM to centralized tuning that a cell went."""
     _, seed, remove = key
     cells = {"llm": found.get((ZERO_SHOT, seed, remove)), "centralized": found.get((CENTRALIZED, seed, remove))}
     return gap_closed({name: cell["accuracy"] for name, cell in {**cells, "fused": found[key]}.items() if cell})

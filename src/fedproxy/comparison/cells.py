@@ -11,15 +11,16 @@ from typing import Any, Generic, TypeVar
 from fedproxy.artifacts import new_directory, write_json
 from fedproxy.comparison.accounts import costs, costs_of_proxy, costs_of_trainings, sent_once, spent_by_owner
 from fedproxy.comparison.history import history
-from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored, tuned_adapter
-from fedproxy.config import Client, Experiment, Federate
+from fedproxy.comparison.work import DOCUMENTS, Scored, Work, mean_scored
+from fedproxy.config import Experiment, Federate, Train
+from fedproxy.evaluation.experiment import scored_tasks
+from fedproxy.federation.aligning import proxy_adapter
 from fedproxy.federation.client_rows import ClientRows, client_rows, encode_for
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tuning import OnProgress, steps_of_all, turns
 from fedproxy.methods import Method, configured
 from fedproxy.models.checkpoints import resolve
 from fedproxy.models.training import optimizer_steps
-from fedproxy.pipeline import scored_tasks
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import save_tensors
 
@@ -172,7 +173,7 @@ class Bench:
         if method.whole:
             return scored, None
         proxy = path / "proxy"
-        return scored, self._work.score(experiment, f"{name}-proxy-tuned", tasks, proxy, tuned_adapter(path))
+        return scored, self._work.score(experiment, f"{name}-proxy-tuned", tasks, proxy, proxy_adapter(path))
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def trainings_of(
             own = {client.name: [client.task] for client in experiment.client if client.task in tasks}
             return [
                 Training(
-                    lone_experiment(experiment, name, rounds),
+                    _of_one(experiment, experiment.train_of(name), rounds),
                     {name: rows[name]},
                     f"alone: {name}",
                     own.get(name, list(tasks)),
@@ -236,12 +237,7 @@ def pooled_experiment(experiment: Experiment, counts: Mapping[str, int]) -> Expe
     """
     train, steps = experiment.train, steps_of_all(experiment, counts)
     a_epoch = optimizer_steps(sum(counts.values()), dataclasses.replace(train, epochs=1.0, max_steps=None))
-    return dataclasses.replace(
-        experiment,
-        client=_of_one_rank(experiment),
-        train=dataclasses.replace(train, epochs=steps / a_epoch + 1.0, max_steps=steps),
-        federate=_of_one(experiment, 1),
-    )
+    return _of_one(experiment, dataclasses.replace(train, epochs=steps / a_epoch + 1.0, max_steps=steps), 1)
 
 
 def rounds_alone(experiment: Experiment, names: Collection[str]) -> dict[str, int]:
@@ -255,26 +251,8 @@ def rounds_alone(experiment: Experiment, names: Collection[str]) -> dict[str, in
     return {name: max(1, len(asked[name])) for name in names}
 
 
-def lone_experiment(experiment: Experiment, name: str, rounds: int) -> Experiment:
-    """The experiment of one client alone, with its own rank.
-
-    Args:
-        experiment: The experiment of all clients.
-        name: The client.
-        rounds: How many it trains in.
-    """
-    return dataclasses.replace(
-        experiment,
-        client=_of_one_rank(experiment),
-        train=experiment.train_of(name),
-        federate=_of_one(experiment, rounds),
-    )
-
-
-def _of_one_rank(experiment: Experiment) -> tuple[Client, ...]:
-    return tuple(dataclasses.replace(client, lora_r=None) for client in experiment.client)
-
-
-def _of_one(experiment: Experiment, rounds: int) -> Federate:
-    """The rounds of a single party: what trains is A and B, and nothing is encoded, merged, limited or awaited."""
-    return Federate(rounds, "mean", regulariser="none", quorum=1.0, keep_rounds=experiment.federate.keep_rounds)
+def _of_one(experiment: Experiment, train: Train, rounds: int) -> Experiment:
+    """The experiment of a single party: what trains is A and B, and nothing is encoded, merged, limited or awaited."""
+    client = tuple(dataclasses.replace(client, lora_r=None) for client in experiment.client)
+    federate = Federate(rounds, "mean", regulariser="none", quorum=1.0, keep_rounds=experiment.federate.keep_rounds)
+    return dataclasses.replace(experiment, client=client, train=train, federate=federate)

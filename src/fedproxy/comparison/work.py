@@ -25,8 +25,8 @@ import torch
 from fedproxy.artifacts import locked, new_directory, os_error, read_json, write_json
 from fedproxy.config import Experiment, from_folder
 from fedproxy.errors import UsageError
-from fedproxy.evaluation import evaluate
-from fedproxy.federation.aligning import ALIGNED, write_aligned
+from fedproxy.evaluation.experiment import score
+from fedproxy.federation.aligning import write_aligned
 from fedproxy.federation.client_rows import ClientRows
 from fedproxy.federation.inline import tune_inline
 from fedproxy.federation.tuning import OnProgress
@@ -205,22 +205,18 @@ class Work:
         adapter: Path | None,
         proxy: Path | None,
     ) -> None:
-        settings, documents = experiment.evaluate, dict[str, torch.Tensor]()
+        documents = dict[str, torch.Tensor]()
 
         def on_documents(task: str, scores: list[float]) -> None:
             documents[task] = torch.tensor(scores, dtype=torch.float32)
 
         with measured() as cost:
-            found = evaluate(
+            found = score(
+                experiment,
+                tasks,
                 model,
-                tasks=tasks,
-                data=settings.data or None,
-                include=settings.include or None,
-                adapter=adapter,
+                adapter,
                 proxy=proxy,
-                limit=settings.limit,
-                batch_size=settings.batch_size,
-                trust_remote_code=experiment.llm.trust_remote_code,
                 on_progress=lambda fraction, text: self._progress("evaluate", fraction, text),
                 on_documents=on_documents,
             )
@@ -232,11 +228,6 @@ class Work:
 def cost_of_fusing(run: RunDirectory) -> dict[str, float]:
     """Seconds and peak memory of plugging in; none if a kill came between it and its record."""
     return dict(read_json(run.path / FUSING)) if (run.path / FUSING).is_file() else {}
-
-
-def tuned_adapter(run: Path) -> Path:
-    """The adapter that belongs onto a run's proxy."""
-    return run / ALIGNED if (run / ALIGNED).is_dir() else run / "adapter"
 
 
 def _beside(path: Path) -> Path:

@@ -71,3 +71,8 @@ def write_aligned(directory: RunDirectory) -> None:
     config["layers_to_transform"] = list(range(len(manifest.layer_map)))
     with new_directory(directory.path / ALIGNED) as folder:
         write_adapter(folder, config, dict(sorted({**tensors, **extra}.items())), manifest)
+
+
+def proxy_adapter(run: Path) -> Path:
+    """The adapter that belongs onto a run's proxy."""
+    return run / ALIGNED if (run / ALIGNED).is_dir() else run / "adapter"

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedproxy.config import Experiment, Federate, Train, read_table
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, strict_json, version
+from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, is_sha256, strict_json, version
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding
 
 OFFER_CHARACTERS = 16384
@@ -87,7 +87,10 @@ class Offer:
         train = read_table(Train, values.get("train", {}), "train", problems)
         read_table(Federate, {key: values[key] for key in _FEDERATE & values.keys()}, "federate", problems)
         if not problems:
-            problems += _wire_problems(values)
+            try:
+                encoding(values["wire"], values["wire_options"])
+            except UsageError as error:
+                problems.append(f"wire_options: {error}")
         if problems:
             raise ArtifactError("The offer cannot be used:" + "".join(f"\n  - {problem:.300}" for problem in problems))
         absent = {"regulariser_strength": None, "max_rows": None}
@@ -96,10 +99,6 @@ class Offer:
 
 def _text(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _TEXT_CHARACTERS and value.isprintable()
-
-
-def _sha256(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def _whole(value: object, least: int) -> bool:
@@ -113,9 +112,9 @@ _RULES: dict[str, Any] = {
     "version": _text,
     "seed": lambda value: _whole(value, 0),
     "train": lambda value: isinstance(value, dict),
-    "start": lambda value: _sha256(value),
+    "start": is_sha256,
     "max_rows": lambda value: _whole(value, 1),
-    "proxy": lambda value: _sha256(value),
+    "proxy": is_sha256,
 }
 _FEDERATE = {"rounds", "regulariser", "regulariser_strength", "space", "wire", "wire_options", "wire_down"}
 _OPTIONAL = {"regulariser_strength", "max_rows"}
@@ -127,14 +126,6 @@ def _problems(values: dict[str, Any]) -> list[str]:
     missing = [f"{key} is missing" for key in sorted(keys - values.keys() - _OPTIONAL)]
     wrong = [f"{key} = {values[key]!r:.60}" for key, rule in _RULES.items() if key in values and not rule(values[key])]
     return unknown + missing + wrong
-
-
-def _wire_problems(values: dict[str, Any]) -> list[str]:
-    try:
-        encoding(values["wire"], values["wire_options"])
-        return []
-    except UsageError as error:
-        return [f"wire_options: {error}"]
 
 
 def make_offer(
@@ -150,25 +141,20 @@ def make_offer(
         start: SHA-256 of the adapter that the run began with.
         spoken: Encodings that the client agrees to; one that does not agree to [federate] wire sends plain updates.
     """
-    federate = experiment.federate
-    agreed = federate.wire in spoken
+    asked = {key: getattr(experiment.federate, key) for key in _FEDERATE}
+    if asked["wire"] not in spoken:
+        asked |= {"wire": PLAIN, "wire_options": {}}
     return Offer(
         run=experiment.name,
         id=run_id,
         protocol=PROTOCOL,
         version=version(),
         seed=experiment.seed,
-        rounds=federate.rounds,
         train=replace(experiment.train_of(client), report_to=[]),  # the server's own affair
-        regulariser=federate.regulariser,
-        regulariser_strength=federate.regulariser_strength,
-        space=federate.space,
-        wire=federate.wire if agreed else PLAIN,
-        wire_options=federate.wire_options if agreed else {},
-        wire_down=federate.wire_down,
         start=start,
         max_rows=next((table.rows for table in experiment.client if table.name == client), None),
         proxy=proxy,
+        **asked,
     )
 
 

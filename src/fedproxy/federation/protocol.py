@@ -8,6 +8,7 @@ update is mapped, not loaded: one that came encoded is decoded to a file, tensor
 import hashlib
 import json
 import math
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ _NUMBERS = 32
 _SHAPE_CHARACTERS = 64
 """A tensor's shape may take so many characters more in a header than its number of values."""
 _COUNT_LIMIT = 1 << 53
+_SHA256 = re.compile("[0-9a-f]{64}")
 _ADAPTER, _CONFLICT, _STATE = "adapter/", "conflict/", "regulariser/"
 
 Rule = Callable[[Any], bool]
@@ -75,6 +77,11 @@ def _number(value: object) -> bool:
 def is_name(value: object) -> bool:
     """Whether a value from outside is a name, with which a folder can be made."""
     return isinstance(value, str) and CLIENT_NAME.fullmatch(value) is not None
+
+
+def is_sha256(value: object) -> bool:
+    """Whether a value from outside is a SHA-256, as 64 lower-case hex digits."""
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def _numbers(value: object) -> bool:
@@ -221,13 +228,7 @@ def encode_order(order: Order) -> bytes:
         if not torch.equal(levels.float() / order.voters, values):
             raise AssertionError(f"the conflict of {name} is no multiple of 1/{order.voters}")
         tensors[_CONFLICT + name] = pack_levels(levels, order.voters)
-    head = {
-        "round": order.round,
-        "voters": order.voters,
-        "share": order.share,
-        "wire": wire,
-        "since": order.since,
-    }
+    head = {"round": order.round, "voters": order.voters, "share": order.share, "wire": wire, "since": order.since}
     return _encode("order", head, tensors)
 
 

@@ -32,16 +32,12 @@ class Exchange(Protocol):
         ...
 
 
-def _ignore(name: str, **values: object) -> None:
-    pass
-
-
 def drive(
     coordinator: Coordinator,
     exchange: Exchange,
     on_closed: Callable[[Closed, float], None],
     *,
-    on_event: Callable[..., None] = _ignore,
+    on_event: Callable[..., None] = lambda name, **values: None,
 ) -> None:
     """Run the rounds that are left.
 

@@ -1,11 +1,8 @@
 """A run's rounds on disk. A round appears complete or not at all, so a kill loses at most the open one."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fedproxy.artifacts import new_directory, os_error, read_json, write_json
 from fedproxy.errors import ArtifactError
@@ -15,18 +12,6 @@ from fedproxy.tensor_files import load_tensors, save_tensors
 
 _ADAPTER, _CONFLICT = "adapter.safetensors", "conflict.safetensors"
 _SERVER, _STATE = "server_optimizer.safetensors", "regulariser.safetensors"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The last complete round as read back, and the records of all complete rounds."""
-
-    round: int
-    adapter: dict[str, torch.Tensor]
-    conflict: dict[str, torch.Tensor]
-    server_state: dict[str, torch.Tensor]
-    state: dict[str, torch.Tensor]
-    records: list[dict[str, Any]]
 
 
 class RoundStore:
@@ -109,7 +94,7 @@ class RoundStore:
             found.append(record)
         return found
 
-    def latest(self) -> Stored | None:
+    def latest(self) -> Closed | None:
         """Read the last complete round; none if there is none. Leftovers of a killed process are removed.
 
         Raises:
@@ -125,4 +110,4 @@ class RoundStore:
         conflict, server_state, state = (
             load_tensors(folder / name) if (folder / name).is_file() else {} for name in (_CONFLICT, _SERVER, _STATE)
         )
-        return Stored(len(records), load_tensors(folder / _ADAPTER), conflict, server_state, state, records)
+        return Closed(len(records), load_tensors(folder / _ADAPTER), conflict, server_state, state, records[-1])

@@ -148,7 +148,7 @@ def tune(
         conflict=(last.conflict or None) if last else None,
         server_state=last.server_state if last else None,
         state=(last.state or None) if last else None,
-        records=last.records if last else (),
+        records=store.records(),
         start=fresh,
         ranks=experiment.ranks,
     )

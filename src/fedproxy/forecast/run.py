@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.config import Compress, Experiment
+from fedproxy.evaluation.experiment import scored_tasks
 from fedproxy.evaluation.reading import Reading, reading_of
 from fedproxy.federation.client_rows import client_names, client_rows
 from fedproxy.federation.coordinator import Coordinator
@@ -20,7 +21,7 @@ from fedproxy.models.encoding import Encoded
 from fedproxy.models.placement import ROOM
 from fedproxy.models.text_batches import Batch
 from fedproxy.models.training import trained_tokens
-from fedproxy.pipeline import read_experiment, scored_tasks
+from fedproxy.pipeline import read_experiment
 from fedproxy.seeds import derive_seed
 
 _FLOAT = 4

@@ -110,12 +110,6 @@ class SuperLink:
         """Whether its process lives."""
         return self._process is not None and self._process.poll() is None
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        assert self._process is not None
-        return self._process.pid
-
     def register(self, public_keys: Collection[bytes]) -> None:
         """Register the public keys (PEM) of SuperNodes that may connect."""
         from flwr.proto.control_pb2 import RegisterNodeRequest

@@ -17,8 +17,9 @@ from pathlib import Path
 from fedproxy.artifacts import locked, new_file, os_error, parse_json, read_json, sync, write_json
 from fedproxy.deployment.handout.download import Crew, Progress, open_file, tried
 from fedproxy.deployment.handout.link import Link
-from fedproxy.deployment.handout.parts import LISTING_BYTES, File, Listing, Part, hash_range, is_sha256
+from fedproxy.deployment.handout.parts import LISTING_BYTES, File, Listing, Part, hash_range
 from fedproxy.errors import ArtifactError, ResourceError
+from fedproxy.federation.protocol import is_sha256
 
 _LISTING, _COMPLETE = ".listing.json", ".complete.json"
 _SPARE_BYTES = 1 << 20

@@ -16,6 +16,7 @@ from typing import Any
 
 from fedproxy.artifacts import MANIFEST, Manifest, read_json
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.federation.protocol import is_sha256
 
 FORMAT = 1
 PART_BYTES = 64 << 20
@@ -25,7 +26,6 @@ LISTING_BYTES = 16 << 20
 _PART_LIMITS = (1 << 20, (2 << 30) - 1)
 _MOST_PARTS, _MOST_FILES, _MOST_BYTES = 100_000, 1_000, 1 << 50
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _PUBLIC = (MANIFEST, "special_tokens_map.json")
 _PUBLIC_MANIFEST = ("format", "kind", "versions", "llm", "layer_map")
 _ORIGINS = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
@@ -94,11 +94,6 @@ class Listing:
         _need(sum(len(file.parts) for file in listing.files) <= _MOST_PARTS, f"more than {_MOST_PARTS} parts")
         _need(listing.size <= _MOST_BYTES, f"more than {_MOST_BYTES} bytes")
         return listing
-
-
-def is_sha256(text: object) -> bool:
-    """Whether `text` is a SHA-256 as it stands in a listing."""
-    return isinstance(text, str) and _SHA256.fullmatch(text) is not None
 
 
 def _need(holds: bool, what: str) -> None:

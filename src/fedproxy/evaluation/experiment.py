@@ -1,0 +1,66 @@
+"""What [evaluate] of an experiment says: which tasks its models are scored on, and how."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedproxy.config import Experiment
+from fedproxy.evaluation.harness import evaluate
+from fedproxy.evaluation.loading import load_for_evaluation
+
+
+def scored_tasks(experiment: Experiment) -> list[str]:
+    """The tasks that models are scored on: those of [evaluate], or the clients'."""
+    cut = experiment.partition
+    own = [client.task for client in experiment.client] if cut is None else [cut.task]
+    return experiment.evaluate.tasks or list(dict.fromkeys(task for task in own if task))
+
+
+def check_tasks(experiment: Experiment) -> None:
+    """Load the tasks that will be scored once before anything else, so that a fault in them shows before the training.
+
+    Raises:
+        UsageError: a task is unknown.
+        ArtifactError: its rows cannot be read.
+    """
+    settings = experiment.evaluate
+    if tasks := scored_tasks(experiment):
+        data, include = (Path(folder) if folder else None for folder in (settings.data, settings.include))
+        load_for_evaluation(tasks, data=data, include=include)
+
+
+def score(
+    experiment: Experiment,
+    tasks: Sequence[str],
+    model: str | Path,
+    adapter: Path | None,
+    *,
+    proxy: Path | None,
+    on_progress: Callable[[float, str], None],
+    on_documents: Callable[[str, list[float]], None] | None = None,
+) -> dict[str, Any]:
+    """Score a model as [evaluate] says; result and errors are those of `evaluate`.
+
+    Args:
+        experiment: The experiment.
+        tasks: The tasks.
+        model: The checkpoint.
+        adapter: The adapter on it, or on the proxy.
+        proxy: The proxy, for decode-time proxy tuning.
+        on_progress: Told the fraction and what is being done.
+        on_documents: Told a task and the scores of its documents.
+    """
+    settings = experiment.evaluate
+    return evaluate(
+        model,
+        tasks=tasks,
+        data=settings.data,
+        include=settings.include,
+        adapter=adapter,
+        proxy=proxy,
+        limit=settings.limit,
+        batch_size=settings.batch_size,
+        trust_remote_code=experiment.llm.trust_remote_code,
+        on_progress=on_progress,
+        on_documents=on_documents,
+    )
