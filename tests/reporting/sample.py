@@ -1,5 +1,6 @@
 """A made-up run with every part that a results.json can have."""
 
+import copy
 import math
 import random
 from pathlib import Path
@@ -11,6 +12,8 @@ from fedproxy.records import Results, as_record
 from fedproxy.tensor_files import save_tensors
 
 TASKS = ["demo_snips", "demo_travel", "demo_banking", "demo_dbpedia"]
+HOSTILE = [None, True, -1, 1e31, float("nan"), 10**400, "x", "", [], [None], ["x"], {}, {"x": "x"}, [[1.0]]]
+"""Values of which few places can hold one."""
 SCORES = {
     "llm": [0.11, 0.34, 0.19, 0.41],
     "proxy": [0.14, 0.15, 0.13, 0.22],
@@ -18,6 +21,28 @@ SCORES = {
     "fused": [0.89, 0.91, 0.81, 0.84],
     "centralized": [0.95, 0.96, 0.90, 0.91],
 }
+
+
+def changed(raw, path, value):
+    raw = copy.deepcopy(raw)
+    part = raw
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    return raw
+
+
+def paths(value, path=()):
+    """Every place in a JSON value below its top."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield (*path, key)
+        yield from paths(entry, (*path, key))
+
+
+def place_of(path):
+    """A place as errors write it."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
 
 
 def parse(raw: Any, source: str = "RUN/results.json") -> Results:

@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 
 from fedproxy.errors import ArtifactError
@@ -7,28 +5,11 @@ from fedproxy.records import Comparison, read_record
 from fedproxy.reporting.rows import Spread
 
 from .methods_sample import methods_sample, parse
+from .sample import HOSTILE, changed, paths
 
 FEW = ("zero-shot", "centralized", "offsite-tuning", "fedavg", "fedproxy")
 SMALL = methods_sample(FEW, seeds=(0, 1), tasks=["sst2", "rte"], rounds=2)
 SIMILARITY = "cells[4].rounds[0].analysis.similarity"
-HOSTILE = [None, True, -1, 1e31, float("nan"), 10**400, "x", "", [], [None], ["x"], {}, {"x": "x"}, [[1.0]]]
-
-
-def changed(raw, path, value):
-    raw = copy.deepcopy(raw)
-    part = raw
-    for key in path[:-1]:
-        part = part[key]
-    part[path[-1]] = value
-    return raw
-
-
-def paths(value, path=()):
-    """Every place in a JSON value below its top."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, entry in entries:
-        yield (*path, key)
-        yield from paths(entry, (*path, key))
 
 
 def test_rows_are_means_over_the_seeds():

@@ -4,10 +4,10 @@ import pytest
 
 from fedproxy.errors import ArtifactError
 from fedproxy.metrics import gap_closed
-from fedproxy.records import read_run
+from fedproxy.records import Round, read_record, read_run
 from fedproxy.reporting.page import load_events
 
-from .sample import parse, sample
+from .sample import HOSTILE, changed, parse, paths, place_of, sample
 
 
 def scored(**averages):
@@ -145,3 +145,32 @@ def test_what_is_better_lower_is_in_no_mean_and_no_gap():
     assert parse({"evaluation": {"fused": model(0.5, 20.0)}}).average("fused") == 0.5
     del raw["evaluation"]["llm"]["left_out"]
     assert parse(raw).gap_closed is None
+
+
+def test_whatever_stands_at_any_place_is_read_or_refused_beside_where_it_stands():
+    raw, refused = sample(["x", "y"], rounds=1, tasks=["a"]), []
+    for path in paths(raw):
+        for value in HOSTILE:
+            try:
+                parse(changed(raw, path, value), "FILE")
+            except ArtifactError as error:
+                refused.append(("FILE" + place_of(path[:-1]), str(error).partition(" is ")[0]))
+    assert len(refused) > 500
+    assert [found for found in refused if not found[1].startswith(found[0]) and not found[0].startswith(found[1])] == []
+
+
+def test_keys_that_nobody_knows_are_passed_over():
+    raw = sample(rounds=1)
+    more = changed(changed(raw, ("cost", "later"), {"x": 1}), ("rounds", 0, "analysis", "later"), [None])
+    assert parse(more) == parse(raw)
+
+
+def test_a_file_cut_short_is_one_error_with_its_name(tmp_path):
+    file = tmp_path / "round.json"
+    whole = json.dumps(sample(rounds=1)["rounds"][0])
+    for length in range(0, len(whole), 37):
+        file.write_text(whole[:length])
+        with pytest.raises(ArtifactError, match=r"round\.json"):
+            read_record(file, Round)
+    file.write_text(whole)
+    assert read_record(file, Round).number == 1
