@@ -65,7 +65,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, specia
         ]
         if chosen:
             given = [texts[index] for index in chosen]
-            ids = tokenizer(given, add_special_tokens=not bare, return_attention_mask=False)["input_ids"]
+            ids = tokenizer(given, add_special_tokens=not bare, return_attention_mask=False, verbose=False)["input_ids"]
             for index, one in zip(chosen, ids, strict=True):
                 check_embedded(tokenizer, one)
                 found[index] = one
