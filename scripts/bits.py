@@ -115,8 +115,13 @@ def write(out: Path, only: list[str]) -> None:
     out.write_text(json.dumps(found, indent=1))
 
 
+def named(run: dict[str, str]) -> dict[str, str]:
+    """The files of a run by today's names."""
+    return {name.replace("/control.safetensors", "/regulariser.safetensors"): found for name, found in run.items()}
+
+
 def compare(old: Path, new: Path) -> int:
-    before, after = json.loads(old.read_text()), json.loads(new.read_text())
+    before, after = ({run: named(files) for run, files in json.loads(p.read_text()).items()} for p in (old, new))
     differ = [
         f"{run}: {name}"
         for run in before
