@@ -29,13 +29,13 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## the whole job on the bundled LLM and data
 	$(BIN)/fedproxy demo --out runs/demo --overwrite
 
-check: lint  ## lint, types, maths, contracts, configuration: 2 minutes
+check: lint  ## lint, types, maths, contracts, configuration
 	$(PYTEST) -m "not slow and not long" $(BASE)
 
-test: setup  ## all but the long tests: 12 minutes on two cores
+test: setup  ## all but the long tests
 	$(PYTEST) -m "not long"
 
-test-all: setup qlora  ## everything, as CI runs it: 25 minutes on two cores
+test-all: setup qlora  ## everything, as CI runs it
 	$(PYTEST)
 
 qlora: $(QLORA)/.ready  ## the tests of 4-bit weights, in an environment that has bitsandbytes
