@@ -36,8 +36,7 @@ VARIANTS = {
     "scaffold, frozen-a, int4": 'regulariser = "scaffold"\nspace = "frozen-a"\nwire = "int4"',
     "one of two clients": 'wire = "int4"\nparticipation = 0.5\nquorum = 1',
     "ties": 'merge = "ties"',
-    "dare-ties": 'merge = "dare-ties"\nmerge_options = { drop = 0.5 }',
-    "dare, clipped": 'merge = "dare"\nmerge_options = { clip_norm = "median" }',
+    "mean, clipped": 'merge = "mean"\nmerge_options = { clip_norm = "median" }',
     "median": 'merge = "median"',
     "trimmed-mean": 'merge = "trimmed-mean"',
 }

@@ -23,17 +23,6 @@ def made(clients, seed=0, dtype=torch.float32):
     ]
 
 
-def certain(rule):
-    """Options with which the rule leaves nothing to chance."""
-    return {"drop": 0.0} if RULES[rule].thin else {}
-
-
-def rescaled(rule):
-    """How many times its value an entry may count because others were dropped at random."""
-    options = configured(rule, {})[1]
-    return 1 / (1 - options.drop) if RULES[rule].thin else 1.0
-
-
 def times(update, factor):
     return {name: tensor * factor for name, tensor in update.items()}
 
@@ -68,8 +57,8 @@ def test_permuting_clients_changes_nothing(rule):
 @pytest.mark.parametrize("clients", [1, 2, 3, 7])
 def test_identical_updates_merge_to_what_the_rule_keeps_of_one(rule, clients):
     update = made(1)[0]
-    merged, analysis = merge([update] * clients, rule, **certain(rule))
-    options = configured(rule, certain(rule))[1]
+    merged, analysis = merge([update] * clients, rule)
+    options = configured(rule, {})[1]
     kept = kept_count(RULES[rule].keep(analysis, options)[0], analysis.parameters)
     largest = flat(update).abs().sort(descending=True, stable=True).indices[:kept]
     expected = torch.zeros(analysis.parameters, dtype=torch.float64)
@@ -104,7 +93,6 @@ def test_the_result_lies_between_the_updates_and_zero(rule):
     updates = made(5, seed=3)
     merged, _ = merge(updates, rule)
     stack = torch.stack([flat(update) for update in updates] + [torch.zeros(analysis_length(updates))])
-    stack *= rescaled(rule)
     slack = 1e-6 * stack.abs().max()
     assert (flat(merged) <= stack.max(dim=0).values + slack).all()
     assert (flat(merged) >= stack.min(dim=0).values - slack).all()
@@ -150,7 +138,7 @@ def test_what_is_not_finite_is_refused_and_its_owner_named(rule, bad):
 
 def test_one_client_alone_is_taken_as_it_is(rule):
     update = made(1, seed=7)[0]
-    keep_all = {"density": 1.0} if rule == "ties" else certain(rule)
+    keep_all = {"density": 1.0} if rule == "ties" else {}
     merged, _ = merge([update], rule, rows=[3], **keep_all)
     assert torch.equal(flat(merged), flat(update))
 
@@ -196,9 +184,3 @@ def test_a_limit_that_nobody_reaches_changes_no_bit(rule):
 def test_a_wrong_limit_is_explained(rule, limit):
     with pytest.raises(UsageError, match=f"{rule}: clip_norm is"):
         merge(made(2), rule, clip_norm=limit)
-
-
-def test_another_seed_matters_only_to_rules_that_draw(rule):
-    updates = made(3, seed=12)
-    same = torch.equal(flat(merge(updates, rule, seed=1)[0]), flat(merge(updates, rule, seed=2)[0]))
-    assert same == (RULES[rule].thin is None)

@@ -14,11 +14,10 @@ EXAMPLE = "fedproxy merge bank.safetensors shop.safetensors --rule h-ties --out 
 def merge(
     updates: Annotated[list[Path], typer.Argument(help="The clients' updates (trained minus global), safetensors.")],
     out: Annotated[Path, typer.Option("--out", help="File to write the merged update to.")],
-    rule: Annotated[str, typer.Option(help="mean, ties, h-ties, median, trimmed-mean, dare or dare-ties.")] = "h-ties",
+    rule: Annotated[str, typer.Option(help="mean, ties, h-ties, median or trimmed-mean.")] = "h-ties",
     conflict_out: Annotated[Path | None, typer.Option(help="File to write each coordinate's conflict to.")] = None,
-    rows: Annotated[str | None, typer.Option(help="The clients' row counts for mean or dare, as in 100,250.")] = None,
+    rows: Annotated[str | None, typer.Option(help="The clients' row counts for mean, as in 100,250.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option of the rule, key=value; can be repeated.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the rules that draw at random (dare).")] = 0,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -46,7 +45,6 @@ def merge(
         overwrite=overwrite,
         rows=counts,
         names=[p.stem for p in updates],
-        seed=seed,
         **options,
     )
     weights = ", ".join(f"{weight:.3f}" for weight in analysis.weights or ()) or "none"

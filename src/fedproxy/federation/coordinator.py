@@ -330,7 +330,6 @@ class Coordinator:
         how: dict[str, Any] = {
             "rows": [reply.rows for reply in replies],
             "names": [reply.client for reply in replies],
-            "seed": derive_seed(self._seed, "merge", state.round),
             **self.settings.merge_options,
         }
         conflict: dict[str, torch.Tensor] = {}

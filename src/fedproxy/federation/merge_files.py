@@ -24,7 +24,6 @@ def merge_files(
     overwrite: bool = False,
     rows: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
-    seed: int = 0,
     **options: object,
 ) -> Analysis:
     """Merge updates that lie in safetensors files, streaming from file to file.
@@ -37,7 +36,6 @@ def merge_files(
         overwrite: Replace existing files.
         rows: The clients' numbers of training rows, for a rule that weighs by them.
         names: The clients' names; the file names without them.
-        seed: For rules that draw at random; another one each round.
         **options: Options of the rule, and `clip_norm` (see `configured`).
 
     Returns:
@@ -68,7 +66,7 @@ def merge_files(
     given = [str(path) for path in paths] if names is None else names
     check_updates(updates, given)
     levels = None if conflict_out is None else empty_levels(updates)
-    analysis, pieces = drive(updates, row, chosen, rows=rows, names=given, seed=seed, levels=levels)
+    analysis, pieces = drive(updates, row, chosen, rows=rows, names=given, levels=levels)
     zeros = 0
 
     def counted() -> Iterator[torch.Tensor]:

@@ -18,7 +18,6 @@ def test_the_analysis_tells_the_weights_that_were_used():
     updates = [{"w": torch.tensor(values)} for values in ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0])]
     analysis = merge(updates, "mean", rows=[1, 1, 998])[1]
     assert (analysis.weights, analysis.retention) == ([0.001, 0.001, 0.998], [1.0] * 3)
-    assert merge(updates, "dare", rows=[1, 1, 998])[1].weights == [0.001, 0.001, 0.998]
     assert merge(updates, "ties", density=0.5)[1].retention == [0.5] * 3
     assert merge(updates, "median")[1].weights is merge(updates, "trimmed-mean")[1].weights is None
 

@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedproxy.aggregation.merge import merge
-from fedproxy.aggregation.merge.dare import drop_and_rescale
-from fedproxy.aggregation.merge.rule import Place
 from fedproxy.aggregation.merge.top_k import kept_count, thresholds, trimmed
 
 NAMES = ["bank", "shop", "farm", "dock"]
@@ -34,13 +32,6 @@ def wide(updates):
 
 def close(found, expected):
     return torch.allclose(found.double(), expected, rtol=1e-6, atol=1e-12)
-
-
-def given_draws(monkeypatch, clients, drop, seed):
-    """Let PEFT draw what ours draws."""
-    ones = torch.ones(clients, LENGTH, dtype=torch.float64)
-    masks = iter((drop_and_rescale(ones, Place(0, NAMES[:clients], seed), drop) != 0).double())
-    monkeypatch.setattr(torch, "bernoulli", lambda shares: next(masks))
 
 
 @pytest.mark.parametrize("rows", [[1, 1, 1], [5, 1, 7]])
@@ -99,20 +90,3 @@ def test_ours_counts_what_is_kept_in_decimals_and_over_all_tensors():
     assert sum(kept.values()) == 29
     assert kept["a"] > kept["b"]
     assert oracle.prune(halves["a"], 0.29, method="magnitude").count_nonzero() == 14
-
-
-@pytest.mark.parametrize("drop", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("rows", [[1, 1, 1], [5, 1, 7]])
-def test_dare_is_dare_linear_for_the_same_draws(drop, rows, monkeypatch):
-    updates = updates_of()
-    given_draws(monkeypatch, 3, drop, seed=5)
-    expected = oracle.dare_linear(wide(updates), torch.tensor(rows).double() / sum(rows), density=1 - drop)
-    assert close(ours(updates, "dare", seed=5, drop=drop, rows=rows), expected)
-
-
-@pytest.mark.parametrize("drop", [0.1, 0.5, 0.9])
-def test_dare_ties_for_the_same_draws(drop, monkeypatch):
-    updates = updates_of()
-    given_draws(monkeypatch, 3, drop, seed=5)
-    expected = oracle.dare_ties(wide(updates), torch.ones(3), density=1 - drop)
-    assert close(ours(updates, "dare-ties", seed=5, drop=drop), expected)

@@ -8,7 +8,6 @@ import torch
 
 from fedproxy.aggregation.analyse import Analysis, check_updates, empty_levels
 from fedproxy.aggregation.merge.clipping import CLIP_NORM, clipped
-from fedproxy.aggregation.merge.dare import DARE, DARE_TIES
 from fedproxy.aggregation.merge.driver import drive
 from fedproxy.aggregation.merge.h_ties import H_TIES
 from fedproxy.aggregation.merge.mean import MEAN
@@ -25,7 +24,7 @@ RULES: Axis[Rule[Any]] = Axis(
     "merge rule",
     "fedproxy.rules",
     Rule,
-    {rule.name: rule for rule in (MEAN, TIES, H_TIES, MEDIAN, TRIMMED_MEAN, DARE, DARE_TIES)},
+    {rule.name: rule for rule in (MEAN, TIES, H_TIES, MEDIAN, TRIMMED_MEAN)},
 )
 
 
@@ -54,7 +53,6 @@ def merge(
     *,
     rows: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
-    seed: int = 0,
     chunk_elements: int = CHUNK_ELEMENTS,
     **options: object,
 ) -> tuple[dict[str, torch.Tensor], Analysis]:
@@ -63,9 +61,8 @@ def merge(
     Args:
         updates: For each client, its trained minus the global parameters; the same names, shapes and dtypes.
         rule: Name of the merge rule, a key of `RULES`.
-        rows: The clients' numbers of training rows; `mean` and `dare` weigh by them, other rules do not look.
-        names: The clients' names, for the analysis, for errors, and for rules that draw at random.
-        seed: For rules that draw at random; another one each round.
+        rows: The clients' numbers of training rows; `mean` weighs by them, other rules do not look.
+        names: The clients' names, for the analysis and for errors.
         chunk_elements: Values held at once where no kernels run; it bounds the memory and does not change the result.
         **options: Options of the rule, and `clip_norm` (see `configured`).
 
@@ -82,7 +79,7 @@ def merge(
         [2.0, 4.0]
     """
     return _merged(
-        updates, rule, None, rows=rows, names=names, seed=seed, chunk_elements=chunk_elements, options=options
+        updates, rule, None, rows=rows, names=names, chunk_elements=chunk_elements, options=options
     )
 
 
@@ -92,7 +89,6 @@ def merge_round(
     *,
     rows: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
-    seed: int = 0,
     **options: object,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Analysis]:
     """Merge the clients' updates, and say how far they disagree at each coordinate, without a walk more for it.
@@ -102,7 +98,6 @@ def merge_round(
         rule: Name of the merge rule.
         rows: The clients' numbers of training rows.
         names: The clients' names.
-        seed: For rules that draw at random.
         **options: Options of the rule.
 
     Returns:
@@ -115,7 +110,7 @@ def merge_round(
     """
     check_updates(updates, names)
     levels = empty_levels(updates)
-    merged, analysis = _merged(updates, rule, levels, rows=rows, names=names, seed=seed, options=options)
+    merged, analysis = _merged(updates, rule, levels, rows=rows, names=names, options=options)
     return merged, levels, analysis
 
 
@@ -126,7 +121,6 @@ def _merged(
     *,
     rows: Sequence[int] | None,
     names: Sequence[str] | None,
-    seed: int,
     options: Mapping[str, object],
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[dict[str, torch.Tensor], Analysis]:
@@ -139,7 +133,6 @@ def _merged(
         chosen,
         rows=rows,
         names=names,
-        seed=seed,
         chunk_elements=chunk_elements,
         levels=levels,
         into=merged,

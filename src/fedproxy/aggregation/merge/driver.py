@@ -8,7 +8,7 @@ import torch
 
 from fedproxy.aggregation.analyse import Analysis, check_updates, describe, measure
 from fedproxy.aggregation.merge.kernels import combines, kernels_for
-from fedproxy.aggregation.merge.rule import Place, Rule, equal_weights
+from fedproxy.aggregation.merge.rule import Rule, equal_weights
 from fedproxy.aggregation.merge.top_k import kept_count, thresholds, trimmed
 from fedproxy.tensors import CHUNK_ELEMENTS, Tensors, outlines
 
@@ -22,7 +22,6 @@ def drive(
     *,
     rows: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
-    seed: int = 0,
     chunk_elements: int = CHUNK_ELEMENTS,
     levels: Tensors | None = None,
     into: Tensors | None = None,
@@ -35,7 +34,6 @@ def drive(
         options: Its options.
         rows: The clients' numbers of training rows, for rules that weigh by them.
         names: The clients' names.
-        seed: For rules that draw at random.
         chunk_elements: Values held at once.
         levels: Tensors that receive K - |sum of signs| of every coordinate (see `analyse.empty_levels`), if wanted.
         into: Tensors that receive the merged vector as the pieces are asked for, if wanted.
@@ -59,7 +57,7 @@ def drive(
     analysis = dataclasses.replace(analysis, weights=None if weighed is None else list(weighed), retention=retention)
     if kernels:
         selection = kernels.select(keep)
-        if combines(rule.combine, scales) and rule.thin is None:
+        if combines(rule.combine, scales):
             return analysis, kernels.combined(rule.combine, selection, shares, scales, options, into)
         limits = selection.thresholds
     else:
@@ -69,13 +67,8 @@ def drive(
     factors = torch.tensor(scales, dtype=torch.float64, device=device)[:, None]
 
     def pieces() -> Iterator[tuple[torch.Tensor, int]]:
-        start = 0
         for spans, values in trimmed(updates, limits, chunk_elements):
-            wide = values.double()
-            if rule.thin is not None:
-                wide = rule.thin(wide, Place(start, analysis.names, seed), options)
-            start += wide.shape[1]
-            merged = rule.combine(wide * factors, weights, options)
+            merged = rule.combine(values.double() * factors, weights, options)
             parts = merged.split_with_sizes([span.stop - span.start for span in spans])
             for span, part in zip(spans, parts, strict=True):
                 dtype = outlines(updates[0])[span.name].dtype

@@ -13,24 +13,6 @@ Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a chunk of the long vector lies, and whose updates are in it.
-
-    A rule that draws at random draws from this alone, so its draws depend neither on the chunks nor on the order of
-    the clients.
-
-    Attributes:
-        start: Index of the chunk's first coordinate in the long vector.
-        names: The clients' names, [K].
-        seed: Seed of the merge.
-    """
-
-    start: int
-    names: Sequence[str]
-    seed: int
-
-
-@dataclass(frozen=True)
 class Rule(Generic[Options]):
     """A merge rule.
 
@@ -44,8 +26,6 @@ class Rule(Generic[Options]):
             merged values [n]. It sees one chunk at a time, so it must treat each coordinate by itself.
         eq_10: The options → r0 and δ of Eq. 10, the share that each client keeps.
         by_rows: The options → whether `weights` looks at the clients' row counts.
-        thin: Trimmed values of a chunk [K, n], float64, and its place → values [K, n] with some dropped at random;
-            none if the rule leaves nothing to chance.
         scale: Positive factor of each client's values, [K], from the collected statistics; `combine` alone sees the
             scaled values, the analysis and `keep` do not. None if all are one.
     """
@@ -57,7 +37,6 @@ class Rule(Generic[Options]):
     combine: Callable[[torch.Tensor, torch.Tensor, Options], torch.Tensor]
     eq_10: Callable[[Options], tuple[float, float]] = lambda options: (R0, DELTA)
     by_rows: Callable[[Options], bool] = lambda options: False
-    thin: Callable[[torch.Tensor, Place, Options], torch.Tensor] | None = None
     scale: Callable[[Statistics], Sequence[float]] | None = None
 
     def retained(self, heterogeneities: Sequence[float], options: Options) -> list[float]:
