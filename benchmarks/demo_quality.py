@@ -16,8 +16,9 @@ from typing import Any
 
 from fedproxy.artifacts import write_json
 from fedproxy.demo import EXPERIMENT
-from fedproxy.pipeline import environment, read_experiment, run
+from fedproxy.pipeline import read_experiment, run
 from fedproxy.reporting import gap_closed
+from fedproxy.run_directory import environment
 
 HERE = Path(__file__).parent
 METHODS: dict[str, dict[str, Any]] = {

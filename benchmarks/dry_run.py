@@ -115,7 +115,7 @@ def main() -> None:
         print(json.dumps(turn()))
         return
     from fedproxy.artifacts import write_json
-    from fedproxy.pipeline import environment
+    from fedproxy.run_directory import environment
 
     command = [sys.executable, __file__, "--turn"]
     turns = [

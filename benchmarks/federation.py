@@ -205,7 +205,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     from fedproxy.artifacts import write_json
-    from fedproxy.pipeline import environment
+    from fedproxy.run_directory import environment
 
     result: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for part in arguments.part or ("deployment", "simulation"):

@@ -29,7 +29,8 @@ from fedproxy.comparison.statistics import paired_difference
 from fedproxy.config import load_experiment
 from fedproxy.evaluation import evaluate
 from fedproxy.evaluation.experiment import scored_tasks
-from fedproxy.pipeline import environment, fuse
+from fedproxy.fusion import fuse
+from fedproxy.run_directory import environment
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors, save_tensors
 

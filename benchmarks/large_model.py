@@ -320,7 +320,7 @@ def main() -> None:
         result |= bench_fuse(work, llm, args.repeats)
 
     from fedproxy.artifacts import write_json
-    from fedproxy.pipeline import environment
+    from fedproxy.run_directory import environment
 
     result["limits"] = verdicts(result)
     result["environment"] = {**environment(), "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}

@@ -38,7 +38,7 @@ from fedproxy.models.label_loss import summed_loss
 from fedproxy.models.layouts import IGNORED, collate, pack
 from fedproxy.models.lora import attach
 from fedproxy.models.training import optimizer_steps, step_batches, train
-from fedproxy.pipeline import environment
+from fedproxy.run_directory import environment
 
 HERE = Path(__file__).parent
 DEMO_LLM = HERE.parent / "src" / "fedproxy" / "demo" / "llm"

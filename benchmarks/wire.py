@@ -17,7 +17,8 @@ from typing import Any
 
 from fedproxy.artifacts import write_json
 from fedproxy.demo import EXPERIMENT
-from fedproxy.pipeline import environment, read_experiment, run
+from fedproxy.pipeline import read_experiment, run
+from fedproxy.run_directory import environment
 
 HERE = Path(__file__).parent
 WIRES: dict[str, dict[str, Any]] = {

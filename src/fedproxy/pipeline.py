@@ -10,66 +10,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedproxy.aggregation.merge import RULES, merge
-from fedproxy.aggregation.regularise import REGULARISERS
-from fedproxy.aggregation.space import SPACES
 from fedproxy.artifacts import read_json, write_json
-from fedproxy.compression import SCORES, Proxy, compress
+from fedproxy.compression import Proxy, compress
 from fedproxy.config import Experiment, clashes, load_experiment
 from fedproxy.errors import ConfigError, UsageError
-from fedproxy.evaluation import evaluate
 from fedproxy.evaluation.experiment import check_tasks, score, scored_tasks
 from fedproxy.federation.aligning import proxy_adapter, write_aligned
 from fedproxy.federation.centralized import tune_centralized
 from fedproxy.federation.client_rows import ClientRows, client_rows
 from fedproxy.federation.fitting import check_experiment
 from fedproxy.federation.inline import tune_inline
-from fedproxy.federation.merge_files import merge_files
 from fedproxy.federation.settings import check_settings
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tracking import check_trackers
 from fedproxy.federation.tuning import OnProgress, begin
-from fedproxy.federation.wire import ENCODINGS
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
-from fedproxy.metrics import gap_closed
 from fedproxy.models.quantization import four_bit
-from fedproxy.reporting import compare_runs, is_comparison, report, report_comparison, results_table, totals_table
-from fedproxy.run_directory import RunDirectory, environment, has_members, owned
+from fedproxy.run_directory import RunDirectory, has_members, owned
 from fedproxy.run_results import results_of
 
 if TYPE_CHECKING:
     from fedproxy.deployment.serving import Listen
 
-__all__ = [
-    "Proxy",
-    "Run",
-    "compare_runs",
-    "compress",
-    "environment",
-    "evaluate",
-    "federate",
-    "fuse",
-    "gap_closed",
-    "is_comparison",
-    "merge",
-    "merge_files",
-    "register_encoding",
-    "register_regulariser",
-    "register_rule",
-    "register_score",
-    "register_space",
-    "report",
-    "report_comparison",
-    "results_table",
-    "run",
-    "totals_table",
-]
-
 OnSheet = Callable[[dict[str, Any]], None]
-
-register_rule, register_score, register_regulariser = RULES.register, SCORES.register, REGULARISERS.register
-register_space, register_encoding = SPACES.register, ENCODINGS.register
 
 ENGINES = ("inline", "simulation", "deployment")
 

@@ -238,12 +238,10 @@ def test_report_of_several_runs_writes_their_pages_and_one_that_compares_them(cl
 
 
 def test_our_bugs_are_code_1_without_a_traceback(cli, monkeypatch, updates, tmp_path):
-    from fedproxy import pipeline
-
     def broken(*arguments, **keywords):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(pipeline, "merge_files", broken)
+    monkeypatch.setattr("fedproxy.federation.merge_files.merge_files", broken)
     code, _, err = cli("merge", *updates, "--out", tmp_path / "m")
     assert code == 1
     assert "bug in fedproxy: ZeroDivisionError: oops" in " ".join(err.split())
@@ -253,12 +251,10 @@ def test_our_bugs_are_code_1_without_a_traceback(cli, monkeypatch, updates, tmp_
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory"), OSError(28, "No space left")])
 def test_exhausted_resources_are_code_5(cli, monkeypatch, updates, tmp_path, error):
-    from fedproxy import pipeline
-
     def broken(*arguments, **keywords):
         raise error
 
-    monkeypatch.setattr(pipeline, "merge_files", broken)
+    monkeypatch.setattr("fedproxy.federation.merge_files.merge_files", broken)
     assert cli("merge", *updates, "--out", tmp_path / "m")[0] == 5
 
 

@@ -45,7 +45,8 @@ def compare(
     from fedproxy.cli.comparison_table import comparison_table, differences, table
     from fedproxy.comparison import cells_of
     from fedproxy.comparison import compare as run_comparison
-    from fedproxy.pipeline import read_experiment, report_comparison
+    from fedproxy.pipeline import read_experiment
+    from fedproxy.reporting import report_comparison
 
     keys = cells_of(read_experiment(experiment))
     with comparison_table(keys) as (on_progress, on_cell):

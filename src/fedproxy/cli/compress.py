@@ -71,9 +71,9 @@ def compress(
     if dry_run:
         _plan(llm, settings, json=json)
         return
+    from fedproxy.compression import compress as compress_llm
     from fedproxy.config import Heal
     from fedproxy.errors import UsageError
-    from fedproxy.pipeline import compress as compress_llm
 
     if heal_mode not in ("lora", "full"):
         raise UsageError(f"--heal-mode {heal_mode!r}: choose lora or full.")

@@ -17,7 +17,7 @@ EXTRAS = {
 
 def doctor(json: Json = False) -> None:
     """Show versions and devices, what is missing and how to get it."""
-    from fedproxy.pipeline import environment
+    from fedproxy.run_directory import environment
 
     found = environment()
     missing = {

@@ -31,7 +31,7 @@ def evaluate(
     """Score a model, a model with an adapter, or a model tuned by its proxy, with the LM evaluation harness."""
     from rich.table import Table
 
-    from fedproxy.pipeline import evaluate as evaluate_model
+    from fedproxy.evaluation import evaluate as evaluate_model
 
     with stage("evaluate") as show:
         scores = evaluate_model(

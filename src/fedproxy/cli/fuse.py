@@ -35,7 +35,7 @@ def fuse(
     """Plug what the proxy learned back into the LLM, without training."""
     from fedproxy.artifacts import Manifest, read_json
     from fedproxy.fusion import AUTO, serving_note
-    from fedproxy.pipeline import fuse as fuse_adapter
+    from fedproxy.fusion import fuse as fuse_adapter
 
     with stage("fuse") as show:
         path = fuse_adapter(

@@ -76,11 +76,11 @@ def join(
     def welcomed(welcome: Welcome) -> None:
         nonlocal rounds
         offer = welcome.offer
-        rounds = offer.rounds
+        rounds = offer.federate.rounds
         console().print(
-            f"{address} knows you as {welcome.name}: {offer.run}, {offer.rounds} rounds, {offer.train.epochs:g} epochs "
+            f"{address} knows you as {welcome.name}: {offer.run}, {rounds} rounds, {offer.train.epochs:g} epochs "
             f"each, learning rate {offer.train.learning_rate:g}, LoRA rank {offer.train.lora_r}, updates as "
-            f"{offer.wire}.",
+            f"{offer.federate.wire}.",
             markup=False,
         )
 

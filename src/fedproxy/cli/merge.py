@@ -22,7 +22,7 @@ def merge(
     json: Json = False,
 ) -> None:
     """Merge clients' updates that lie in files; memory stays flat."""
-    from fedproxy.pipeline import merge_files
+    from fedproxy.federation.merge_files import merge_files
 
     try:
         counts = None if rows is None else [int(part) for part in rows.split(",")]

@@ -29,8 +29,8 @@ def report(
 ) -> None:
     """Write report.html, one self-contained page, into each run directory, and a page that compares several."""
     from fedproxy.errors import UsageError
-    from fedproxy.pipeline import compare_runs, is_comparison, report_comparison
-    from fedproxy.pipeline import report as write_report
+    from fedproxy.reporting import compare_runs, is_comparison, report_comparison
+    from fedproxy.reporting import report as write_report
 
     comparisons, page = [path for path in runs if is_comparison(path)], None
     if comparisons and len(runs) > 1:

@@ -43,21 +43,21 @@ def run(
 
 def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json: bool) -> dict[str, Any]:
     """Run an experiment with its progress on stderr, and print what came of it."""
-    from fedproxy import pipeline
+    from fedproxy import pipeline, reporting
 
     with progress() as show:
         results = pipeline.run(
             experiment, out, resume=resume, overwrite=overwrite, on_progress=show, on_sheet=print_sheet
         )
-    page = page_of(out, pipeline.report)
+    page = page_of(out, reporting.report)
     if json:
         print_json(results)
         return results
     terminal = console()
     terminal.print()
     if results["evaluation"]:
-        terminal.print(pipeline.results_table(results))
-    terminal.print(pipeline.totals_table(results))
+        terminal.print(reporting.results_table(results))
+    terminal.print(reporting.totals_table(results))
     terminal.print(f"Tuned LLM: {results['llm']['path']} with the adapter {out / 'fused'}", soft_wrap=True)
     terminal.print(f"Artifacts: {out}", soft_wrap=True)
     if page is not None:

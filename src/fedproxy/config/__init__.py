@@ -1,6 +1,6 @@
 """The experiment: frozen dataclasses that check themselves, and the file that they are read from."""
 
-from fedproxy.config.checked import Choice, Rule, TableError, read_table
+from fedproxy.config.checked import Choice, Rule, TableError, read_table, table
 from fedproxy.config.files import clashes, load_experiment, parse_experiment, to_toml
 from fedproxy.config.tables import (
     CLIENT_NAME,

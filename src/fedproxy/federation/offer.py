@@ -3,19 +3,27 @@
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated
 
-from fedproxy.config import Experiment, Federate, Train, read_table
+from fedproxy.config import Experiment, Federate, Rule, Train, read_table, table
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, is_sha256, strict_json, version
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding
 
 OFFER_CHARACTERS = 16384
 """Of an offer at most so much is read."""
-_TEXT_CHARACTERS = 200
+_FEDERATE = ("rounds", "regulariser", "regulariser_strength", "space", "wire", "wire_options", "wire_down")
+"""What a client needs of [federate]."""
+_OPTIONAL = {"regulariser_strength", "max_rows"}
+
+_Text = Annotated[
+    str, Rule("1 to 200 printable characters", lambda value: 0 < len(value) <= 200 and value.isprintable())
+]
+_Sha256 = Annotated[str, Rule("64 hex digits", is_sha256)]
+_Natural = Annotated[int, Rule("a number from 0 of 63 bits", lambda value: 0 <= value < 1 << 63)]
 
 
-@dataclass(frozen=True)
+@table
 class Offer:
     """The federation as one client sees it. It names no path and no model: the proxy is known by its hash.
 
@@ -25,45 +33,30 @@ class Offer:
         protocol: Version of the protocol.
         version: Version of fedproxy on the server.
         seed: The experiment's seed.
-        rounds: Number of rounds.
-        train: The [train] table.
-        regulariser: Name of the regulariser.
-        regulariser_strength: Its strength; its own default if none.
-        space: What of the adapter is trained.
-        wire: Encoding of the client's updates.
-        wire_options: Its options.
-        wire_down: Encoding of the global adapter in the orders.
         start: SHA-256 of the adapter that the run began with (`tensors.digest`), which the client draws itself.
-        max_rows: Rows of this client that are trained on at most; none for all.
         proxy: SHA-256 of the manifest of the proxy as it is handed out, 64 hex digits.
+        train: The [train] table.
+        federate: Rounds, regulariser, space and encodings of the [federate] table; all else is left at its default.
+        max_rows: Rows of this client that are trained on at most; none for all.
     """
 
-    run: str
-    id: str
-    protocol: int
-    version: str
-    seed: int
-    rounds: int
+    run: _Text
+    id: Annotated[str, Rule("a name", is_name)]  # a client keeps its state in a folder of this name
+    protocol: _Natural
+    version: _Text
+    seed: _Natural
+    start: _Sha256
+    proxy: _Sha256
     train: Train
-    regulariser: str
-    regulariser_strength: float | None
-    space: str
-    wire: str
-    wire_options: dict[str, Any]
-    wire_down: str
-    start: str
-    max_rows: int | None
-    proxy: str
-
-    @property
-    def federate(self) -> Federate:
-        """What a client needs of [federate]."""
-        return Federate(**{key: getattr(self, key) for key in _FEDERATE})
+    federate: Federate
+    max_rows: Annotated[int, Rule("1 or more", lambda value: value > 0)] | None = None
 
     def encode(self) -> str:
         """The offer as JSON; what is none is left out."""
         values = asdict(self)
+        values |= {key: values["federate"][key] for key in _FEDERATE}
         values["train"] = {key: value for key, value in values["train"].items() if value is not None}
+        del values["federate"]
         return json.dumps({key: value for key, value in values.items() if value is not None}, allow_nan=False)
 
     @staticmethod
@@ -83,49 +76,19 @@ class Offer:
         if not isinstance(values, dict):
             raise ArtifactError("The offer is no table.")
         check_protocol(values.get("protocol"), values.get("version"), "The server")
-        problems = _problems(values)
-        train = read_table(Train, values.get("train", {}), "train", problems)
-        read_table(Federate, {key: values[key] for key in _FEDERATE & values.keys()}, "federate", problems)
+        problems = [f"{key} is missing" for key in _FEDERATE if key not in values and key not in _OPTIONAL]
+        asked = {key: values.pop(key) for key in _FEDERATE if key in values}
+        train = read_table(Train, values.get("train"), "train", problems)
+        federate = read_table(Federate, asked, "federate", problems)
+        offer = read_table(Offer, {**values, "train": train, "federate": federate}, "", problems)
         if not problems:
             try:
-                encoding(values["wire"], values["wire_options"])
+                encoding(federate.wire, federate.wire_options)
             except UsageError as error:
                 problems.append(f"wire_options: {error}")
         if problems:
             raise ArtifactError("The offer cannot be used:" + "".join(f"\n  - {problem:.300}" for problem in problems))
-        absent = {"regulariser_strength": None, "max_rows": None}
-        return Offer(**{**absent, **values, "train": train})
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _TEXT_CHARACTERS and value.isprintable()
-
-
-def _whole(value: object, least: int) -> bool:
-    return type(value) is int and least <= value < 1 << 63
-
-
-_RULES: dict[str, Any] = {
-    "run": _text,
-    "id": is_name,  # a client keeps its state in a folder of this name
-    "protocol": lambda value: _whole(value, 0),
-    "version": _text,
-    "seed": lambda value: _whole(value, 0),
-    "train": lambda value: isinstance(value, dict),
-    "start": is_sha256,
-    "max_rows": lambda value: _whole(value, 1),
-    "proxy": is_sha256,
-}
-_FEDERATE = {"rounds", "regulariser", "regulariser_strength", "space", "wire", "wire_options", "wire_down"}
-_OPTIONAL = {"regulariser_strength", "max_rows"}
-
-
-def _problems(values: dict[str, Any]) -> list[str]:
-    keys = {*_RULES, *_FEDERATE}
-    unknown = [f"{key!r:.60} is not known" for key in sorted(values.keys() - keys)]
-    missing = [f"{key} is missing" for key in sorted(keys - values.keys() - _OPTIONAL)]
-    wrong = [f"{key} = {values[key]!r:.60}" for key, rule in _RULES.items() if key in values and not rule(values[key])]
-    return unknown + missing + wrong
+        return offer
 
 
 def make_offer(
@@ -141,20 +104,20 @@ def make_offer(
         start: SHA-256 of the adapter that the run began with.
         spoken: Encodings that the client agrees to; one that does not agree to [federate] wire sends plain updates.
     """
-    asked = {key: getattr(experiment.federate, key) for key in _FEDERATE}
-    if asked["wire"] not in spoken:
-        asked |= {"wire": PLAIN, "wire_options": {}}
+    federate = Federate(**{key: getattr(experiment.federate, key) for key in _FEDERATE})
+    if federate.wire not in spoken:
+        federate = replace(federate, wire=PLAIN, wire_options={})
     return Offer(
         run=experiment.name,
         id=run_id,
         protocol=PROTOCOL,
         version=version(),
         seed=experiment.seed,
-        train=replace(experiment.train_of(client), report_to=[]),  # the server's own affair
         start=start,
-        max_rows=next((table.rows for table in experiment.client if table.name == client), None),
         proxy=proxy,
-        **asked,
+        train=replace(experiment.train_of(client), report_to=[]),  # the server's own affair
+        federate=federate,
+        max_rows=next((entry.rows for entry in experiment.client if entry.name == client), None),
     )
 
 
@@ -185,6 +148,6 @@ def check_offer(offer: Offer, limits: Limits, *, steps: int) -> str | None:
         return "this client takes no part"
     if limits.max_steps is not None and steps > limits.max_steps:
         return f"[train] means {steps} optimizer steps a round, this client allows {limits.max_steps} (max_steps)"
-    if limits.max_rounds is not None and offer.rounds > limits.max_rounds:
-        return f"[federate] rounds = {offer.rounds}, this client allows {limits.max_rounds} (max_rounds)"
+    if limits.max_rounds is not None and offer.federate.rounds > limits.max_rounds:
+        return f"[federate] rounds = {offer.federate.rounds}, this client allows {limits.max_rounds} (max_rounds)"
     return None

@@ -48,11 +48,11 @@ class Session:
         self._limits = limits or Limits()
         base: Any = model.get_base_model()
         self.longest = readable(base.config, offer.train.max_length)
-        owned, chosen = trained_blocks(offer.train.blocks, len(blocks(base))), SPACES.choose(offer.space)
+        owned, chosen = trained_blocks(offer.train.blocks, len(blocks(base))), SPACES.choose(offer.federate.space)
         fresh = {name: value for name, value in adapter_state(model).items() if split_name(name)[1] in owned}
         train_only(model, lambda name: name in fresh and chosen.trains(name))
         self._start = trained(chosen, fresh)
-        if (len(self._start) < len(fresh) or not ENCODINGS.choose(offer.wire_down).plain) and digest(
+        if (len(self._start) < len(fresh) or not ENCODINGS.choose(offer.federate.wire_down).plain) and digest(
             fresh
         ) != offer.start:
             raise FederationError(
@@ -60,7 +60,7 @@ class Session:
                 "the server's version of torch, or ask for wire_down = fp32 and another space than frozen-a."
             )
         self._examples: dict[str, Sequence[Encoded]] = {}
-        self.order_limit = order_limit(self._start, offer.wire_down)
+        self.order_limit = order_limit(self._start, offer.federate.wire_down)
 
     @staticmethod
     def open(
@@ -114,8 +114,8 @@ class Session:
             ResourceError: the disk is full, or memory does not suffice.
         """
         number = order.round
-        if number > self._offer.rounds:
-            raise FederationError(f"round {number} was ordered of {self._offer.rounds} that were offered.")
+        if number > self._offer.federate.rounds:
+            raise FederationError(f"round {number} was ordered of {self._offer.federate.rounds} that were offered.")
         if _shapes(order.adapter) != _shapes(self._start):
             raise FederationError("The order's adapter is not one of the proxy that was handed out.")
         return answer(
@@ -165,7 +165,7 @@ class Session:
             ResourceError: there is no room for it in the temporary folder.
         """
         try:
-            return decode_order(data, self._start, self._offer.wire_down)
+            return decode_order(data, self._start, self._offer.federate.wire_down)
         except ArtifactError as error:
             raise FederationError(str(error)) from error
 

@@ -78,9 +78,7 @@ def merge(
         >>> merged["w"].tolist()
         [2.0, 4.0]
     """
-    return _merged(
-        updates, rule, None, rows=rows, names=names, chunk_elements=chunk_elements, options=options
-    )
+    return _merged(updates, rule, None, rows=rows, names=names, chunk_elements=chunk_elements, options=options)
 
 
 def merge_round(
