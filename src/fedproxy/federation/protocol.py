@@ -5,19 +5,19 @@ is short, flat and of known keys and types, the tensors must fill the rest exact
 update is mapped, not loaded: one that came encoded is decoded to a file, tensor by tensor.
 """
 
+import dataclasses
 import hashlib
 import json
-import math
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 
 from fedproxy.artifacts import os_error, versions
-from fedproxy.config import CLIENT_NAME
+from fedproxy.config import CLIENT_NAME, Choice, Rule, read_table, table
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.messages import Order, Refusal, Reply, size_in_bytes
 from fedproxy.federation.parcel import Parcel, open_adapter
@@ -41,11 +41,9 @@ _REASON_CHARACTERS = 500
 _NUMBERS = 32
 _SHAPE_CHARACTERS = 64
 """A tensor's shape may take so many characters more in a header than its number of values."""
-_COUNT_LIMIT = 1 << 53
+_LIMIT = 1 << 53
 _SHA256 = re.compile("[0-9a-f]{64}")
 _ADAPTER, _CONFLICT, _STATE = "adapter/", "conflict/", "regulariser/"
-
-Rule = Callable[[Any], bool]
 
 
 def version() -> str:
@@ -66,14 +64,6 @@ def check_protocol(theirs: object, release: object, who: str) -> None:
         )
 
 
-def _count(least: int) -> Rule:
-    return lambda value: type(value) is int and least <= value < _COUNT_LIMIT
-
-
-def _number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < _COUNT_LIMIT and math.isfinite(value)  # type: ignore[arg-type]
-
-
 def is_name(value: object) -> bool:
     """Whether a value from outside is a name, with which a folder can be made."""
     return isinstance(value, str) and CLIENT_NAME.fullmatch(value) is not None
@@ -84,46 +74,46 @@ def is_sha256(value: object) -> bool:
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
-def _numbers(value: object) -> bool:
-    return isinstance(value, dict) and len(value) <= _NUMBERS and all(map(_number, value.values()))
+_Count = Annotated[int, Rule("0 or more, below 2^53", lambda value: 0 <= value < _LIMIT)]
+_Positive = Annotated[int, Rule("1 or more, below 2^53", lambda value: 0 < value < _LIMIT)]
+_Number = Annotated[float, Rule("of at most 2^53", lambda value: abs(value) < _LIMIT)]
+_Name = Annotated[str, Rule("a client's name", is_name)]
+_Wire = Annotated[str, Choice("fedproxy.encodings")]
 
 
-def _reason(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _REASON_CHARACTERS
+@table
+class _OrderHead:
+    round: _Positive
+    voters: _Count
+    share: Annotated[float, Rule("from 0 to 1", lambda value: 0 <= value <= 1)]
+    wire: _Wire
+    since: _Count
 
 
-def _wire(value: object) -> bool:
-    return isinstance(value, str) and value in ENCODINGS
+@table
+class _ReplyHead:
+    client: _Name
+    round: _Positive
+    rows: _Positive
+    tokens: _Count
+    steps: _Positive
+    loss: _Number
+    seconds: Annotated[float, Rule("0 or more", lambda value: 0 <= value < _LIMIT)]
+    numbers: Annotated[dict[str, _Number], Rule(f"{_NUMBERS} numbers at most", lambda value: len(value) <= _NUMBERS)]
+    peak_memory: _Count
+    wire: _Wire
 
 
-_HEADS: dict[str, dict[str, Rule]] = {
-    "order": {
-        "round": _count(1),
-        "voters": _count(0),
-        "share": lambda value: _number(value) and 0 <= value <= 1,
-        "wire": _wire,
-        "since": _count(0),
-    },
-    "reply": {
-        "client": is_name,
-        "round": _count(1),
-        "rows": _count(1),
-        "tokens": _count(0),
-        "steps": _count(1),
-        "loss": _number,
-        "seconds": lambda value: _number(value) and value >= 0,
-        "numbers": _numbers,
-        "peak_memory": _count(0),
-        "wire": _wire,
-    },
-    "refusal": {
-        "client": is_name,
-        "round": _count(1),
-        "kind": lambda value: value in ("declined", "failed"),
-        "reason": _reason,
-    },
-}
-"""For each message, the fields of its head and what holds for their values; they are the fields of its dataclass."""
+@table
+class _RefusalHead:
+    client: _Name
+    round: _Positive
+    kind: Literal["declined", "failed"]
+    reason: Annotated[str, Rule("short", lambda value: len(value) <= _REASON_CHARACTERS)]
+
+
+_HEADS: dict[str, type] = {"order": _OrderHead, "reply": _ReplyHead, "refusal": _RefusalHead}
+"""The head of each message; its fields are fields of the message's dataclass."""
 
 
 def _encode(message: str, head: Mapping[str, object], tensors: Tensors) -> bytes:
@@ -203,15 +193,11 @@ def _head(file: TensorFile, content: memoryview, who: str, *messages: str) -> tu
     digest = head.pop("sha256", None)
     if digest != hashlib.sha256(content).hexdigest():
         raise ArtifactError(f"{who}: the content is damaged: its SHA-256 is not the one in the head.")
-    rules = _HEADS[message]
-    for key in sorted(rules.keys() ^ head.keys()):
-        raise ArtifactError(
-            f"{who}: the head of a {message} {'lacks' if key in rules else 'has no field'} {key!r:.40}."
-        )
-    for key, rule in rules.items():
-        if not rule(head[key]):
-            raise ArtifactError(f"{who}: {key} is {head[key]!r:.40}, which no {message} can hold.")
-    return message, head
+    problems: list[str] = []
+    fields: object = read_table(_HEADS[message], head, "", problems)
+    if problems:
+        raise ArtifactError(f"{who}, head of the {message}: {problems[0]:.200}")
+    return message, vars(fields)
 
 
 def encode_order(order: Order) -> bytes:
@@ -310,7 +296,7 @@ def encode_reply(answer: Reply | Refusal) -> bytes:
 
 
 def _fields(answer: Reply | Refusal, message: str) -> dict[str, object]:
-    return {key: getattr(answer, key) for key in _HEADS[message]}
+    return {field.name: getattr(answer, field.name) for field in dataclasses.fields(_HEADS[message])}
 
 
 def reply_limit(order: Order, wire: str = PLAIN, options: Mapping[str, Any] | None = None) -> int:
