@@ -114,15 +114,7 @@ def heal(
     before, identity, texts = perplexity(), model_identity(proxy), _texts(asked)
     student = Student(healed(), settings, trained, seed=derive_seed(seed, "heal"), longest=longest)
     losses = distil(
-        student,
-        said,
-        texts,
-        settings,
-        proxy=identity,
-        pad=padding(tokenizer),
-        seed=seed,
-        work=work,
-        on_step=on_step,
+        student, said, texts, settings, proxy=identity, pad=padding(tokenizer), seed=seed, work=work, on_step=on_step
     )
     progress(_TRAINED, "writing the healed proxy")
     student.write(work)

@@ -31,12 +31,10 @@ def leaving(blocks: nn.ModuleList, numbers: Iterable[int]) -> Iterator[list[torc
     def collect(_module: nn.Module, _entered: Any, output: Any) -> None:
         found.append(output[0] if isinstance(output, tuple) else output)
 
-    handles = [blocks[i].register_forward_hook(collect) for i in numbers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for i in numbers:
+            hooks.enter_context(blocks[i].register_forward_hook(collect))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Student:

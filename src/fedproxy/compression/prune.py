@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fedproxy.artifacts import write_json
 from fedproxy.checkpoint_files import CONFIG, split_number, write_shards
@@ -15,7 +14,7 @@ from fedproxy.layer_map import check_layer_map
 from fedproxy.models.block_stream import BlockStream
 from fedproxy.models.checkpoints import Model, copy_tokenizer
 from fedproxy.models.families import per_block_lists
-from fedproxy.models.loading import release
+from fedproxy.models.loading import restored
 from fedproxy.models.source import Source, open_source
 
 _PROBE_TOKENS = 4
@@ -97,12 +96,11 @@ def _compare(whole: BlockStream, proxy: BlockStream, keep: Sequence[int]) -> Non
     before, after = (stream.enter(tokens, torch.ones_like(tokens)) for stream in (whole, proxy))
     for number, block in proxy.walk(read_ahead=False):
         same = whole.blocks[keep[number]]
-        empty = any(weight.is_meta for weight in same.parameters())
-        if empty:
-            _lend(block, same)
-        expected, found = whole.run(keep[number], before), proxy.run(number, after)
-        if empty:
-            release(same)
+        with restored(same):
+            if any(weight.is_meta for weight in same.parameters()):  # then it computes with the proxy's
+                for path, module in same.named_modules():
+                    module._parameters.update(block.get_submodule(path)._parameters)
+            expected, found = whole.run(keep[number], before), proxy.run(number, after)
         tolerance = 8 * torch.finfo(found.dtype).eps * float(expected.abs().max())
         if not torch.allclose(found.float(), expected.float(), rtol=0, atol=tolerance, equal_nan=True):
             raise ArtifactError(
@@ -111,10 +109,3 @@ def _compare(whole: BlockStream, proxy: BlockStream, keep: Sequence[int]) -> Non
                 "so what a block computes depends on its position."
             )
         before.hidden = after.hidden = expected
-
-
-def _lend(lender: nn.Module, borrower: nn.Module) -> None:
-    """Let `borrower` compute with the weights of `lender`."""
-    lent = dict(lender.named_modules())
-    for path, module in borrower.named_modules():
-        module._parameters.update(lent[path]._parameters)

@@ -25,6 +25,8 @@ from fedproxy.tensor_files import DTYPE_NAMES, header_bytes, read_header, tensor
 
 FILES = ("teacher.safetensors", "teacher.json")
 Progress = Callable[[float, str], None]
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Data type and shape of each tensor of a file, in the order in which they lie in it."""
 
 
 @dataclass(frozen=True)
@@ -185,12 +187,12 @@ def _run(
     starts = list(accumulate((int(batch.attention_mask.sum()) for batch in texts), initial=0))
     tokens, width, dtype = starts[-1], passages[0].hidden.shape[-1], passages[0].hidden.dtype
     k = min(settings.top_k, vocabulary(source.decoder))
-    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+    layout: Layout = {
         "index": (torch.int32, (tokens, k)),
         "log_p": (torch.float32, (tokens, k)),
         "rest": (torch.float32, (tokens,)),
+        **{f"hidden.{number:06d}": (dtype, (tokens, width)) for number in boundaries},
     }
-    layout |= {f"hidden.{number:06d}": (dtype, (tokens, width)) for number in boundaries}
     _require_space(file.parent, layout)
     with _rows_of(file, layout) as put:
 
@@ -212,7 +214,7 @@ def _run(
     return _perplexity(stream, passages[len(texts) :], leaving[len(texts) :])
 
 
-def _require_space(directory: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+def _require_space(directory: Path, layout: Layout) -> None:
     sizes = {name: dtype.itemsize * prod(shape) for name, (dtype, shape) in layout.items()}
     hidden = sum(size for name, size in sizes.items() if name.startswith("hidden"))
     try:
@@ -223,9 +225,7 @@ def _require_space(directory: Path, layout: Mapping[str, tuple[torch.dtype, tupl
 
 
 @contextmanager
-def _rows_of(
-    file: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-) -> Iterator[Callable[[str, int, torch.Tensor], None]]:
+def _rows_of(file: Path, layout: Layout) -> Iterator[Callable[[str, int, torch.Tensor], None]]:
     """Give a function that writes rows of the tensors of a new safetensors file: (tensor, first row, rows)."""
     header = header_bytes({name: (DTYPE_NAMES[dtype], shape) for name, (dtype, shape) in layout.items()})
     sizes = {name: dtype.itemsize * prod(shape[1:]) for name, (dtype, shape) in layout.items()}

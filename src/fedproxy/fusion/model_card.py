@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Template
 
 from fedproxy.artifacts import Manifest, new_file
 from fedproxy.errors import ArtifactError
@@ -16,65 +18,6 @@ _NAME = "fused-llm"
 _BEGIN, _END = "<!-- scores -->", "<!-- end of scores -->"
 _METRICS = {"acc": "accuracy", "acc_norm": "accuracy"}
 """The harness's names of metrics that the Hub calls otherwise."""
-
-_LOAD_ADAPTER = """from peft import PeftModel
-from transformers import {auto_class}, AutoTokenizer
-
-llm = {base}
-model = PeftModel.from_pretrained({auto_class}.from_pretrained(llm), "THIS_DIRECTORY")
-tokenizer = AutoTokenizer.from_pretrained(llm)"""
-_LOAD_CHECKPOINT = """from transformers import {auto_class}, AutoTokenizer
-
-model = {auto_class}.from_pretrained("THIS_DIRECTORY")
-tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")"""
-
-_BODY = """
-# {title}
-
-An LLM tuned by federated learning with fedproxy: the LLM stayed with its owner,
-the text with the clients. A proxy, the LLM without some of its blocks, was tuned in rounds by the clients; what it
-learned was added to the blocks that the proxy was cut from, without training the LLM (FedProxy,
-[arXiv 2604.19015](https://arxiv.org/abs/2604.19015), Eq. 15).
-
-**License: to be set by the owner.** Replace `license` and `license_name` above, and this line; the license of the
-base model and the agreements with the clients bind the choice.
-
-## Load
-
-```python
-{load}
-```
-
-{identity}
-
-## Scores
-
-{begin}
-Not evaluated.
-{end}
-
-## How it was made
-
-| | |
-|---|---|
-{settings}
-
-Proxy block by proxy block, the adapter lies on these blocks of the LLM (counted from 0, of {blocks}):
-{layer_map}. `fedproxy.json` beside this card holds everything that was set.
-
-## What it may reveal
-
-The tuned weights come from the clients' updates, merged. Unless the clients trained with differential privacy, which
-this card does not state, text that they trained on can leave traces in the model: whether a known text was among it
-can be guessed, and parts may be completed from a beginning. Whoever can query the model can try. What was protected
-from whom during the federation, and what was not, is in fedproxy's `docs/threat_model.md`. Decide who gets this model
-with that in mind.
-
-## Limits
-
-What it answers was scored on the tasks above at most, and not examined otherwise. It inherits the biases of the base
-model, and those of texts that its owner has never seen.
-"""
 
 
 def write_card(directory: Path, manifest: Manifest, *, base_model: str | None, auto_class: str) -> None:
@@ -96,20 +39,15 @@ def write_card(directory: Path, manifest: Manifest, *, base_model: str | None, a
         tags=["fedproxy", "federated-learning"] + ["lora"] * adapter,
         base_model_relation=None if base_model is None else "adapter" if adapter else "finetune",
     )
-    identity = f"The LLM has fedproxy's identity `{manifest.llm_sha256}` (SHA-256 over configuration and tensors)."
-    if adapter and base_model is None:
-        identity += " Its owner has not said where it lies: set `LLM` to its directory or Hub id."
-    text = _BODY.format(
-        title="Tuned LLM: an adapter" if adapter else "Tuned LLM: a checkpoint",
-        load=(_LOAD_ADAPTER if adapter else _LOAD_CHECKPOINT).format(
-            auto_class=auto_class, base="LLM" if base_model is None else repr(base_model)
-        ),
-        identity=identity,
+    template = files("fedproxy.fusion").joinpath("model_card.md.j2").read_text(encoding="utf-8")
+    text = Template(template, trim_blocks=True, keep_trailing_newline=True).render(
+        adapter=adapter,
+        auto_class=auto_class,
+        base_model=base_model,
+        manifest=manifest,
+        settings=_settings(manifest),
         begin=_BEGIN,
         end=_END,
-        settings="\n".join(f"| {name} | {value} |" for name, value in _settings(manifest)),
-        blocks=manifest.llm_blocks,
-        layer_map=", ".join(map(str, manifest.layer_map)),
     )
     _write(directory / CARD, data, text)
 

@@ -14,6 +14,7 @@ from fedproxy.fusion.plug_in import TaskVector
 from fedproxy.models.adapter_checks import parameter_name
 from fedproxy.models.block_stream import BlockStream
 from fedproxy.models.families import blocks_path
+from fedproxy.models.loading import restored
 from fedproxy.models.task_vector import changed, changes
 from fedproxy.models.text_batches import Batch
 
@@ -95,18 +96,13 @@ def scale_curve(
 @contextlib.contextmanager
 def _changed(model: nn.Module, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Iterator[None]:
     """Keep the weights of `model` as an adapter changes them while the context lasts."""
-    kept: list[tuple[nn.Module, str, nn.Parameter | None]] = []
-    try:
+    with restored(model):
         for name, change in changes(tensors, config).items():
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)
-            weight = module.get_parameter(leaf)
-            kept.append((module, leaf, weight))
-            module._parameters[leaf] = nn.Parameter(changed(weight.detach(), change), requires_grad=False)
+            weight = changed(module.get_parameter(leaf).detach(), change)
+            module._parameters[leaf] = nn.Parameter(weight, requires_grad=False)
         yield
-    finally:
-        for module, leaf, parameter in kept:
-            module._parameters[leaf] = parameter
 
 
 def best_scale(curve: Sequence[tuple[float, float]]) -> float:

@@ -21,20 +21,9 @@ from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_
 
 _LARGEST_ALPHA = 1e9
 _UNSUPPORTED = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-    "lora_bias",
-    "rank_pattern",
-    "alpha_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "layer_replication",
+    *("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config"),
+    *("monteclora_config", "velora_config", "lora_bias", "rank_pattern", "alpha_pattern", "target_parameters"),
+    *("trainable_token_indices", "layer_replication"),
 )
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none", "lora_only", "all"),

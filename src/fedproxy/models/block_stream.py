@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn import functional as F
 
@@ -55,14 +56,6 @@ class _EndError(Exception):
     """Raised by the last block of a recording, behind which nothing is wanted."""
 
 
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, tuple | list):
-        return type(value)(_to(item, device) for item in value)
-    return value
-
-
 class BlockStream:
     """A decoder whose blocks are run one after the other.
 
@@ -74,12 +67,7 @@ class BlockStream:
     """
 
     def __init__(
-        self,
-        model: Model,
-        source: Source | None = None,
-        device: torch.device | None = None,
-        *,
-        resident: bool = False,
+        self, model: Model, source: Source | None = None, device: torch.device | None = None, *, resident: bool = False
     ) -> None:
         self.model = model
         self.blocks = blocks(model)
@@ -178,12 +166,12 @@ class BlockStream:
 
         What enters it, `hidden` or else `passage.hidden`, is [rows, tokens, width]; so is what leaves it, on the CPU.
         """
-        args, kwargs = passage.calls[number]
         entering = passage.hidden if hidden is None else hidden
         block = self.blocks[number]
         device = next((parameter.device for parameter in block.parameters()), self.device)
+        args, kwargs = send_to_device(passage.calls[number], device)
         with torch.no_grad():
-            leaving = block(entering.to(device), *_to(args, device), **{k: _to(v, device) for k, v in kwargs.items()})
+            leaving = block(entering.to(device), *args, **kwargs)
         self._in_tuple = isinstance(leaving, tuple)
         return (leaving[0] if self._in_tuple else leaving).cpu()  # type: ignore[no-any-return]
 

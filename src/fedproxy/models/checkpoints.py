@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +96,19 @@ def _auto_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
-def read_config(directory: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
-    """Make transformers' configuration of what the config.json in `directory` holds; no weights need be there.
+def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Read the configuration of a checkpoint, whose weights need not be there.
 
     Raises:
-        ArtifactError: it is of no language model that transformers knows, needs code of its own, is quantised, or
-            counts more blocks than any has.
+        ArtifactError: there is none, or it is of no language model that transformers knows, needs code of its own, is
+            quantised, or counts more blocks than any has.
     """
+    directory = resolve(path, weights=False)
+    if not (directory / CONFIG).is_file():
+        raise ArtifactError(f"{directory} is no Hugging Face checkpoint: {CONFIG} is missing.")
+    raw = read_json(directory / CONFIG, CONFIG_BYTES)
+    if not isinstance(raw, dict):
+        raise ArtifactError(f"{directory / CONFIG} must hold a JSON object.")
     kind = raw.get("model_type")
     known = isinstance(kind, str) and kind in CONFIG_MAPPING
     if "auto_map" in raw and not known and not trust_remote_code:
@@ -131,30 +136,15 @@ def read_config(directory: Path, raw: Mapping[str, Any], *, trust_remote_code: b
     return config
 
 
-def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """Read the configuration of a checkpoint, whose weights need not be there.
-
-    Raises:
-        ArtifactError: there is none, or see `read_config`.
-    """
-    directory = resolve(path, weights=False)
-    if not (directory / CONFIG).is_file():
-        raise ArtifactError(f"{directory} is no Hugging Face checkpoint: {CONFIG} is missing.")
-    raw = read_json(directory / CONFIG, CONFIG_BYTES)
-    if not isinstance(raw, dict):
-        raise ArtifactError(f"{directory / CONFIG} must hold a JSON object.")
-    return read_config(directory, raw, trust_remote_code=trust_remote_code)
-
-
 def load_skeleton(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Build the model of a checkpoint without its weights (on the meta device), to look at names and shapes.
 
     Raises:
-        ArtifactError: see `read_config`; or the files hold another number of blocks, or lack weights of the model.
+        ArtifactError: see `load_config`; or the files hold another number of blocks, or lack weights of the model.
     """
     directory = resolve(path)
     files = open_checkpoint(directory)
-    config = read_config(directory, files.config, trust_remote_code=trust_remote_code)
+    config = load_config(directory, trust_remote_code=trust_remote_code)
     count, lists = config.get_text_config(decoder=True).num_hidden_layers, numbered_lists(files.tensors)
     if set(range(count)) not in lists.values():
         found = {path: len(numbers) for path, numbers in lists.items()}

@@ -11,22 +11,8 @@ from fedproxy.errors import ArtifactError, UsageError
 
 LinearLayer = nn.Linear | Conv1D
 FAMILIES = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3_text",
-    "phi3",
-    "olmo2",
-    "granite",
-    "smollm3",
-    "gpt2",
-    "opt",
-    "gpt_neox",
-    "bloom",
-    "mixtral",
-    "qwen3_moe",
+    *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3"),
+    *("gpt2", "opt", "gpt_neox", "bloom", "mixtral", "qwen3_moe"),
 )
 
 

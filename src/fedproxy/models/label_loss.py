@@ -26,11 +26,8 @@ def head_only_at(head: nn.Module, where: torch.Tensor) -> Iterator[None]:
     def select(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (inputs[0][where][None], *inputs[1:])
 
-    handle = head.register_forward_pre_hook(select)
-    try:
+    with head.register_forward_pre_hook(select):
         yield
-    finally:
-        handle.remove()
 
 
 def summed_loss(model: AdaptedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

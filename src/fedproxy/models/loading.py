@@ -79,13 +79,20 @@ class Loader:
     @contextlib.contextmanager
     def holding(self, block: nn.Module, tensors: Mapping[str, torch.Tensor], *, keep: bool) -> Iterator[None]:
         """Put `tensors` into `block`, while the context lasts or to keep."""
-        empty = [(module, dict(module._parameters)) for module in block.modules()]
-        try:
+        with contextlib.nullcontext() if keep else restored(block):
             self.load(tensors)
             yield
-        finally:
-            for module, parameters in () if keep else empty:
-                module._parameters.update(parameters)
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Put back, in the end, the weights of a model or block that are exchanged while the context lasts."""
+    own = [(module, dict(module._parameters)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters in own:
+            module._parameters.update(parameters)
 
 
 def release(model: nn.Module) -> None:

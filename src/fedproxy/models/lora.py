@@ -359,17 +359,13 @@ def put_on(model: PreTrainedModel, config: Mapping[str, Any], tensors: Mapping[s
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"the adapter's {CONFIG_FILE} does not fit {type(model).__name__}: {error}") from error
     set_adapter_state(adapted, {name: tensor for name, tensor in tensors.items() if is_lora(name)})
-    _set_weights(adapted, {name: tensor for name, tensor in tensors.items() if not is_lora(name)})
+    if weights := {name: tensor for name, tensor in tensors.items() if not is_lora(name)}:
+        try:
+            result: Any = set_peft_model_state_dict(adapted, weights)
+        except RuntimeError as error:
+            raise ArtifactError(f"the adapter does not fit the model: {error}") from error
+        if unknown := result.unexpected_keys:
+            raise ArtifactError(
+                f"the adapter does not fit the model: {len(unknown)} tensors are unknown {unknown[:3]}."
+            )
     return adapted.eval()
-
-
-def _set_weights(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy trained biases and weights of saved modules into `model`."""
-    if not tensors:
-        return
-    try:
-        result: Any = set_peft_model_state_dict(model, dict(tensors))
-    except RuntimeError as error:
-        raise ArtifactError(f"the adapter does not fit the model: {error}") from error
-    if unknown := result.unexpected_keys:
-        raise ArtifactError(f"the adapter does not fit the model: {len(unknown)} tensors are unknown {unknown[:3]}.")

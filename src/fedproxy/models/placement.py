@@ -13,8 +13,6 @@ from fedproxy.models.source import Source
 PLACEMENTS = ("auto", "memory", "stream")
 ROOM = 1.25
 """What running a model takes, relative to its weights."""
-
-
 _log = logging.getLogger(__name__)
 
 

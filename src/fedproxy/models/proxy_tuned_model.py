@@ -77,8 +77,7 @@ class ProxyTunedModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the LLM's weights; logits are float32."""
-        found: torch.dtype = self.llm.dtype
-        return found
+        return self.llm.dtype  # type: ignore[no-any-return]
 
     def tie_weights(self) -> None:
         """Do nothing: both models come with their weights tied; the harness calls this."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.checkpoints import Tokenizer, padding
@@ -38,9 +39,7 @@ def batches(tokenizer: Tokenizer, documents: Sequence[str], *, max_length: int, 
     pad = padding(tokenizer)
     result = []
     for start in range(0, len(rows), batch_size):
-        group = rows[start : start + batch_size]
-        width = len(group[-1])
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in group])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in group])
-        result.append(Batch(ids, mask))
+        group = [torch.tensor(row) for row in rows[start : start + batch_size]]
+        mask = pad_sequence([torch.ones_like(row) for row in group], batch_first=True)
+        result.append(Batch(pad_sequence(group, batch_first=True, padding_value=pad), mask))
     return result

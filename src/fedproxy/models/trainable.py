@@ -1,6 +1,7 @@
 """A model made ready for training: loaded as its device likes it, with a fresh adapter."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fedproxy.layer_map import trained_blocks
 from fedproxy.models.checkpoints import Model, load_model
 from fedproxy.models.families import blocks, check_plain
 from fedproxy.models.lora import AdaptedModel, attach
-from fedproxy.models.parallel import Load, team
+from fedproxy.models.parallel import Load, Team, team
 from fedproxy.models.quantization import four_bit, keep_gradients
 from fedproxy.seeds import derive_seed
 
@@ -31,13 +32,18 @@ def load_trainable(path: Path, settings: Train, *, seed: int, trust_remote_code:
     if leading is None:
         return load_alone(**arguments)
     leading.give([Load(arguments)] * leading.size)
+    return load_share(leading, arguments)
+
+
+def load_share(team: Team, arguments: Mapping[str, Any]) -> AdaptedModel:
+    """Load in this process of a team, while the others do; what is raised is as of `load_trainable`."""
     try:
         model = load_alone(**arguments)
     except BaseException as error:
         with contextlib.suppress(ResourceError):
-            leading.loaded(None, f"{type(error).__name__}: {error}")
+            team.loaded(None, f"{type(error).__name__}: {error}")
         raise
-    leading.loaded(model, None)
+    team.loaded(model, None)
     return model
 
 

@@ -117,7 +117,8 @@ def train(
     parameters = {name: parameter for name, parameter in adapter_parameters(model).items() if parameter.requires_grad}
     trained: list[torch.Tensor] = list(parameters.values())
     total = steps or optimizer_steps(len(examples), settings)
-    _restart_peak(device)
+    cuda = device.type == "cuda"
+    torch.cuda.reset_peak_memory_stats(device) if cuda else restart_peak()
     model.to(device)
     optimizer = torch.optim.AdamW(
         trained,
@@ -162,7 +163,8 @@ def train(
             losses.append(loss)
             if on_step is not None:
                 on_step(len(losses), total, loss)
-    return Training(losses, tokens, time.perf_counter() - started, _peak(device), rate_sum)
+    peak = torch.cuda.max_memory_allocated(device) if cuda else peak_memory()
+    return Training(losses, tokens, time.perf_counter() - started, peak, rate_sum)
 
 
 def step_batches(
@@ -193,14 +195,3 @@ def trained_tokens(examples: Sequence[Encoded], settings: Train, seed: int, step
         last = itertools.islice(step_batches(examples, settings, seed, skip=epochs), rest)
         found += sum(len(example.ids) for chosen in last for batch in chosen for example in batch)
     return found
-
-
-def _restart_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        restart_peak()
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()

@@ -1,12 +1,14 @@
 """What a process does that was launched beside the leader: load what it loads, compute its share of every step."""
 
+import contextlib
+
 import torch
 
 from fedproxy.errors import FedproxyError
 from fedproxy.models.gradients import in_training
 from fedproxy.models.lora import AdaptedModel, adapter_parameters
 from fedproxy.models.parallel import Begin, Load, Step, Team, compute_share
-from fedproxy.models.trainable import load_alone
+from fedproxy.models.trainable import load_share
 from fedproxy.seeds import derive_seed
 
 
@@ -17,22 +19,10 @@ def serve(team: Team) -> None:
         order = team.take()
         if isinstance(order, Load):
             model = None
-            model = _load(team, order)
+            with contextlib.suppress(FedproxyError, RuntimeError, MemoryError):  # the leader says so
+                model = load_share(team, order.arguments)
         elif isinstance(order, Begin) and model is not None:
             _train(team, model, order)
-
-
-def _load(team: Team, order: Load) -> AdaptedModel | None:
-    model, error = None, None
-    try:
-        model = load_alone(**order.arguments)
-    except (FedproxyError, RuntimeError, MemoryError) as failed:
-        error = f"{type(failed).__name__}: {failed}"
-    try:
-        team.loaded(model, error)
-    except FedproxyError:
-        return None  # the leader says so
-    return model
 
 
 def _train(team: Team, model: AdaptedModel, order: Begin) -> None:
