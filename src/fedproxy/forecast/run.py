@@ -134,8 +134,7 @@ def tasks_of(experiment: Experiment, known: Known) -> dict[str, Reading]:
     settings, names = experiment.evaluate, scored_tasks(experiment)
     if not names:
         return {}
-    data, include = (Path(folder) if folder else None for folder in (settings.data, settings.include))
-    return reading_of(names, known.tokenizer, data=data, include=include, limit=settings.limit)
+    return reading_of(names, known.tokenizer, data=settings.data, include=settings.include, limit=settings.limit)
 
 
 def server_memory(
