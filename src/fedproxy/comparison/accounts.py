@@ -11,7 +11,7 @@ import torch
 
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import weight_files
-from fedproxy.comparison.work import FUSING, cost_of_proxy, read_cost
+from fedproxy.comparison.work import FUSING, cost_file, read_cost
 from fedproxy.compression.realign import aligned_tokens, last_aligned
 from fedproxy.config import LLM
 from fedproxy.federation.aligning import ALIGNMENT
@@ -90,7 +90,7 @@ def costs_of_proxy(llm: LLM, proxy: Path, evaluating: float) -> dict[str, Any]:
         proxy: The proxy.
         evaluating: Seconds of scoring it.
     """
-    made = read_cost(cost_of_proxy(proxy))
+    made = read_cost(cost_file(proxy))
     return costs(
         exposed=_share(proxy),
         proxy_bytes=_bytes(proxy),
@@ -109,7 +109,7 @@ def costs_of_trainings(llm: LLM, runs: Sequence[RunDirectory], evaluating: float
         evaluating: Seconds of scoring.
     """
     proxy = (runs[0].path / "proxy").resolve()
-    made, spent = read_cost(cost_of_proxy(proxy)), [run.seconds() for run in runs]
+    made, spent = read_cost(cost_file(proxy)), [run.seconds() for run in runs]
     clients = [
         client for run in runs for client in _clients(run, _matrices(proxy, trust_remote_code=llm.trust_remote_code))
     ]

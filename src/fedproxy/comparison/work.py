@@ -122,7 +122,7 @@ class Work:
             if not path.is_dir():
                 with measured() as cost:
                     make_proxy(experiment, path, self._progress)
-                write_json(cost_of_proxy(path), cost)
+                write_json(cost_file(path), cost)
         self._progress("compress", 1.0, "proxy written")
         return path
 
@@ -206,7 +206,7 @@ class Work:
         return locked(self._folder / "locks" / f"{path.parent.name}-{path.name}")
 
 
-def cost_of_proxy(proxy: Path) -> Path:
+def cost_file(proxy: Path) -> Path:
     """Where the seconds and the peak memory that making a proxy took are kept."""
     return proxy.with_name(f"{proxy.name}.json")
 
