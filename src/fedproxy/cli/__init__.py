@@ -1,12 +1,12 @@
 """The command line: a file per command; each parses, calls the pipeline and prints."""
 
+import importlib
 import logging
 import os
 import signal
 import sys
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import click
 import typer
@@ -17,25 +17,14 @@ from fedproxy.cli.output import Lines
 from fedproxy.errors import FedproxyError, explained
 
 INTERRUPTED = 130
+_COMMANDS = (
+    "demo", "run", "compress", "federate", "serve", "join", "merge", "fuse", "evaluate", "compare", "methods",
+    "report", "doctor",
+)  # fmt: skip
 
 
 def _command() -> click.Command:
-    from fedproxy.cli import (
-        compare,
-        compress,
-        demo,
-        doctor,
-        evaluate,
-        federate,
-        fuse,
-        join,
-        keys,
-        merge,
-        methods,
-        report,
-        run,
-        serve,
-    )
+    from fedproxy.cli import keys
 
     app = typer.Typer(
         name="fedproxy",
@@ -48,8 +37,8 @@ def _command() -> click.Command:
         epilog="Every command takes --debug, which shows the traceback of an error. Exit codes: 0 done, 1 our bug, "
         "2 usage or config, 3 bad input artifact, 4 federation failed, 5 disk or memory.",
     )
-    for module in (demo, run, compress, federate, serve, join, merge, fuse, evaluate, compare, methods, report, doctor):
-        name = module.__name__.rpartition(".")[2]
+    for name in _COMMANDS:
+        module = importlib.import_module(f"fedproxy.cli.{name}")
         app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
     app.add_typer(keys.app, name="keys")
     group = typer.main.get_command(app)
@@ -72,10 +61,6 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
         raise error
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {escape(message)}")
     return code
-
-
-def _terminate(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _join_team() -> None:
@@ -120,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logger = logging.getLogger("fedproxy")
     logger.setLevel(logging.INFO)
     if not logger.handlers:

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.live import Live
 from rich.table import Table
 
-from fedproxy.cli.output import console
+from fedproxy.cli.output import live
 
 _LOOK_SECONDS = 0.25
 _COLUMNS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
@@ -84,23 +83,19 @@ def comparison_table(
     Yields:
         What is to be told of progress (cell, stage, fraction, text), and of each cell's record.
     """
-    target, cells, doing = console(), list[dict[str, Any]](), dict[Key, str]()
+    cells, doing = list[dict[str, Any]](), dict[Key, str]()
     looked, began = 0.0, None
-    with (
-        Live(console=target, auto_refresh=False, transient=True)
-        if target.is_terminal
-        else contextlib.nullcontext() as live
-    ):
+    with live() as shown:
 
         def show(key: Key, stage: str, fraction: float, text: str) -> None:
             nonlocal looked, began
             doing[key] = f"{key[0]}, seed {key[1]} · {stage} {fraction:.0%} · {text}"
             began = began or (time.monotonic(), len(cells))
-            if live is not None and time.monotonic() - looked >= _LOOK_SECONDS:
+            if time.monotonic() - looked >= _LOOK_SECONDS:
                 looked = time.monotonic()
                 left = time_left(looked - began[0], len(cells) - began[1], len(keys) - len(cells))
                 title = "\n".join([f"{len(cells)} of {len(keys)} cells{left}", *doing.values()])
-                live.update(table(keys, cells, target.width, title), refresh=True)
+                shown.update(table(keys, cells, shown.console.width, title), refresh=True)
 
         def done(cell: dict[str, Any]) -> None:
             cells.append(cell)

@@ -69,7 +69,14 @@ def compress(
         "trust_remote_code": trust_remote_code,
     }
     if dry_run:
-        _plan(llm, settings, json=json)
+        from fedproxy.compression.plan import plan
+
+        with stage("plan") as show:
+            found = plan(llm, **settings, on_progress=show)
+        if json:
+            print_json(dataclasses.asdict(found))
+        else:
+            show_plan(console(), found)
         return
     from fedproxy.compression import compress as compress_llm
     from fedproxy.config import Heal
@@ -92,14 +99,3 @@ def compress(
         f"Proxy in {proxy.path}: keeps {len(proxy.layer_map)} of {len(proxy.scores)} blocks {proxy.layer_map}.",
         json=json,
     )
-
-
-def _plan(llm: str, settings: dict[str, Any], *, json: bool) -> None:
-    from fedproxy.compression.plan import plan
-
-    with stage("plan") as show:
-        found = plan(llm, **settings, on_progress=show)
-    if json:
-        print_json(dataclasses.asdict(found))
-    else:
-        show_plan(console(), found)

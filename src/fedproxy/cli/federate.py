@@ -29,12 +29,6 @@ def federate(
         raise UsageError(f"Clients elsewhere need an address and keys: fedproxy serve {experiment} --out {out} --help")
     with progress() as show:
         run = federate_experiment(
-            experiment,
-            out,
-            engine=engine,
-            resume=resume,
-            overwrite=overwrite,
-            on_progress=show,
-            on_sheet=print_sheet,
+            experiment, out, engine=engine, resume=resume, overwrite=overwrite, on_progress=show, on_sheet=print_sheet
         )
     tell_run(run, json=json)

@@ -1,16 +1,16 @@
 """What a dry run shows to people: of a run its clients, stages and rows; of a comparison its methods."""
 
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedproxy.cli.output import print_json, sheet, stage
+from fedproxy.cli.output import numbers, print_json, sheet, stage
 from fedproxy.reporting.units import count, duration, size
 
 _STAGES = {
@@ -83,7 +83,7 @@ def show_run(target: Console, found: Mapping[str, Any]) -> None:
 def show_comparison(target: Console, found: Mapping[str, Any]) -> None:
     """Print the forecast of a comparison: for each method and share removed, means over the seeds."""
     _show_llm(target, found)
-    table = _table(
+    table = numbers(
         "method", "removed", "exposed", "up", "down", "training, CPU", "GPU", "TFLOPs: clients", "one", "server", "all",
         "alone",
     )  # fmt: skip
@@ -123,24 +123,13 @@ def _needed(cells: Sequence[Mapping[str, Any]], device: str) -> list[int]:
     return [cell["training_memory"][device] for cell in cells if cell["training_memory"]]
 
 
-def _table(first: str, *others: str, title: str | None = None) -> Table:
-    table = Table(first, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in others:
-        table.add_column(heading, justify="right")
-    return table
-
-
 def _clients(clients: Mapping[str, Any]) -> Table:
-    table = _table(
+    table = numbers(
         "client", "rows", "prompt, mean (max)", "answer, mean (max)", "cut", "steps a round", "tokens a round",
         "TFLOPs a round", "up", "down", "CPU float32", "GPU bfloat16", title="Clients",
     )  # fmt: skip
     for name, client in clients.items():
-        last = (
-            client["rounds"][-1]
-            if client["rounds"]
-            else dict.fromkeys(("steps", "tokens", "bytes_up", "bytes_down"), 0)
-        )
+        last = defaultdict(int, client["rounds"][-1] if client["rounds"] else {})
         table.add_row(
             name,
             f"{client['rows']:,}",
@@ -148,7 +137,7 @@ def _clients(clients: Mapping[str, Any]) -> Table:
             f"{client['cut']:,}",
             f"{last['steps']:,}",
             f"{last['tokens']:,}",
-            _tera(last.get("flops", 0.0)),
+            _tera(last["flops"]),
             size(last["bytes_up"]),
             size(last["bytes_down"]),
             *(size(client["memory"][device]) for device in ("cpu", "gpu")),
@@ -157,7 +146,7 @@ def _clients(clients: Mapping[str, Any]) -> Table:
 
 
 def _memory(memory: Mapping[str, Any]) -> Table:
-    table = _table("memory, at most", "CPU float32", "GPU bfloat16")
+    table = numbers("memory, at most", "CPU float32", "GPU bfloat16")
     for party, found in [*memory["server"].items(), ("train, the client with the most", memory["client"])]:
         table.add_row(party, size(found["cpu"]), size(found["gpu"]))
     table.caption = "Beside the program and its libraries, some 0.5 GB."
@@ -166,7 +155,7 @@ def _memory(memory: Mapping[str, Any]) -> Table:
 
 
 def _times(found: Mapping[str, Any]) -> Table:
-    table = _table("stage", "TFLOPs", "time")
+    table = numbers("stage", "TFLOPs", "time")
     for name, label in _STAGES.items():
         if found["flops"][name]:
             table.add_row(label, _tera(found["flops"][name]), duration(found["seconds"][name]))

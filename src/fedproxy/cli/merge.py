@@ -38,14 +38,7 @@ def merge(
         except ValueError:
             options[key] = value
     analysis = merge_files(
-        updates,
-        out,
-        rule,
-        conflict_out,
-        overwrite=overwrite,
-        rows=counts,
-        names=[p.stem for p in updates],
-        **options,
+        updates, out, rule, conflict_out, overwrite=overwrite, rows=counts, names=[p.stem for p in updates], **options
     )
     weights = ", ".join(f"{weight:.3f}" for weight in analysis.weights or ()) or "none"
     tell(

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from fedproxy.errors import MissingExtraError, UsageError
 
@@ -54,12 +57,25 @@ def sheet(*, stderr: bool) -> Console:
     return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH)
 
 
+def numbers(first: str, *others: str, title: str | None = None) -> Table:
+    """A table of numbers, a row for each of what `first` names."""
+    table = Table(first, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
+
+
 class Lines(logging.Handler):
     """Shows what is logged as lines for people."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
         console().print(self.format(record), markup=False, soft_wrap=True)
+
+
+def live() -> Live:
+    """What shows a table that changes, on a terminal; elsewhere nothing."""
+    return Live(console=console(), auto_refresh=False, transient=True)
 
 
 @contextlib.contextmanager

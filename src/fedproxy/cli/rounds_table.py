@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.live import Live
 from rich.table import Table
 
 from fedproxy.artifacts import event_of
-from fedproxy.cli.output import console
+from fedproxy.cli.output import console, live
 
 _LOOK_SECONDS = 0.5
 _SHOWN = 40
@@ -93,11 +92,7 @@ def rounds_table(run: Path, *, resume: bool) -> Iterator[Callable[[], None]]:
     path = run / "events.jsonl"
     rounds = Rounds(path, path.stat().st_size if resume and path.is_file() else 0)
     target, looked = console(), 0.0
-    with (
-        Live(console=target, auto_refresh=False, transient=True)
-        if target.is_terminal
-        else contextlib.nullcontext() as live
-    ):
+    with live() as shown:
 
         def update() -> None:
             nonlocal looked
@@ -106,8 +101,8 @@ def rounds_table(run: Path, *, resume: bool) -> Iterator[Callable[[], None]]:
             looked = time.monotonic()
             for line in rounds.read():
                 target.print(line, markup=False, highlight=False)
-            if live is not None and rounds.clients:
-                live.update(rounds.table(), refresh=True)
+            if rounds.clients:
+                shown.update(rounds.table(), refresh=True)
 
         yield update
         looked = 0.0

@@ -3,26 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from fedproxy.cli.output import console
+from fedproxy.cli.output import console, numbers
 
 if TYPE_CHECKING:
     from fedproxy.compression.plan import Plan
 
 _BAR = 40
 _KEPT, _REMOVED = "█", "░"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def print_sheet(sheet: dict[str, Any]) -> None:
@@ -32,9 +21,7 @@ def print_sheet(sheet: dict[str, Any]) -> None:
 
 def show_sheet(target: Console, sheet: dict[str, Any]) -> None:
     """Print an exposure sheet."""
-    table = Table("leaves the house", title="Exposure sheet", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("tensors", "parameters", "bytes"):
-        table.add_column(heading, justify="right")
+    table = numbers("leaves the house", "tensors", "parameters", "bytes", title="Exposure sheet")
     for row in _joined(sheet["leaves"]):
         table.add_row(*_cells(row))
     table.add_section()
@@ -57,6 +44,8 @@ def show_sheet(target: Console, sheet: dict[str, Any]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    from fedproxy.reporting.units import size
+
     return row["group"], f"{row['tensors']:,}", f"{row['parameters']:,}", size(row["bytes"])
 
 
@@ -66,15 +55,17 @@ def _joined(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     others = [row for row in rows if row not in blocks]
     if not blocks:
         return others
-    numbers = ", ".join(row["group"].removeprefix("block ") for row in blocks)
+    places = ", ".join(row["group"].removeprefix("block ") for row in blocks)
     joined: dict[str, Any] = {key: sum(row[key] for row in blocks) for key in ("tensors", "parameters", "bytes")}
-    joined["group"] = f"{len(blocks)} block{'s' * (len(blocks) > 1)}: {numbers}"
+    joined["group"] = f"{len(blocks)} block{'s' * (len(blocks) > 1)}: {places}"
     place = rows.index(blocks[0])
     return [*others[:place], joined, *others[place:]]
 
 
 def show_plan(target: Console, plan: "Plan") -> None:
     """Print a plan: a bar for every block, and a row for every share removed."""
+    from fedproxy.reporting.units import size
+
     chosen = plan.chosen
     target.print(f"Scores ({plan.score}); remove = {plan.remove:g} keeps {_KEPT} and removes {_REMOVED}:\n")
     low, high = min(0.0, *plan.scores), max(plan.scores)
@@ -85,9 +76,8 @@ def show_plan(target: Console, plan: "Plan") -> None:
         bar = (glyph * max(1, length)).ljust(_BAR)
         style = "green" if word == "kept" else "dim"
         target.print(f"block {block:>{digits}}  [{style}]{bar}[/]  {score:>10.4g}  {word}")
-    table = Table("remove", "keeps", box=box.SIMPLE_HEAD)
-    for heading in ("parameters", "on disk", "client, CPU float32", "client, GPU bfloat16"):
-        table.add_column(heading, justify="right")
+    table = numbers("remove", "keeps", "parameters", "on disk", "client, CPU float32", "client, GPU bfloat16")
+    table.columns[1].justify = "left"
     for option in plan.options:
         asked = option is chosen
         table.add_row(

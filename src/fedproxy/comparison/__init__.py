@@ -257,14 +257,12 @@ def _commit() -> str | None:
 
 def with_gaps(found: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
     """The cells, each with the share of the way from the untuned LLM to centralized tuning that it went."""
-    return [{**cell, "gap_closed": _gap(found, key)} for key, cell in found.items()]
-
-
-def _gap(found: Mapping[Key, dict[str, Any]], key: Key) -> float | None:
-    """The share of the way from the untuned LLM to centralized tuning that a cell went."""
-    _, seed, remove = key
-    cells = {"llm": found.get((ZERO_SHOT, seed, remove)), "centralized": found.get((CENTRALIZED, seed, remove))}
-    return gap_closed({name: cell["accuracy"] for name, cell in {**cells, "fused": found[key]}.items() if cell})
+    gapped = []
+    for (_, seed, remove), cell in found.items():
+        ends = {"llm": found.get((ZERO_SHOT, seed, remove)), "centralized": found.get((CENTRALIZED, seed, remove))}
+        gap = gap_closed({name: one["accuracy"] for name, one in {**ends, "fused": cell}.items() if one})
+        gapped.append({**cell, "gap_closed": gap})
+    return gapped
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

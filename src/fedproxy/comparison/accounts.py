@@ -11,7 +11,7 @@ import torch
 
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import weight_files
-from fedproxy.comparison.work import Work, cost_of_fusing
+from fedproxy.comparison.work import FUSING, cost_file, read_cost
 from fedproxy.compression.realign import aligned_tokens, last_aligned
 from fedproxy.config import LLM
 from fedproxy.federation.aligning import ALIGNMENT
@@ -82,16 +82,15 @@ def spent_by_owner(spent: Mapping[str, Any]) -> dict[str, Any]:
     return costs(seconds=spent["seconds"], served=spent["flops"]["clients"], peak=peak)
 
 
-def costs_of_proxy(llm: LLM, work: Work, proxy: Path, evaluating: float) -> dict[str, Any]:
+def costs_of_proxy(llm: LLM, proxy: Path, evaluating: float) -> dict[str, Any]:
     """What a proxy that nobody trained cost.
 
     Args:
         llm: The [llm] table.
-        work: Where it was made.
         proxy: The proxy.
         evaluating: Seconds of scoring it.
     """
-    made = work.cost_of_proxy(proxy)
+    made = read_cost(cost_file(proxy))
     return costs(
         exposed=_share(proxy),
         proxy_bytes=_bytes(proxy),
@@ -101,21 +100,20 @@ def costs_of_proxy(llm: LLM, work: Work, proxy: Path, evaluating: float) -> dict
     )
 
 
-def costs_of_trainings(llm: LLM, work: Work, runs: Sequence[RunDirectory], evaluating: float) -> dict[str, Any]:
+def costs_of_trainings(llm: LLM, runs: Sequence[RunDirectory], evaluating: float) -> dict[str, Any]:
     """What trainings on one proxy cost, all together, and which they are.
 
     Args:
         llm: The [llm] table.
-        work: Where the proxy was made.
         runs: The trainings.
         evaluating: Seconds of scoring.
     """
     proxy = (runs[0].path / "proxy").resolve()
-    made, spent = work.cost_of_proxy(proxy), [run.seconds() for run in runs]
+    made, spent = read_cost(cost_file(proxy)), [run.seconds() for run in runs]
     clients = [
         client for run in runs for client in _clients(run, _matrices(proxy, trust_remote_code=llm.trust_remote_code))
     ]
-    served = [cost["peak_memory_bytes"] for cost in (made, *map(cost_of_fusing, runs)) if cost]
+    served = [cost["peak_memory_bytes"] for cost in (made, *(read_cost(run.path / FUSING) for run in runs)) if cost]
     return {"trainings": [run.path.name for run in runs]} | costs(
         exposed=_share(proxy),
         proxy_bytes=_bytes(proxy),

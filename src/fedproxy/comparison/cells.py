@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from fedproxy.artifacts import new_directory, write_json
 from fedproxy.comparison.accounts import costs, costs_of_proxy, costs_of_trainings, sent_once, spent_by_owner
 from fedproxy.comparison.history import history
@@ -32,19 +34,6 @@ Key = tuple[str, int, float]
 RowsOf = Callable[[int], ClientRows]
 """A seed → each client's rows, which the seed chooses as in any run."""
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a cell found.
-
-    Attributes:
-        record: What cell.json holds.
-        scored: The scores of the method's model.
-    """
-
-    record: dict[str, Any]
-    scored: Scored
 
 
 def cell_folder(path: Path, key: Key) -> Path:
@@ -79,10 +68,10 @@ def run_cell(
     """
     began = time.perf_counter()
     _, seed, remove = key
-    cell = Bench(experiment, Work(path / "work", on_progress), rows).cell(method, seed, remove)
+    record, documents = Bench(experiment, Work(path / "work", on_progress), rows).cell(method, seed, remove)
     with new_directory(cell_folder(path, key)) as new:
-        save_tensors(new / DOCUMENTS, cell.scored.documents)
-        write_json(new / RECORD, cell.record)
+        save_tensors(new / DOCUMENTS, documents)
+        write_json(new / RECORD, record)
     return time.perf_counter() - began
 
 
@@ -99,8 +88,11 @@ class Bench:
         self.experiment, self._work, self._rows = experiment, work, rows
         self.tasks = scored_tasks(experiment)
 
-    def cell(self, method: Method, seed: int, remove: float) -> Cell:
+    def cell(self, method: Method, seed: int, remove: float) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Run one cell.
+
+        Returns:
+            What cell.json holds, and the scores of every document by the method's model, by task.
 
         Raises:
             As `pipeline.run`.
@@ -110,7 +102,7 @@ class Bench:
             scored, tuned, costs = self._untuned(method, experiment)
         else:
             scored, tuned, costs = self._tuned(method, experiment)
-        record = {
+        return {
             "method": method.name,
             "seed": seed,
             "remove": remove,
@@ -119,8 +111,7 @@ class Bench:
             "worst": self._worst(scored),
             "settings": method.settings,
             **costs,
-        }
-        return Cell(record, scored)
+        }, scored.documents
 
     def _worst(self, scored: Scored) -> dict[str, Any]:
         """The client's task with the lowest score; of all tasks, where clients have none of their own."""
@@ -134,7 +125,7 @@ class Bench:
             return scored, None, costs(seconds={"evaluate": scored.seconds})
         proxy = self._work.proxy(experiment)
         scored = self._work.score(experiment, f"{proxy.name}-proxy", self.tasks, proxy)
-        return scored, None, costs_of_proxy(experiment.llm, self._work, proxy, scored.seconds)
+        return scored, None, costs_of_proxy(experiment.llm, proxy, scored.seconds)
 
     def _tuned(self, method: Method, experiment: Experiment) -> tuple[Scored, Scored | None, dict[str, Any]]:
         rows, runs, scored, tuned = self._rows(experiment.seed), list[RunDirectory](), list[Scored](), list[Scored]()
@@ -150,7 +141,7 @@ class Bench:
             scored.append(fused)
             tuned += [proxy] if proxy is not None else []
         seconds = sum(one.seconds for one in [*scored, *tuned])
-        spent = costs_of_trainings(experiment.llm, self._work, runs, seconds)
+        spent = costs_of_trainings(experiment.llm, runs, seconds)
         if method.data == "each":
             last = [RoundStore(run.path / "rounds").records()[-1] for run in runs]
             spent |= sent_once(client["bytes_up"] for record in last for client in record["clients"].values())

@@ -152,15 +152,12 @@ def _work(path: Path) -> None:
     def say(**what: Any) -> None:
         print(json.dumps(what), file=channel, flush=True)
 
-    def progress(stage: str, fraction: float, text: str) -> None:
-        say(progress=[stage, fraction, text])
-
     experiment = load_experiment(path / "experiment.toml")
     rows = rows_by_seed(experiment)
     while True:
         method, key = orders.get()
         try:
-            say(done=run_cell(experiment, path, method, key, rows, progress))
+            say(done=run_cell(experiment, path, method, key, rows, lambda *told: say(progress=told)))
         except Exception as error:
             known = error if isinstance(error, FedproxyError) else explained(error)
             say(failed=[known.exit_code, str(known)])

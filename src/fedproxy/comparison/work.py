@@ -122,13 +122,9 @@ class Work:
             if not path.is_dir():
                 with measured() as cost:
                     make_proxy(experiment, path, self._progress)
-                write_json(_beside(path), cost)
+                write_json(cost_file(path), cost)
         self._progress("compress", 1.0, "proxy written")
         return path
-
-    def cost_of_proxy(self, proxy: Path) -> dict[str, float]:
-        """Seconds and peak memory that making it took; none if a kill came between it and its record."""
-        return dict(read_json(_beside(proxy))) if _beside(proxy).is_file() else {}
 
     def training(self, experiment: Experiment, rows: ClientRows, label: str) -> RunDirectory:
         """Tune the proxy of an experiment, and plug what was learned into the LLM.
@@ -140,11 +136,7 @@ class Work:
         """
         experiment, key = of_training(experiment, label, self._folder)
         proxy, path = self.proxy(experiment), self._folder / "trainings" / key
-        with self._alone(path):
-            return self._train(experiment, path, proxy, rows)
-
-    def _train(self, experiment: Experiment, path: Path, proxy: Path, rows: ClientRows) -> RunDirectory:
-        with owned(path, experiment, resume=True, overwrite=False) as directory:
+        with self._alone(path), owned(path, experiment, resume=True, overwrite=False) as directory:
             if not (path / "proxy").is_dir():
                 try:
                     (path / "proxy").symlink_to(Path("..", "..", "proxies", proxy.name), target_is_directory=True)
@@ -182,7 +174,24 @@ class Work:
         path = self._folder / "scores" / name
         with self._alone(path):
             if not path.is_dir():
-                self._evaluate(experiment, path, tasks, model, adapter, proxy)
+                documents = dict[str, torch.Tensor]()
+
+                def on_documents(task: str, scores: list[float]) -> None:
+                    documents[task] = torch.tensor(scores, dtype=torch.float32)
+
+                with measured() as cost:
+                    found = score(
+                        experiment,
+                        tasks,
+                        model,
+                        adapter,
+                        proxy=proxy,
+                        on_progress=lambda fraction, text: self._progress("evaluate", fraction, text),
+                        on_documents=on_documents,
+                    )
+                with new_directory(path) as folder:
+                    write_json(folder / SCORES, {**found, **cost})
+                    save_tensors(folder / DOCUMENTS, documents)
         record = read_json(path / SCORES)
         left_out = record.get("left_out", {})
         tasks_found = {
@@ -196,42 +205,15 @@ class Work:
         """Let one process at a time make what `path` is to hold; others wait, and find it there."""
         return locked(self._folder / "locks" / f"{path.parent.name}-{path.name}")
 
-    def _evaluate(
-        self,
-        experiment: Experiment,
-        path: Path,
-        tasks: Sequence[str],
-        model: str | Path,
-        adapter: Path | None,
-        proxy: Path | None,
-    ) -> None:
-        documents = dict[str, torch.Tensor]()
 
-        def on_documents(task: str, scores: list[float]) -> None:
-            documents[task] = torch.tensor(scores, dtype=torch.float32)
-
-        with measured() as cost:
-            found = score(
-                experiment,
-                tasks,
-                model,
-                adapter,
-                proxy=proxy,
-                on_progress=lambda fraction, text: self._progress("evaluate", fraction, text),
-                on_documents=on_documents,
-            )
-        with new_directory(path) as folder:
-            write_json(folder / SCORES, {**found, **cost})
-            save_tensors(folder / DOCUMENTS, documents)
+def cost_file(proxy: Path) -> Path:
+    """Where the seconds and the peak memory that making a proxy took are kept."""
+    return proxy.with_name(f"{proxy.name}.json")
 
 
-def cost_of_fusing(run: RunDirectory) -> dict[str, float]:
-    """Seconds and peak memory of plugging in; none if a kill came between it and its record."""
-    return dict(read_json(run.path / FUSING)) if (run.path / FUSING).is_file() else {}
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
+def read_cost(file: Path) -> dict[str, float]:
+    """Seconds and peak memory of making something; none if a kill came between it and its record."""
+    return dict(read_json(file)) if file.is_file() else {}
 
 
 def of_proxy(experiment: Experiment, folder: Path) -> tuple[Experiment, str]:

@@ -25,8 +25,7 @@ def check_tasks(experiment: Experiment) -> None:
     """
     settings = experiment.evaluate
     if tasks := scored_tasks(experiment):
-        data, include = (Path(folder) if folder else None for folder in (settings.data, settings.include))
-        load_for_evaluation(tasks, data=data, include=include)
+        load_for_evaluation(tasks, data=settings.data, include=settings.include)
 
 
 def score(

@@ -87,7 +87,7 @@ def evaluate(
         for index, (name, task) in enumerate(loaded.items()):
             if on_progress is not None:
                 on_progress(index / len(loaded), name)
-                scorer.on_answer = functools.partial(_report, on_progress, name, index, len(loaded), _fractions(task))
+                scorer.on_answer = functools.partial(next, _reports(on_progress, task, name, index, len(loaded)))
             scores[name], samples = _score(scorer, task, limit, samples=on_documents is not None)
             main = main_metric(scores[name])
             higher = task.higher_is_better().get(main.partition(",")[0]) is not False
@@ -158,16 +158,12 @@ def _model(
     return loaded.to(device), tokenizer
 
 
-def _report(
-    on_progress: Callable[[float, str], None], name: str, index: int, count: int, fractions: Iterator[float]
-) -> None:
-    on_progress((index + next(fractions)) / count, name)
-
-
-def _fractions(task: Any) -> Iterator[float]:
+def _reports(on_progress: Callable[[float, str], None], task: Any, name: str, index: int, count: int) -> Iterator[None]:
+    """Tell of one more answer of a task, at each step."""
     total = sum(request.repeats for request in task.instances)
     for answers in itertools.count(1):
-        yield min(1.0, answers / total)
+        on_progress((index + min(1.0, answers / total)) / count, name)
+        yield
 
 
 def _score(

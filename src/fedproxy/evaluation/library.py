@@ -40,6 +40,11 @@ def contained() -> Iterator[None]:
     datasets, environment = harness_module("datasets"), harness_module("lm_eval.utils").env
     logger = logging.getLogger("lm_eval")
     with contextlib.ExitStack() as stack:
+
+        def replace(owner: Any, name: str, value: object) -> None:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
@@ -50,24 +55,14 @@ def contained() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
         for name in ("lm_eval.api.model", "lm_eval.api.task", "lm_eval.models.huggingface"):
             module = harness_module(name)
-            stack.enter_context(_replaced(module, "tqdm", functools.partial(_without_bar, module.tqdm)))
+            replace(module, "tqdm", functools.partial(_without_bar, module.tqdm))
         if not datasets.utils.are_progress_bars_disabled():
             stack.callback(datasets.enable_progress_bars)
             datasets.disable_progress_bars()
-        stack.enter_context(_replaced(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False))
-        stack.enter_context(_replaced(environment, "from_string", functools.cache(environment.from_string)))
+        replace(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
+        replace(environment, "from_string", functools.cache(environment.from_string))
         yield
 
 
 def _without_bar(bar: Any, *args: Any, **options: Any) -> Any:
     return bar(*args, **{**options, "disable": True})
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

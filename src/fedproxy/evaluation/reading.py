@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedproxy.evaluation.library import SEED, contained
 from fedproxy.evaluation.loading import load_for_evaluation
+from fedproxy.evaluation.tasks import Folder
 from fedproxy.models.tokens import text_ids
 
 _GENERATED = 256
@@ -27,7 +27,7 @@ class Reading:
 
 
 def reading_of(
-    names: Sequence[str], tokenizer: Any, *, data: Path | None, include: Path | None, limit: int | None
+    names: Sequence[str], tokenizer: Any, *, data: Folder, include: Folder, limit: int | None
 ) -> dict[str, Reading]:
     """Count what `evaluate` lets a model read; padding is not counted. Arguments are as of `evaluate`.
 

@@ -1,6 +1,5 @@
 """Training rows from the harness's own templates: prompt and completion are the strings that would be scored."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +56,16 @@ def training_rows(
         order = np.random.default_rng(derive_seed(seed, "training rows", task)).permutation(len(documents)).tolist()
     rows: list[dict[str, str]] = []
     with contained():
-        for prompt, completion in _pairs(loaded, documents, order):
-            rows.append({"prompt": prompt, "completion": completion})
+        for index in order:
+            if (pair := answered(loaded, documents[index])) is not None:
+                context, continuation = pair
+                prompt = context.rstrip()
+                rows.append({"prompt": prompt, "completion": context[len(prompt) :] + continuation})
             if len(rows) == limit:
                 break
     if not rows:
         raise ArtifactError(f"none of the {len(documents)} rows of the task {task!r} has a known answer.")
     return rows
-
-
-def _pairs(task: Any, documents: Any, order: Any) -> Iterator[tuple[str, str]]:
-    for index in order:
-        if (pair := answered(task, documents[index])) is not None:
-            context, continuation = pair
-            prompt = context.rstrip()
-            yield prompt, context[len(prompt) :] + continuation
 
 
 def answered(task: Any, document: dict[str, Any]) -> tuple[str, str] | None:

@@ -126,7 +126,7 @@ class _Bench:
         """What a cell costs, and the pieces of work it needs."""
         experiment = configured(method, self._experiment, seed=seed, remove=remove)
         if method.result == "llm":
-            return costs(seconds={}), self._score("llm", "llm", None, experiment)
+            return costs(seconds={}), self._score("llm", "llm", self._known.proxy(experiment.compress), experiment)
         proxy = self._proxy(experiment)
         if method.data == "none":
             jobs = {**proxy.jobs, **self._score(proxy.key, "proxy", proxy.size, experiment)}
@@ -180,13 +180,7 @@ class _Bench:
         )
 
     def _score(
-        self,
-        of: str,
-        model: str,
-        proxy: ProxySize | None,
-        experiment: Experiment,
-        tasks: Sequence[str] | None = None,
+        self, of: str, model: str, proxy: ProxySize, experiment: Experiment, tasks: Sequence[str] | None = None
     ) -> Jobs:
-        proxy = proxy or self._known.proxy(experiment.compress)
         tokens = sum(self._read[task] for task in tasks or self._read)
         return {f"{of} {model}": 2.0 * tokens * self._known.passed(model, proxy, experiment.train)}

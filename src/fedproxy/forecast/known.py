@@ -28,7 +28,8 @@ from fedproxy.models.text_batches import Batch, batches
 from fedproxy.models.training_memory import bytes_to_train
 from fedproxy.public_text import read_documents
 
-_FLOAT = 4
+FLOAT = 4
+"""Bytes of a number in float32."""
 Shapes = dict[str, Any]
 """Name of a tensor → its shape."""
 
@@ -55,12 +56,7 @@ class ProxySize:
 
     def as_dict(self) -> dict[str, Any]:
         """Its size as plain values."""
-        return {
-            "blocks": len(self.keep),
-            "parameters": self.parameters,
-            "bytes": self.bytes,
-            "exposed": self.share,
-        }
+        return {"blocks": len(self.keep), "parameters": self.parameters, "bytes": self.bytes, "exposed": self.share}
 
     def trained(self, train: Train) -> list[int]:
         """The blocks that clients train."""
@@ -100,10 +96,10 @@ class Known:
         Raises:
             UsageError: the blocks kept in any case leave too few to remove.
         """
-        count = self.shape.count
-        removed = removed_count(count, compress.remove)
-        among = between(count, compress.keep_first, compress.keep_last, removed)
-        keep = sorted(set(range(count)).difference(among[:removed]))
+        blocks = self.shape.count
+        removed = removed_count(blocks, compress.remove)
+        among = between(blocks, compress.keep_first, compress.keep_last, removed)
+        keep = sorted(set(range(blocks)).difference(among[:removed]))
         weights = self.shape.with_blocks(keep)
         return ProxySize(
             keep=keep,
@@ -136,7 +132,7 @@ class Known:
             proxy: The proxy.
             train: The [train] table.
         """
-        llm, small, tuned = self.matrices.total, proxy.matrices.total, _count(self.adapter(proxy, train))
+        llm, small, tuned = self.matrices.total, proxy.matrices.total, count(self.adapter(proxy, train))
         match model:
             case "proxy":
                 return small
@@ -148,7 +144,7 @@ class Known:
                 return llm + 2 * small + tuned
             case "centralized":
                 whole = self.proxy(Compress(remove=0.0))
-                return llm + _count(self.adapter(whole, replace(train, blocks="all")))
+                return llm + count(self.adapter(whole, replace(train, blocks="all")))
         return llm
 
     def training_memory(self, proxy: ProxySize, train: Train, longest: int) -> dict[str, int]:
@@ -204,8 +200,7 @@ class Known:
         longest = self.readable(heal.max_length)
         tokens = _tokens(batches(self.tokenizer, documents, max_length=longest, batch_size=heal.batch_size))
         if heal.mode == "lora":
-            shapes = self.adapter(proxy, Train(lora_r=heal.lora_r), places)
-            parameters = _count(shapes)
+            parameters = count(self.adapter(proxy, Train(lora_r=heal.lora_r), places))
         else:
             parameters = sum(entries(self.shape.of_block(proxy.keep[place])) for place in places)
         passes = heal.steps / ceil(len(documents) / heal.batch_size)
@@ -222,14 +217,14 @@ class Known:
         if not experiment.heal.realign_steps:
             return 0.0, 0
         others = emulator_blocks(len(proxy.keep), proxy.trained(experiment.train))
-        learning = _count(self.adapter(proxy, experiment.train, others))
+        learning = count(self.adapter(proxy, experiment.train, others))
         documents, tokens = self._public(experiment), 0
         longest = self.readable(experiment.heal.max_length)
         for number in range(2, experiment.federate.rounds + 1):
             drawn = drawn_batches(documents, self.tokenizer, experiment.heal, longest, experiment.seed, number)
             tokens += sum(int(mask.sum()) for _, mask in drawn)
         learned = training(tokens, proxy.matrices, trained=others, parameters=learning)
-        return reading(tokens, self.matrices) + learned, _FLOAT * learning
+        return reading(tokens, self.matrices) + learned, FLOAT * learning
 
     def readable(self, length: int) -> int:
         """So many tokens, or as many as the LLM has positions for."""
@@ -248,5 +243,6 @@ def _tokens(text: Sequence[Batch]) -> int:
     return sum(int(batch.attention_mask.sum()) for batch in text)
 
 
-def _count(shapes: Shapes) -> int:
+def count(shapes: Shapes) -> int:
+    """Number of values of all tensors."""
     return sum(shape.numel() for shape in shapes.values())

@@ -10,13 +10,11 @@ from fedproxy.config import Experiment
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.tuning import turns
 from fedproxy.federation.wire import encoding, packed_bytes
-from fedproxy.forecast.known import Known, ProxySize, Shapes
+from fedproxy.forecast.known import FLOAT, Known, ProxySize, Shapes, count
 from fedproxy.models.costs import training
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.training import optimizer_steps, trained_tokens
 from fedproxy.seeds import derive_seed
-
-_FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,6 @@ def _trained(experiment: Experiment, client: str, known: Known, proxy: ProxySize
     return {name: shape for name, shape in shapes.items() if SPACES.choose(experiment.federate.space).trains(name)}
 
 
-def count(shapes: Shapes) -> int:
-    """Number of values of all tensors."""
-    return sum(shape.numel() for shape in shapes.values())
-
-
 def _encoded(name: str, given: Mapping[str, object], shapes: Shapes, share: float) -> int:
     row, options = encoding(name, given)
     return sum(dtype.itemsize * elements for dtype, elements in row.layout(shapes, options, share=share).values())
@@ -111,5 +104,5 @@ def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int) -> i
     if number > 1 and row.conflict:
         found += sum(packed_bytes(shape.numel(), voters.bit_length()) for shape in shapes.values())
     if number > 1 and row.carried:
-        found += _FLOAT * count(shapes)
+        found += FLOAT * count(shapes)
     return found

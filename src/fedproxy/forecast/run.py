@@ -1,7 +1,7 @@
 """The forecast of one run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from fedproxy.federation.client_rows import client_names, client_rows
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.fitting import check_fit
 from fedproxy.federation.tuning import steps_of_all
-from fedproxy.forecast.known import Known, ProxySize
-from fedproxy.forecast.rounds import ClientRound, count, rounds_of
+from fedproxy.forecast.known import FLOAT, Known, ProxySize, count
+from fedproxy.forecast.rounds import ClientRound, rounds_of
 from fedproxy.forecast.speed import Speed
-from fedproxy.forecast.texts import Texts, texts_of
+from fedproxy.forecast.texts import texts_of
 from fedproxy.models.costs import training
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.placement import ROOM
@@ -24,32 +24,8 @@ from fedproxy.models.training import trained_tokens
 from fedproxy.pipeline import read_experiment
 from fedproxy.seeds import derive_seed
 
-_FLOAT = 4
+_SUMMED = ("steps", "tokens", "flops", "bytes_up", "bytes_down")
 OnProgress = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class ClientForecast:
-    """What a client would have to do.
-
-    Attributes:
-        texts: Its rows.
-        rounds: The rounds that it is asked in.
-        memory: Bytes that training takes on a CPU in float32 and on a GPU in bfloat16, beside the program itself.
-    """
-
-    texts: Texts
-    rounds: list[ClientRound]
-    memory: dict[str, int]
-
-    def total(self, what: str) -> Any:
-        """The sum over its rounds of "steps", "tokens", "flops", "bytes_up" or "bytes_down"."""
-        return sum(getattr(one, what) for one in self.rounds)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values, with the totals."""
-        sums = {what: self.total(what) for what in ("steps", "tokens", "flops", "bytes_up", "bytes_down")}
-        return {**asdict(self.texts), "memory": self.memory, "rounds": [asdict(one) for one in self.rounds], **sums}
 
 
 def forecast_run(
@@ -63,9 +39,10 @@ def forecast_run(
         on_progress: Told the fraction done and what is being done.
 
     Returns:
-        "clients": by name, see `ClientForecast`; "tasks": documents and tokens that scoring reads; "memory": bytes on a
-        CPU and on a GPU, by party and stage; "flops" and "seconds" by stage; "bytes" of all clients and rounds, and of
-        the proxy that each gets once.
+        "clients": by name, its `Texts`, the "memory" of training as bytes on a CPU in float32 and on a GPU in bfloat16,
+        beside the program itself, and its "rounds", each a `ClientRound`, with their sums; "tasks": documents and
+        tokens that scoring reads; "memory": bytes on a CPU and on a GPU, by party and stage; "flops" and "seconds" by
+        stage; "bytes" of all clients and rounds, and of the proxy that each gets once.
 
     Raises:
         ConfigError, UsageError: the experiment cannot be used.
@@ -90,13 +67,13 @@ def forecast_run(
     models = [*experiment.evaluate.models, *["centralized"] * experiment.evaluate.centralized]
     read = sum(one.tokens for one in tasks.values())
     slowest = [
-        max((one.flops for client in clients.values() for one in client.rounds if one.round == number), default=0.0)
+        max((one.flops for asked in rounds.values() for one in asked if one.round == number), default=0.0)
         for number in range(1, experiment.federate.rounds + 1)
     ]
     flops = {
         "compress": known.scoring(experiment, proxy, text) + known.healing(experiment, proxy),
         "align": aligning,
-        "clients": sum(client.total("flops") for client in clients.values()),
+        "clients": sum(client["flops"] for client in clients.values()),
         "slowest_clients": sum(slowest),
         "centralized": _centralized(experiment, known, examples) if experiment.evaluate.centralized else 0.0,
         "evaluate": sum(2.0 * read * known.passed(model, proxy, experiment.train) for model in models),
@@ -107,17 +84,19 @@ def forecast_run(
         "llm": known.as_dict(),
         "proxy": proxy.as_dict(),
         "rounds": experiment.federate.rounds,
-        "clients": {name: client.as_dict() for name, client in clients.items()},
+        "clients": clients,
         "tasks": {name: asdict(one) for name, one in tasks.items()},
         "models": models,
         "memory": {
             "server": server_memory(experiment, known, proxy, text),
-            "client": {device: max(client.memory[device] for client in clients.values()) for device in ("cpu", "gpu")},
+            "client": {
+                device: max(client["memory"][device] for client in clients.values()) for device in ("cpu", "gpu")
+            },
         },
         "bytes": {
             "proxy": proxy.bytes,
-            "up": sum(client.total("bytes_up") for client in clients.values()),
-            "down": sum(client.total("bytes_down") for client in clients.values()),
+            "up": sum(client["bytes_up"] for client in clients.values()),
+            "down": sum(client["bytes_down"] for client in clients.values()),
         },
         "flops": flops,
         "speed": asdict(speed),
@@ -134,8 +113,7 @@ def tasks_of(experiment: Experiment, known: Known) -> dict[str, Reading]:
     settings, names = experiment.evaluate, scored_tasks(experiment)
     if not names:
         return {}
-    data, include = (Path(folder) if folder else None for folder in (settings.data, settings.include))
-    return reading_of(names, known.tokenizer, data=data, include=include, limit=settings.limit)
+    return reading_of(names, known.tokenizer, data=settings.data, include=settings.include, limit=settings.limit)
 
 
 def server_memory(
@@ -149,15 +127,12 @@ def server_memory(
     """
     compressing = known.compressing_memory(text)
     updates = Coordinator(client_names(experiment), {}, experiment.federate).target
-    merging = _FLOAT * (updates + 4) * count(known.adapter(proxy, experiment.train))
+    merging = FLOAT * (updates + 4) * count(known.adapter(proxy, experiment.train))
     found = {
         "compress, in memory": {"cpu": compressing["memory"], "gpu": compressing["memory"]},
         "compress, block by block": {"cpu": compressing["stream"], "gpu": compressing["stream"]},
         "merge": {"cpu": merging, "gpu": merging},
-        "evaluate": {
-            "cpu": int(ROOM * _FLOAT * known.shape.parameters),
-            "gpu": int(ROOM * known.shape.bytes),
-        },
+        "evaluate": {"cpu": int(ROOM * FLOAT * known.shape.parameters), "gpu": int(ROOM * known.shape.bytes)},
     }
     if experiment.evaluate.centralized:
         whole = known.proxy(Compress(remove=0.0))
@@ -175,11 +150,13 @@ def _client(
     examples: Sequence[Encoded],
     rounds: list[ClientRound],
     name: str,
-) -> ClientForecast:
+) -> dict[str, Any]:
     train = experiment.train_of(name)
     train = replace(train, max_length=known.readable(train.max_length))
     texts = texts_of(rows, known.tokenizer, train, examples)
-    return ClientForecast(texts, rounds, known.training_memory(proxy, train, texts.longest))
+    memory = known.training_memory(proxy, train, texts.longest)
+    sums = {what: sum(getattr(one, what) for one in rounds) for what in _SUMMED}
+    return {**asdict(texts), "memory": memory, "rounds": [asdict(one) for one in rounds], **sums}
 
 
 def _centralized(experiment: Experiment, known: Known, examples: Mapping[str, Sequence[Encoded]]) -> float:

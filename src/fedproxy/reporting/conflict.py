@@ -80,7 +80,7 @@ def load_conflict(run_dir: Path, layer_map: list[int]) -> list[Conflict]:
     Raises:
         ArtifactError: a file is damaged, or of another proxy.
     """
-    found = []
-    for path in sorted(Path(run_dir).glob("rounds/[0-9]*/conflict.safetensors")):
-        found.append(Conflict(int(path.parent.name), *mean_conflict(load_tensors(path), layer_map)))
-    return found
+    return [
+        Conflict(int(path.parent.name), *mean_conflict(load_tensors(path), layer_map))
+        for path in sorted(Path(run_dir).glob("rounds/[0-9]*/conflict.safetensors"))
+    ]

@@ -33,11 +33,8 @@ def similarity(round_: Round, limit: float, *, small: bool = False, prefix: str 
     names, rows = round_.analysis.names, round_.analysis.similarity
     count = len(names)
     side = 1.5 if small else 2.8 + min(1.6, 0.15 * count)
-    drawn, axes = figure(
-        side if small else side + 0.9,
-        side,
-        f"Round {round_.number}" if small else f"Similarity of the updates, round {round_.number}",
-    )
+    title = f"Round {round_.number}" if small else f"Similarity of the updates, round {round_.number}"
+    drawn, axes = figure(side if small else side + 0.9, side, title)
     cells = [[None if i == j else value for j, value in enumerate(row)] for i, row in enumerate(rows)]
 
     def shade(value: float) -> tuple[str, float]:
@@ -47,19 +44,18 @@ def similarity(round_: Round, limit: float, *, small: bool = False, prefix: str 
     _cells(axes, cells, shade, numbers=not small and count <= NUMBERED)
     axes.set_aspect("equal")
     pairs = [rows[i][j] for i in range(count) for j in range(i)]
-    text = f"from {min(pairs):.2f} to {max(pairs):.2f}, mean {sum(pairs) / len(pairs):.2f}"
-    name = f"{prefix}similarity{round_.number}"
     if small:
         axes.set(xticks=[], yticks=[])
-        axes.set_title(axes.get_title("left"), fontweight="normal", fontsize=9)
-        return inline(drawn, name, f"Cosine between each two clients' updates in round {round_.number}: {text}.")
-    _names(axes, names, names)
-    axes.set_xlabel("client")
-    axes.set_ylabel("client")
-    _colour_key(axes, -limit, limit, shade, "cosine")
-    return inline(
-        drawn, name, f"Heat map of the cosine between each two clients' updates in round {round_.number}: {text}."
+        axes.set_title(title, fontweight="normal", fontsize=9)
+    else:
+        _names(axes, names, names)
+        axes.set(xlabel="client", ylabel="client")
+        _colour_key(axes, -limit, limit, shade, "cosine")
+    text = (
+        f"{'Cosine' if small else 'Heat map of the cosine'} between each two clients' updates in round "
+        f"{round_.number}: from {min(pairs):.2f} to {max(pairs):.2f}, mean {sum(pairs) / len(pairs):.2f}."
     )
+    return inline(drawn, f"{prefix}similarity{round_.number}", text)
 
 
 def similarity_limit(rounds: Sequence[Round]) -> float:
@@ -111,12 +107,7 @@ def conflict_by_layer(last: Conflict) -> str:
 
 
 def _conflict(
-    title: str,
-    name: str,
-    cells: list[list[float | None]],
-    blocks: list[int],
-    columns: list[str],
-    below: str,
+    title: str, name: str, cells: list[list[float | None]], blocks: list[int], columns: list[str], below: str
 ) -> str:
     found = [value for row in cells for value in row if value is not None]
     low, high = math.floor(20 * min(found) + 1e-9) / 20, math.ceil(20 * max(found) - 1e-9) / 20
@@ -132,14 +123,11 @@ def _conflict(
     axes.set_xlabel(below)
     axes.set_ylabel("block of the LLM")
     _colour_key(axes, low, high, shade, "mean conflict")
-    highest = max(
+    _, highest = max(
         (value, block) for block, row in zip(blocks, cells, strict=True) for value in row if value is not None
     )
-    return inline(
-        drawn,
-        name,
-        f"Heat map, from {min(found):.3f} to {max(found):.3f}; the highest value is in block {highest[1]}.",
-    )
+    text = f"Heat map, from {min(found):.3f} to {max(found):.3f}; the highest value is in block {highest}."
+    return inline(drawn, name, text)
 
 
 def _cells(axes: "Axes", cells: Sequence[Sequence[float | None]], shade: Shade, *, numbers: bool) -> None:

@@ -36,17 +36,14 @@ def fill(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": units.percent, "size": units.size, "duration": units.duration}
-    environment.filters["decimals"] = _decimals
+    environment.filters |= {name: getattr(units, name) for name in ("percent", "size", "duration", "decimals")}
     script, style = (
-        files("fedproxy.reporting").joinpath("templates", name).read_text(encoding="utf-8") for name in _INLINE
+        files("fedproxy.reporting").joinpath("templates", name).read_text(encoding="utf-8")
+        for name in ("sort.js", "style.css")
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
-        script=Markup(script),
-        style=Markup(style),
-        script_hash=f"sha256-{digest}",
-        **values,
+        script=Markup(script), style=Markup(style), script_hash=f"sha256-{digest}", **values
     )
 
 
@@ -63,17 +60,8 @@ def write_page(path: Path, html: str) -> None:
     """
     if path.is_file():
         with open(path, "rb") as file:
-            begin = file.read(_BEGIN)
-        if begin and _SIGN not in begin:
+            begin = file.read(1 << 16)
+        if begin and b"fedproxy report</title>" not in begin:
             raise UsageError(f"{path} exists and is no page of fedproxy. Give another path.")
     with new_file(path) as page:
         page.write(html.encode())
-
-
-_SIGN, _BEGIN = b"fedproxy report</title>", 1 << 16
-"""What every page has among its first bytes."""
-_INLINE = ("sort.js", "style.css")
-
-
-def _decimals(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

@@ -55,21 +55,20 @@ def render_methods(found: Compared) -> str:
         MissingExtraError: the extra `report` is not installed.
     """
     figures = _figures(found)
-    federations = _federations(found)
-    contents = ["Summary", "Results", "Trade-offs", "Differences", "Cost", "Rounds", "Settings", "Reproduce"]
-    left_out = [
-        name
-        for name, there in (
-            ("Trade-offs", "exposed" in figures or "bytes" in figures),
-            ("Differences", found.differences),
-            ("Cost", figures.keys() & {"flops", "travelled", "seconds"}),
-        )
-        if not there
-    ]
+    sections = {
+        "Summary": True,
+        "Results": True,
+        "Trade-offs": "exposed" in figures or "bytes" in figures,
+        "Differences": bool(found.differences),
+        "Cost": bool(figures.keys() & {"flops", "travelled", "seconds"}),
+        "Rounds": True,
+        "Settings": True,
+        "Reproduce": True,
+    }
     return fill(
         "methods.html.j2",
         title=f"{found.name}: {len({row.method for row in found.rows})} methods compared",
-        contents=[name for name in contents if name not in left_out],
+        contents=[name for name, there in sections.items() if there],
         comparison=found,
         sentences=sentences(found),
         facts=_facts(found),
@@ -80,7 +79,7 @@ def render_methods(found: Compared) -> str:
         differences=[(each, verdict(each), interval(each), _by_seed(each)) for each in found.differences],
         several_ratios=len(found.ratios) > 1,
         short=percent_short,
-        federations=federations,
+        federations=_federations(found),
         axes=list(dict.fromkeys(axis for choices in found.methods.values() for axis in choices)),
         settings=grouped(found.experiment),
         environment=grouped(found.environment),

@@ -13,9 +13,6 @@ from fedproxy.reporting.units import size
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-if TYPE_CHECKING:
-    pass
-
 _NAMED_CLIENTS = 12
 _CLIENT_BARS = 40
 _SHORT_LABEL = 20
@@ -27,29 +24,14 @@ _ROW = 0.2
 """Inches that a row of a bar chart or a forest plot takes."""
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """What a client reports of each round, for a line plot.
-
-    Attributes:
-        title: Of the figure.
-        axis: Of the values, with the unit.
-        unit: The values are divided by it.
-    """
-
-    title: str
-    axis: str
-    unit: float = 1.0
-
-
 QUANTITIES = {
-    "loss": Quantity("Training loss by client and round", "loss (nats a token)"),
-    "seconds": Quantity("Training time by client and round", "seconds"),
-    "tokens_per_second": Quantity("Training speed by client and round", "tokens a second"),
-    "peak_memory": Quantity("Peak memory by client and round", "GB", 1e9),
-    "bytes_up": Quantity("Bytes sent by client and round", "MB", 1e6),
+    "loss": ("Training loss by client and round", "loss (nats a token)", 1.0),
+    "seconds": ("Training time by client and round", "seconds", 1.0),
+    "tokens_per_second": ("Training speed by client and round", "tokens a second", 1.0),
+    "peak_memory": ("Peak memory by client and round", "GB", 1e9),
+    "bytes_up": ("Bytes sent by client and round", "MB", 1e6),
 }
-"""Fields of `records.Client`."""
+"""Fields of `records.Client` → title, axis with the unit, and what the values are divided by."""
 
 
 def points(
@@ -148,18 +130,18 @@ def has(rounds: Sequence[Round], field: str) -> bool:
 
 def by_round(rounds: Sequence[Round], field: str, *, prefix: str = "") -> str:
     """A line a client of one of `QUANTITIES`, by round; `prefix` begins the figure's name."""
-    quantity = QUANTITIES[field]
+    title, axis, unit = QUANTITIES[field]
     found: dict[str, dict[int, float]] = {name: {} for round_ in rounds for name in round_.clients}
     for round_ in rounds:
         for name, client in round_.clients.items():
             if (value := getattr(client, field)) is not None:
-                found[name][round_.number] = value / quantity.unit
+                found[name][round_.number] = value / unit
     return lines(
         found,
         name=prefix + field.replace("_", "-"),
-        title=quantity.title,
-        axis=quantity.axis,
-        each=f"a client each, in {quantity.axis}",
+        title=title,
+        axis=axis,
+        each=f"a client each, in {axis}",
         named=len(found) <= _NAMED_CLIENTS,
     )
 
@@ -257,7 +239,7 @@ def bars(
             label=legend_text(part),
         )
         ends = [end + value for end, value in zip(ends, values, strict=True)]
-    axes.bar_label(ended, [label(total, 14) for total in totals], padding=3, fontsize=min(9, 37.5 * row))
+    axes.bar_label(ended, [label(total) for total in totals], padding=3, fontsize=min(9, 37.5 * row))
     _rows(axes, labels)
     axes.set_xlabel(axis)
     axes.margins(x=0.2)
@@ -276,33 +258,20 @@ def _rows(axes: "Axes", names: Sequence[str]) -> None:
 
 def traffic(rounds: Sequence[Round]) -> str | None:
     """Bytes that each client sent and received in all rounds; none if they are too many for bars, or unknown."""
-    replies = [(name, client) for round_ in rounds for name, client in round_.clients.items()]
-    names = list(dict.fromkeys(name for name, _ in replies))
-    sent = {each: sum(client.bytes_up or 0 for name, client in replies if name == each) for each in names}
-    received = {each: sum(client.bytes_down or 0 for name, client in replies if name == each) for each in names}
-    if len(names) > _CLIENT_BARS or not any(sent.values()):
+    names = list(dict.fromkeys(name for round_ in rounds for name in round_.clients))
+    replies = [[round_.clients[name] for round_ in rounds if name in round_.clients] for name in names]
+    sent = [sum(client.bytes_up or 0 for client in each) for each in replies]
+    received = [sum(client.bytes_down or 0 for client in each) for each in replies]
+    if len(names) > _CLIENT_BARS or not any(sent):
         return None
-    drawn, axes = figure(4.6, 1.2 + 0.42 * len(names), "Bytes by client, all rounds")
-    for offset, values, text, filled in ((-0.19, sent, "sent", True), (0.19, received, "received", False)):
-        bars = axes.barh(
-            [row + offset for row in range(len(names))],
-            [values[name] / 1e6 for name in names],
-            height=0.36,
-            color=COLOURS[0] if filled else "none",
-            edgecolor=COLOURS[0] if filled else INK,
-            linewidth=0.8,
-            hatch=None if filled else "////",
-            label=text,
-        )
-        axes.bar_label(bars, [size(values[name]) for name in names], padding=3, fontsize=8)
-    axes.set_yticks(range(len(names)), [label(name) for name in names])
-    axes.invert_yaxis()
-    axes.set_xlabel("MB")
-    axes.grid(axis="x")
-    axes.margins(x=0.2)
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    text = ", ".join(f"{label(name)} sent {size(sent[name])} and received {size(received[name])}" for name in names)
-    return inline(drawn, "traffic", f"Bars, two a client: {text}.")
+    return bars(
+        names,
+        {"sent": [up / 1e6 for up in sent], "received": [down / 1e6 for down in received]},
+        [f"{size(up)} + {size(down)}" for up, down in zip(sent, received, strict=True)],
+        name="traffic",
+        title="Bytes by client, all rounds",
+        axis="sent and received (MB)",
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedproxy.errors import MissingExtraError
 
@@ -23,31 +24,6 @@ INK, GRID = "#010101", "#010102"
 COLOURS = [f"#0101{index:02x}" for index in range(16, 22)]
 _VARIABLES = {INK: "currentColor", GRID: "var(--grid)"} | {
     colour: f"var(--series{index})" for index, colour in enumerate(COLOURS)
-}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fedproxy",
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "font.size": 9,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "hatch.linewidth": 0.6,
 }
 
 
@@ -62,10 +38,9 @@ def drawing() -> Iterator[None]:
         import matplotlib
     except ImportError as error:
         raise MissingExtraError("The report", "report") from error
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    style = Path(__file__).parent / "templates" / "figures.mplstyle"
+    with matplotlib.rc_context(fname=style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # The browser brings its own fonts.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
         yield
 
 

@@ -13,6 +13,11 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
+def decimals(value: float | None, digits: int = 3) -> str:
+    """A number with so many decimals; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
 def points(difference: float) -> str:
     """A difference of two shares in signed percentage points.
 
