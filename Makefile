@@ -7,8 +7,9 @@ QLORA := .venv/qlora
 DATA ?= ../shared/data
 
 # a file's tests stay together, so that they share what they made; a thread each, since two trainings of two threads on two
-# cores slow each other down fourfold
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# cores slow each other down fourfold; one worker more than there are cores, since many tests wait for processes
+WORKERS := $(shell expr $$(nproc) + 1)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BASE := tests/aggregation tests/contracts tests/test_artifacts.py tests/test_checkpoint_files.py tests/test_config.py \
 	tests/test_data.py tests/test_layer_map.py tests/test_seeds.py tests/test_tensor_files.py tests/test_tensors.py
 

@@ -90,7 +90,7 @@ from fedproxy.models.lora import attach
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.training import train
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 llm, rows, length, checkpointing = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "1"
 
 
@@ -109,18 +109,18 @@ job(Train(batch_size=1, max_length=8, max_steps=1, precision="fp32"))
 gc.collect()
 Path("/proc/self/clear_refs").write_text("5")
 before = resident("VmRSS")
-job(Train(batch_size=rows, max_length=length, max_steps=3, precision="fp32", gradient_checkpointing=checkpointing))
+job(Train(batch_size=rows, max_length=length, max_steps=2, precision="fp32", gradient_checkpointing=checkpointing))
 print(resident("VmHWM") - before)
 """
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("rows", "length", "checkpointing"), [(8, 128, False), (4, 512, False), (8, 256, True)])
+@pytest.mark.parametrize(("rows", "length", "checkpointing"), [(4, 512, False), (8, 128, True)])
 def test_a_real_training_takes_what_was_estimated(rows: int, length: int, checkpointing: bool) -> None:
-    """The most of three processes: what the C library keeps differs by a tenth from one to the next."""
+    """The most of two processes: what the C library keeps differs by a tenth from one to the next."""
     llm = Path(fedproxy.__file__).parent / "demo" / "llm"
     command = [sys.executable, "-W", "ignore", "-c", MEASURE, llm, str(rows), str(length), str(int(checkpointing))]
-    found = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+    found = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     from fedproxy.models.checkpoints import load_model
 
     model = load_model(llm)

