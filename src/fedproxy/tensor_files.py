@@ -64,6 +64,8 @@ _HEADER_LIMIT = 32 << 20
 """Bytes of a header that is read: an entry takes some 130, so a quarter of a million tensors in one file."""
 _METADATA_LIMIT = 4 << 20
 _ENTRY_LIMIT = 4096
+_EXTENT_LIMIT = 1 << 60
+"""A tensor without values may have a long side beside one of 0; torch counts in 63 bits."""
 _STRING = r'"(?:[^"\\]++|\\.)*+"'
 _ENTRY = re.compile(rf'\s*({_STRING})\s*:\s*(\{{(?:[^{{}}"]++|{_STRING})*+\}})\s*([,}}])', re.DOTALL)
 _EMPTY = re.compile(r"\{\s*\}\s*")
@@ -93,7 +95,11 @@ def _extent(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in DTYPES:
         raise ValueError(f"{name!r} has the unknown data type {dtype!r}")
-    if type(shape) is not list or any(type(extent) is not int or extent < 0 for extent in shape):
+    if (
+        type(shape) is not list
+        or any(type(extent) is not int or extent < 0 for extent in shape)
+        or prod(max(extent, 1) for extent in shape) >= _EXTENT_LIMIT
+    ):
         raise ValueError(f"{name!r} has shape {shape!r}")
     if type(offsets) is not list or len(offsets) != 2 or any(type(offset) is not int for offset in offsets):
         raise ValueError(f"{name!r} has data_offsets {offsets!r}")

@@ -1,11 +1,13 @@
 """What the owner sees of the rounds: read from the run's log while another process writes it."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
 from fedproxy.cli import rounds_table as table_module
+from fedproxy.cli.output import Terminal
 from fedproxy.cli.rounds_table import Rounds, rounds_table
 
 STORED = [{"event": "round_closed", "round": number, "seconds": 1.0} for number in (1, 2, 3)]
@@ -56,3 +58,32 @@ def test_a_line_is_awaited_until_it_is_whole(tmp_path: Path) -> None:
     assert rounds.read() == []
     log.write_text(whole)
     assert rounds.read() == ["Round 1 is stored, 1.0 s."]
+
+
+HOSTILE = "[/x] [bold]\x1b[2J\x9b31m\u202e:smile: \r\x07"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_client_says_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """A refusal steers no terminal, and its brackets are no markup, in lines and in the table."""
+    heard = io.StringIO()
+    target = Terminal(file=heard, force_terminal=terminal, color_system=None, width=120)
+    monkeypatch.setattr(table_module, "console", lambda: target)
+    monkeypatch.setattr("fedproxy.cli.output.console", lambda: target)
+    with rounds_table(tmp_path, resume=False) as update:
+        asked: dict[str, object] = {"event": "round_opened", "round": 1, "asked": ["bank"]}
+        answered: dict[str, object] = {"event": "answered", "round": 1, "client": "bank", "fault": HOSTILE}
+        (tmp_path / "events.jsonl").write_text(lines(asked, answered))
+        update()
+        if terminal:
+            target.print(rounds_of(tmp_path).table())
+    said = heard.getvalue()
+    assert "[/x] [bold]�[2J�31m�:smile:  �" in said
+    assert not {"\x9b", "\u202e", "\x07"} & set(said)
+    assert "\x1b[2J" not in said
+
+
+def rounds_of(folder: Path) -> Rounds:
+    rounds = Rounds(folder / "events.jsonl")
+    rounds.read()
+    return rounds

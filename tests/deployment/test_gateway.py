@@ -307,3 +307,9 @@ def test_the_end_is_told_to_those_who_ask(start):
     assert hub.gateway.untold(60.0) == {"shop"}
     assert hub.gateway.untold(0.0) == frozenset()
     assert enter(hub, make_key())[0] == 403
+
+
+@pytest.mark.parametrize("length", ["0" * 20 + "157286400", "٣", "+5", "5.0", "-1", " ", "1" * 16])
+def test_no_way_to_write_a_length_lets_more_in(start, length):
+    status, _, headers = ask(start(), welcome.PATH, b"", **{"Content-Length": length.encode("utf-8").decode("latin-1")})
+    assert (status, headers.get("Connection")) == (413, "close")

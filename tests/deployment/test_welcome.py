@@ -57,6 +57,23 @@ def ed25519_pem():
     return key.public_bytes(*kind).decode()
 
 
+def unknown_curve_pem():
+    kind = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    der = KEY.public_key().public_bytes(*kind)
+    other = der.replace(bytes.fromhex("06052b81040022"), bytes.fromhex("06052b8104007f"))
+    assert other != der
+    return f"-----BEGIN PUBLIC KEY-----\n{base64.b64encode(other).decode()}\n-----END PUBLIC KEY-----\n"
+
+
+@pytest.mark.parametrize("time", ["0", None, [0], True, {}])
+def test_a_time_that_is_none_is_refused_also_if_it_is_signed(monkeypatch, time):
+    monkeypatch.setattr(welcome.time, "time", lambda: time)
+    said = introduce(KEY).encode()
+    monkeypatch.undo()
+    with pytest.raises(StrangerError):
+        check_introduction(said)
+
+
 GOOD = asdict(introduce(KEY))
 
 
@@ -83,6 +100,7 @@ GOOD = asdict(introduce(KEY))
                 {**GOOD, "public_key": "-----BEGIN"},
                 {**GOOD, "public_key": GOOD["public_key"] + "\n"},
                 {**GOOD, "public_key": ed25519_pem()},
+                {**GOOD, "public_key": unknown_curve_pem()},
                 {**GOOD, "signature": "é"},
                 {**GOOD, "signature": ""},
                 {**GOOD, "signature": base64.b64encode(b"0" * 100).decode()},

@@ -117,6 +117,12 @@ CONTENTS: dict[str, bytes] = {
     "shape of a thousand digits": safetensors(
         b'{"w":{"dtype":"F32","shape":[1%s],"data_offsets":[0,8]}}' % (b"0" * 1000)
     ),
+    "no value and a gigantic side": safetensors(
+        {"v": {**ENTRY, "shape": [0, 10**30], "data_offsets": [0, 0]}, "w": ENTRY}
+    ),
+    "no value and sides that overflow": safetensors(
+        {"v": {**ENTRY, "shape": [2**40, 0, 2**40], "data_offsets": [0, 0]}, "w": ENTRY}
+    ),
     "gigantic number of dimensions": _entry(shape=[1] * 100_000),
     "unknown dtype": _entry(dtype="F99"),
     "dtype as list": _entry(dtype=["F32"]),

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import click
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from fedproxy.cli.output import Lines
+from fedproxy.cli.output import Lines, Terminal
 from fedproxy.errors import FedproxyError, explained
 
 INTERRUPTED = 130
@@ -59,7 +58,7 @@ def _leaves(command: click.Command) -> Iterator[click.Command]:
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
     if debug:
         raise error
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {escape(message)}")
+    Terminal(stderr=True, soft_wrap=True).print(Text("Error:", "bold red"), message)
     return code
 
 

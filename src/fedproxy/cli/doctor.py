@@ -33,6 +33,6 @@ def doctor(json: Json = False) -> None:
     terminal.print(f"{'python':14} {found['python']}\n{'platform':14} {found['platform']}")
     terminal.print(f"{'device':14} {found['device']} ({found['cpus']} CPUs, {found['threads']} threads)")
     for extra, names in found["missing"].items():
-        terminal.print(f"missing: {', '.join(names)}. Get it with: pip install 'fedproxy[{extra}]'", markup=False)
+        terminal.print(f"missing: {', '.join(names)}. Get it with: pip install 'fedproxy[{extra}]'")
     if not found["missing"]:
         terminal.print("Nothing is missing.")

@@ -58,4 +58,4 @@ def evaluate(
     table.add_row("average", "", "–" if average is None else f"{average:.4f}", style="bold")
     console().print(table)
     for name, why in scores.get("left_out", {}).items():
-        console().print(f"{name} is not in the average: {why}.", markup=False)
+        console().print(f"{name} is not in the average: {why}.")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fedproxy.cli.output import numbers, print_json, sheet, stage
@@ -60,14 +59,12 @@ def show_run(target: Console, found: Mapping[str, Any]) -> None:
     target.print(_clients(found["clients"]))
     for name, client in found["clients"].items():
         if client["lost"]:
-            target.print(
-                f"[yellow]{escape(name)}: max_length leaves {count(client['lost'], 'row')} nothing to learn.[/]"
-            )
+            target.print(f"{name}: max_length leaves {count(client['lost'], 'row')} nothing to learn.", style="yellow")
     target.print("The first row of each client, as it is trained on, its prompt and what it learns:")
     for name, client in found["clients"].items():
         prompt, answer = client["example"]["prompt"], client["example"]["answer"]
         shown = ("…" if len(prompt) > _EXAMPLE else "") + prompt[-_EXAMPLE:]
-        target.print(f"  [bold]{escape(name)}[/]  {escape(repr(shown))} → {escape(repr(answer[:_EXAMPLE]))}")
+        target.print(f"  {name}  {shown!r} → {answer[:_EXAMPLE]!r}")
     if found["tasks"]:
         read = ", ".join(f"{name} {one['documents']:,}" for name, one in found["tasks"].items())
         target.print(f"\nScored are {', '.join(found['models'])}, on so many documents: {read}.")
@@ -165,7 +162,7 @@ def _times(found: Mapping[str, Any]) -> Table:
 def _show_llm(target: Console, found: Mapping[str, Any]) -> None:
     llm = found["llm"]
     target.print(
-        f"[bold]{escape(found['name'])}[/]: {escape(llm['path'])} has {llm['blocks']} blocks, "
+        f"{found['name']}: {llm['path']} has {llm['blocks']} blocks, "
         f"{llm['parameters']:,} parameters, {size(llm['bytes'])}."
     )
 

@@ -81,7 +81,6 @@ def join(
             f"{address} knows you as {welcome.name}: {offer.run}, {rounds} rounds, {offer.train.epochs:g} epochs "
             f"each, learning rate {offer.train.learning_rate:g}, LoRA rank {offer.train.lora_r}, updates as "
             f"{offer.federate.wire}.",
-            markup=False,
         )
 
     with progress() as show:
@@ -96,6 +95,6 @@ def join(
                 f"round {number}/{rounds} · step {step}/{steps} · loss {loss:.3f}",
             ),
             on_answer=lambda size: console().print(f"Sent an update of {size / 1e6:.1f} MB."),
-            on_refusal=lambda reason: console().print(f"Refused the order: {reason}", markup=False),
+            on_refusal=lambda reason: console().print(f"Refused the order: {reason}"),
         )
     console().print("The federation is complete.")

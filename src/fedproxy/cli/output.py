@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedproxy.errors import MissingExtraError, UsageError
+from fedproxy.foreign import plain
 
 if TYPE_CHECKING:
     from fedproxy.pipeline import Run
@@ -45,16 +47,27 @@ Tflops = Annotated[
 ]
 
 
+class Terminal(Console):
+    """A console on which text is text: no markup unless a print asks for it, and nothing that steers the terminal."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **how)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """What rich makes of each text that is printed, by itself or in a table."""
+        return super().render_str(plain(text, lines=True), **how)
+
+
 @functools.cache
 def console() -> Console:
     """Where messages for people go: stderr. It is one object, so that lines appear above a progress bar, not in it."""
-    return Console(stderr=True, highlight=False)
+    return Terminal(stderr=True)
 
 
 def sheet(*, stderr: bool) -> Console:
     """Where wide tables go: on a terminal as wide as that, elsewhere without a cut."""
-    plain = Console(stderr=stderr, highlight=False)
-    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH)
+    shown = Terminal(stderr=stderr)
+    return shown if shown.is_terminal else Terminal(stderr=stderr, width=_WIDTH)
 
 
 def numbers(first: str, *others: str, title: str | None = None) -> Table:
@@ -70,7 +83,7 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
-        console().print(self.format(record), markup=False, soft_wrap=True)
+        console().print(self.format(record), soft_wrap=True)
 
 
 def live() -> Live:
@@ -83,13 +96,13 @@ def progress() -> Iterator[Callable[[str, float, str], None]]:
     """A bar a stage with what is being done and a time estimate; silent when stderr is no terminal."""
     target = console()
     bars = Progress(
-        TextColumn("[bold]{task.description:<12}"),
+        TextColumn("{task.description:<12}", style="bold", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[doing]}", markup=True),
+        TextColumn("{task.fields[doing]}", style="dim", markup=False),
         console=target,
         disable=not target.is_terminal,
     )
@@ -127,7 +140,7 @@ def page_of(out: Path, make: Callable[[Path], Path]) -> Path | None:
     try:
         return make(out)
     except MissingExtraError as error:
-        console().print(f"No report.html: {error}", markup=False)
+        console().print(f"No report.html: {error}")
         return None
 
 
@@ -136,7 +149,7 @@ def tell(value: object, text: str, *, json: bool) -> None:
     if json:
         print_json(value)
     else:
-        console().print(text, markup=False, soft_wrap=True)
+        console().print(text, soft_wrap=True)
 
 
 def tell_run(run: "Run", *, json: bool) -> None:

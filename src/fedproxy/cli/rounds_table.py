@@ -100,7 +100,7 @@ def rounds_table(run: Path, *, resume: bool) -> Iterator[Callable[[], None]]:
                 return
             looked = time.monotonic()
             for line in rounds.read():
-                target.print(line, markup=False, highlight=False)
+                target.print(line)
             if rounds.clients:
                 shown.update(rounds.table(), refresh=True)
 

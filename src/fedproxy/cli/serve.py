@@ -41,7 +41,7 @@ def serve(
     where = Listen(Address.parse(listen), keys, force, part_mb << 20)
 
     def ready(address: str) -> None:
-        console().print(f"Clients can join at {address}.", markup=False)
+        console().print(f"Clients can join at {address}.")
 
     with rounds_table(out, resume=resume) as update:
         run = federate(

@@ -75,7 +75,7 @@ def show_plan(target: Console, plan: "Plan") -> None:
         glyph, word = (_KEPT, "kept") if block in chosen.keep else (_REMOVED, "removed")
         bar = (glyph * max(1, length)).ljust(_BAR)
         style = "green" if word == "kept" else "dim"
-        target.print(f"block {block:>{digits}}  [{style}]{bar}[/]  {score:>10.4g}  {word}")
+        target.print(f"block {block:>{digits}}  {bar}  {score:>10.4g}  {word}", style=style)
     table = numbers("remove", "keeps", "parameters", "on disk", "client, CPU float32", "client, GPU bfloat16")
     table.columns[1].justify = "left"
     for option in plan.options:

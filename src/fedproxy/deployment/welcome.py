@@ -76,7 +76,7 @@ def check_introduction(data: bytes) -> Introduction:
     Raises:
         StrangerError: it cannot be read, is too old, or another key signed it.
     """
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -84,8 +84,10 @@ def check_introduction(data: bytes) -> Introduction:
         values = strict_json(data.decode())
         said = Introduction(**values)
         texts = (said.public_key, said.name, said.wires, said.process, said.signature)
-        if not all(isinstance(value, str) for value in texts) or not _PROCESS.fullmatch(said.process):
+        if not all(isinstance(value, str) for value in texts) or type(said.time) not in (int, float):
             raise TypeError("wrong types")
+        if not _PROCESS.fullmatch(said.process):
+            raise ValueError("no process")
         key = serialization.load_pem_public_key(said.public_key.encode())
         if not isinstance(key, ec.EllipticCurvePublicKey) or public_pem(key) != said.public_key:
             raise TypeError("no ECDSA key")
@@ -93,7 +95,7 @@ def check_introduction(data: bytes) -> Introduction:
         key.verify(base64.b64decode(said.signature), signed, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
         raise StrangerError("The introduction was signed with another key.") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, UnsupportedAlgorithm) as error:
         raise StrangerError(
             f"The introduction cannot be read: {error!s:.100}. Install the same version of fedproxy on both sides."
         ) from error

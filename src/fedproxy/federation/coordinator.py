@@ -28,6 +28,7 @@ from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, or
 from fedproxy.federation.parcel import wrap_adapter
 from fedproxy.federation.reply_checks import checked_norm, outliers, strikes
 from fedproxy.federation.wire import ENCODINGS
+from fedproxy.foreign import plain
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors, check_finite
 
@@ -64,9 +65,9 @@ class _Open:
     faults: list[dict[str, str]] = field(default_factory=list)
 
     def fault(self, client: str, kind: Kind, reason: str) -> str:
-        plain = "".join(c if c.isprintable() else " " for c in reason)[:REASON_CHARACTERS]
-        self.faults.append({"client": client, "kind": kind, "reason": plain})
-        return plain
+        said = plain(reason, REASON_CHARACTERS)
+        self.faults.append({"client": client, "kind": kind, "reason": said})
+        return said
 
     def record(self) -> dict[str, Any]:
         """Who was asked and what did not count, in an order that does not depend on who was first."""

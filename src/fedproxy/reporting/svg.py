@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedproxy.errors import MissingExtraError
+from fedproxy.foreign import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,8 +57,7 @@ def figure(width: float, height: float, title: str) -> "tuple[Figure, Axes]":
 
 def label(name: str, length: int = 20) -> str:
     """A name fit for a figure: printable, on one line, cut to `length` characters."""
-    text = "".join(letter if letter.isprintable() else "�" for letter in name)
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return plain(name, length)
 
 
 def legend_text(name: str, length: int = 20) -> str:

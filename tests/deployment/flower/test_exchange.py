@@ -115,3 +115,33 @@ def test_in_a_round_that_is_begun_again_an_answer_to_the_first_order_counts_and_
 def test_an_error_of_this_round_is_a_refusal(grid):
     server = coordinator(rounds=1, quorum=1)
     assert grid(server, (0, "it crashed"), (1, reply("y"))) == [("x", Refusal, "it crashed"), ("y", Reply, None)]
+
+
+def test_an_answer_to_nothing_that_was_asked_is_passed_over(grid, monkeypatch):
+    server = coordinator(rounds=1, quorum=2)
+    pulled = Grid.pull_messages
+
+    def with_a_stranger(self, identifiers):
+        stray = Message(pack(ANSWER, b"x"), reply_to=self.sent[0])
+        stray.metadata.__dict__["_reply_to_message_id"] = "unknown"
+        return [stray, *pulled(self, identifiers)]
+
+    monkeypatch.setattr(Grid, "pull_messages", with_a_stranger)
+    assert grid(server, (0, reply("x")), (1, reply("y"))) == [("x", Reply, None), ("y", Reply, None)]
+    assert list(server.close().record["clients"]) == ["x", "y"]
+
+
+def test_whatever_goes_wrong_with_an_answer_is_its_senders_fault(grid, monkeypatch):
+    def broken(data, *rest):
+        if b'"client": "x"' in data or b'\\"x\\"' in data:
+            raise ZeroDivisionError("oops")
+        return take(data, *rest)
+
+    take = module.take_reply
+    monkeypatch.setattr(module, "take_reply", broken)
+    server = coordinator(rounds=1, quorum=1)
+    first, second = grid(server, (0, reply("x")), (1, reply("y")))
+    assert (first[:2], second) == (("x", Refusal), ("y", Reply, None))
+    (fault,) = server.close().record["quarantined"]
+    assert (fault["client"], fault["kind"]) == ("x", "invalid")
+    assert "oops" in fault["reason"]

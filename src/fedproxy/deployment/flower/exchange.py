@@ -8,6 +8,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedproxy.errors import ResourceError, UsageError
 from fedproxy.federation.messages import Order, Refusal, Reply
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.wire import PLAIN
@@ -95,8 +96,8 @@ class GridExchange:
                     name = waiting.pop(identifier)
                     yield name, self._read(answer, path, orders[name], name)
                     continue
-                name, asked_in = self._late.pop(identifier)
-                if answer.has_error():  # it says nothing of this round's order
+                name, asked_in = self._late.pop(identifier, ("", 0))
+                if not name or answer.has_error():  # nobody was asked that, or it says nothing of this round's order
                     continue
                 if asked_in == number and name in orders:  # the round was begun again
                     yield name, self._read(answer, path, orders[name], name)
@@ -136,7 +137,8 @@ class GridExchange:
         if answer.has_error():
             return Refusal(sender, order.round, answer.error.reason or f"Flower's error {answer.error.code}")
         try:
-            data: Any = unpack(answer.content, ANSWER)
-        except ValueError as error:
-            return Refusal(sender, order.round, str(error), "invalid")
-        return take_reply(data, path, order, sender, *self._wire)
+            return take_reply(unpack(answer.content, ANSWER), path, order, sender, *self._wire)
+        except (UsageError, ResourceError):
+            raise  # this machine's disk
+        except Exception as error:  # whatever it is, this client sent it
+            return Refusal(sender, order.round, f"it cannot be read: {type(error).__name__}: {error}", "invalid")

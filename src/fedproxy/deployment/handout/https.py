@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import socket
 import socketserver
 import ssl
@@ -24,6 +25,7 @@ CONNECTIONS = 512
 HANDSHAKE_SECONDS, REQUEST_SECONDS, PIECE_SECONDS = 15.0, 30.0, 60.0
 """How long a client may take for its TLS handshake, its next request, and for taking a buffer's bytes."""
 
+_LENGTH = re.compile("[0-9]{1,15}")
 _HERE = "127.0.0.1"
 """Where the SuperLink listens, with the same certificate."""
 
@@ -189,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         length = headers.get("content-length", "")
         try:
             most = owner.most_posted(self.path, headers)
-            if most < 0 or "transfer-encoding" in headers or not length.isdecimal() or int(length[:20]) > most:
+            if most < 0 or "transfer-encoding" in headers or not _LENGTH.fullmatch(length) or int(length) > most:
                 self.close_connection = True
                 refused = HTTPStatus.UNAUTHORIZED if most < 0 else HTTPStatus.REQUEST_ENTITY_TOO_LARGE
                 self.send_error(refused, "not for this client" if most < 0 else f"a body has {most} bytes at most")
