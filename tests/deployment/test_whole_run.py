@@ -24,8 +24,13 @@ def one(tmp_path_factory, tiny_checkpoint, calibration):
 
 
 @pytest.fixture(autouse=True)
-def own_address(one: Federation) -> None:
+def own_address(one: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address of its own, in a network whose proxy leads nowhere and is said to be for all addresses."""
     one.address = ""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def check_run(one: Federation, out: str) -> None:

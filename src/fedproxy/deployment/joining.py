@@ -20,7 +20,7 @@ from typing import Any
 from fedproxy.config import Client, Evaluate
 from fedproxy.deployment.address import Address
 from fedproxy.deployment.certificates import check_certificate, load_private, make_key, private_openssh, read_small
-from fedproxy.deployment.flower import QUIET, WORKER_VARIABLE, clientapps, require_flower, supernode
+from fedproxy.deployment.flower import QUIET, WORKER_VARIABLE, clientapps, require_flower, spare_loopback, supernode
 from fedproxy.deployment.flower.clientapps import write_launchers
 from fedproxy.deployment.flower.process import start, stop, tail
 from fedproxy.deployment.flower.superlink import free_port
@@ -103,6 +103,7 @@ def join(
         ResourceError: the disk is full, or memory does not suffice.
     """
     require_flower()
+    spare_loopback()
     owner = Owner(joining)
     welcome = owner.ask()
     on_welcome(welcome)

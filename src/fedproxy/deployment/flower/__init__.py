@@ -8,6 +8,8 @@
 Only this package and `fedproxy.deployment.flower.app`, which Flower loads, import flwr.
 """
 
+import os
+
 from fedproxy.errors import MissingExtraError
 
 QUIET = {
@@ -26,6 +28,13 @@ OUTCOME_VARIABLE = "FEDPROXY_OUTCOME"
 
 WORKER_VARIABLE = "FEDPROXY_WORKER"
 """Names the socket of the warm worker to the ClientApps of a data owner."""
+
+
+def spare_loopback() -> None:
+    """Let nothing that this process or one that it starts asks of this machine go through a proxy."""
+    spared = [part for name in ("no_proxy", "NO_PROXY") for part in os.environ.get(name, "").split(",") if part]
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(dict.fromkeys([*spared, "127.0.0.1", "localhost"]))
 
 
 def require_flower() -> None:

@@ -1,6 +1,7 @@
 """Flower's SuperLink as a process of ours, on loopback, and what it is told over its Control API."""
 
 import json
+import re
 import socket
 import subprocess
 import time
@@ -8,13 +9,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedproxy.deployment.flower import QUIET, require_flower
+from fedproxy.deployment.flower import QUIET, require_flower, spare_loopback
 from fedproxy.deployment.flower.process import start, stop, tail
 from fedproxy.errors import FederationError
 
 START_SECONDS = 90.0
 CHECK_SECONDS = 5.0
 _CONNECTION = "own"
+_TAKEN = re.compile(rb'"success":\s*true')
 _APP = """[build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
@@ -63,6 +65,7 @@ class SuperLink:
         environment: Mapping[str, str],
     ) -> None:
         require_flower()
+        spare_loopback()
         self.port = free_port()
         self.log = folder / "superlink.log"
         self.ca = certificates[2] if certificates else None
@@ -159,8 +162,8 @@ class SuperLink:
             code = None
         finally:
             stop(process)
-        if code != 0:
-            log = self._folder / "run.log"
+        log = self._folder / "run.log"
+        if code != 0 or not _TAKEN.search(log.read_bytes()):  # it may end with 0 all the same
             raise FederationError(f"Flower did not take the run. The end of {log}:\n{tail(log)}")
 
     def check(self) -> None:
