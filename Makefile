@@ -6,10 +6,10 @@ QLORA := .venv/qlora
 # a folder for each public data set, as benchmarks/training_loop.py reads it
 DATA ?= ../shared/data
 
-# a file's tests stay together, so that they share what they made; a thread each, since two trainings of two threads on two
-# cores slow each other down fourfold; one worker more than there are cores, since many tests wait for processes
-WORKERS := $(shell expr $$(nproc) + 1)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Short tests run side by side, a thread each; a file's stay together, so that they share what they made. Those that train
+# or start processes run one after the other: two trainings of two threads on two cores slow each other down fourfold.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+ALONE := $(BIN)/python -m pytest
 BASE := tests/aggregation tests/contracts tests/test_artifacts.py tests/test_checkpoint_files.py tests/test_config.py \
 	tests/test_data.py tests/test_layer_map.py tests/test_seeds.py tests/test_tensor_files.py tests/test_tensors.py
 
@@ -34,10 +34,12 @@ check: lint  ## lint, types, maths, contracts, configuration
 	$(PYTEST) -m "not slow and not long" $(BASE)
 
 test: setup  ## all but the long tests
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not slow and not long"
+	$(ALONE) -m "slow and not long"
 
 test-all: setup qlora  ## everything, as CI runs it
-	$(PYTEST)
+	$(PYTEST) -m "not slow and not long"
+	$(ALONE) -m "slow or long"
 
 qlora: $(QLORA)/.ready  ## the tests of 4-bit weights, in an environment that has bitsandbytes
 	$(QLORA)/bin/python -m pytest -m qlora -W 'ignore:.torch.jit.script:DeprecationWarning' tests/models

@@ -153,7 +153,7 @@ STAGES = ["prune", "score", "heal-lora", "heal-full", "fuse-checkpoint", "fuse-a
 
 
 @pytest.mark.parametrize(
-    "stage", [pytest.param(stage, marks=pytest.mark.slow if "heal" in stage else []) for stage in STAGES]
+    "stage", [pytest.param(stage, marks=pytest.mark.long if "heal" in stage else []) for stage in STAGES]
 )
 def test_a_stage_leaves_the_whole_artifact_or_none(
     stage: str, tiny_checkpoint: Callable[..., Path], calibration: Path, tmp_path: Path

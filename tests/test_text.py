@@ -55,7 +55,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path, tiny_checkpoint,
     assert read_documents(marked(tmp_path / "b.txt", "ä"))[0] == ["ä"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_locale_of_ascii_changes_nothing(tmp_path: Path, tiny_checkpoint, calibration) -> None:
     """Names of clients and files that ASCII cannot say, and output that it cannot."""
     project = tmp_path / "Bücher Łódź"

@@ -110,7 +110,7 @@ def running(experiment_file: Write, tmp_path: Path) -> Iterator[tuple["subproces
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_no_process_outlives_the_command(
     running: tuple["subprocess.Popen[str]", list[int]], number: signal.Signals, code: int
 ) -> None:

@@ -30,7 +30,7 @@ def test_the_experiment_is_the_papers_method_on_four_different_tasks():
     assert len({client.task for client in experiment.client}) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_tuned_llm_is_far_better_on_every_task(tmp_path):
     out = tmp_path / "demo"

@@ -8,7 +8,7 @@ from tests.contracts.foreign import FEDERATE, install_others
 from tests.deployment.conftest import FEDPROXY, WORDS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_flowers_processes_find_choices_of_another_package(federation, tmp_path, monkeypatch):
     found = os.pathsep.join([str(install_others(tmp_path / "site")), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", found)

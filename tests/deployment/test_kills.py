@@ -16,7 +16,7 @@ def superlink(owner: Process) -> int:
 
 @pytest.mark.slow
 def test_a_killed_client_costs_the_round_its_reply_and_may_come_back(federation) -> None:
-    one: Federation = federation(rounds=500, quorum=2, deadline="60s", max_norm_ratio=1000.0)
+    one: Federation = federation(rounds=500, quorum=2, deadline="60s", max_norm_ratio=1000.0, wire="int4")
     one.write_rows("numbers", 160)
     owner = one.serve("run")
     clients = one.join_all("--patience", "3s")
@@ -38,76 +38,60 @@ def test_a_killed_client_costs_the_round_its_reply_and_may_come_back(federation)
     one.opened("run", again + 1)
     assert "numbers" in one.record("run", again)["clients"]
 
+    check_the_newer_of_two_processes_takes_part(one, clients)
+    check_a_damaged_memory_is_told(one, clients)
     os.kill(owner.pid, signal.SIGTERM)
     assert "interrupted" in owner.ends(130)
     for client in clients.values():
         assert "has been away for 3 s" in client.ends(4)
 
 
-@pytest.mark.long
-def test_a_client_whose_memory_is_damaged_says_so_to_the_owner_and_ends(federation) -> None:
-    one: Federation = federation(rounds=500, quorum=2, deadline="60s", wire="int4")
-    owner = one.serve("run")
-    clients = one.join_all("--patience", "3s")
-    one.opened("run", 2)
+def check_the_newer_of_two_processes_takes_part(one: Federation, clients: dict[str, Process]) -> None:
+    older, clients["animals"] = clients["animals"], one.join("animals", "--patience", "3s", log="newer")
+    assert 'another process joined as "animals"' in older.ends(4)
+    clients["animals"].says("Sent an update")
+
+
+def check_a_damaged_memory_is_told(one: Federation, clients: dict[str, Process]) -> None:
     clients["animals"].kill()
     assert eventually(lambda: not clients["animals"].family(), 10.0)
     for path in (one.folder / "cache" / "clients").glob("*/animals/*"):
         path.write_bytes(b"\x01")
-    clients["animals"] = one.join("animals", "--patience", "3s", log="again")
+    clients["animals"] = one.join("animals", "--patience", "3s", log="damaged")
     said = clients.pop("animals").ends(3)
     assert "truncated" in said, said
     assert "Sent an update" not in said, said
     assert eventually(
         lambda: any("truncated" in str(event["fault"]) for event in one.events("run", "answered") if event["fault"])
     )
-    os.kill(owner.pid, signal.SIGTERM)
-    owner.ends(130)
-    for client in clients.values():
-        client.ends(4)
 
 
 @pytest.mark.long
-def test_of_two_processes_with_one_key_the_older_ends_and_the_newer_takes_part(federation) -> None:
-    one: Federation = federation(rounds=500, quorum=2, deadline="60s")
-    owner = one.serve("run")
-    clients = one.join_all("--patience", "3s")
-    one.opened("run", 2)
-    older, clients["animals"] = clients["animals"], one.join("animals", "--patience", "3s", log="again")
-    assert 'another process joined as "animals"' in older.ends(4)
-    clients["animals"].says("Sent an update")
-    os.kill(owner.pid, signal.SIGTERM)
-    owner.ends(130)
-    for client in clients.values():
-        client.ends(4)
-
-
-@pytest.mark.parametrize(
-    "target", [pytest.param("owner", marks=pytest.mark.slow), pytest.param("superlink", marks=pytest.mark.long)]
-)
-def test_a_killed_owner_or_superlink_loses_nothing(federation, target: str) -> None:
-    one: Federation = federation(rounds=5, quorum=3)
+def test_a_killed_owner_and_a_killed_superlink_lose_nothing(federation) -> None:
+    one: Federation = federation(rounds=6, quorum=3)
     one.federate("whole").ends()
     owner = one.serve("run")
     clients = one.join_all()
-    one.opened("run", 3)
-    if target == "owner":
-        owner.kill()
-    else:
-        os.kill(superlink(owner), signal.SIGKILL)
-        assert "SuperLink ended. Go on with --resume" in owner.ends(4)
-    assert eventually(lambda: not owner.family(), 10.0), owner.family()
-    complete = one.rounds("run")
-    assert {name.partition("/")[0] for name in complete} >= {"0001", "0002"}
-    assert all(client.code is None for client in clients.values())
-    owner = one.serve("run", "--resume")
+    for kill, opened in ((kill_superlink, 2), (Process.kill, 4)):
+        one.opened("run", opened)
+        kill(owner)
+        assert eventually(lambda owner=owner: not owner.family(), 10.0), owner.family()
+        complete = one.rounds("run")
+        assert {name.partition("/")[0] for name in complete} >= {f"{number:04d}" for number in range(1, opened)}
+        assert all(client.code is None for client in clients.values())
+        owner = one.serve("run", "--resume")
     owner.ends()
     for client in clients.values():
         said = client.ends()
         assert "The federation is complete" in said
-        assert said.count(f"{one.address} is back.") == said.count(f"{one.address} is away. ") == 1
+        assert said.count(f"{one.address} is back.") == said.count(f"{one.address} is away. ") == 2
     found = one.rounds("run")
     assert {name: found[name] for name in complete} == complete
     assert one.adapter("run") == one.adapter("whole")
     tensors = {name: content for name, content in one.rounds("whole").items() if name.endswith(".safetensors")}
     assert {name: found[name] for name in tensors} == tensors
+
+
+def kill_superlink(owner: Process) -> None:
+    os.kill(superlink(owner), signal.SIGKILL)
+    assert "SuperLink ended. Go on with --resume" in owner.ends(4)

@@ -109,12 +109,6 @@ def test_without_keys_beyond_loopback_only_by_force(one: Federation) -> None:
     assert not (one.folder / "open").exists()
 
 
-@pytest.mark.slow
-def test_the_simulation(one: Federation) -> None:
-    one.federate("simulated", "--engine", "simulation").ends()
-    check_run(one, "simulated")
-
-
 @pytest.mark.long
 def test_a_client_that_agrees_to_no_encoding_sends_another(federation: Callable[..., Federation]) -> None:
     options = {"wire_options.share": 0.5, "wire_options.values": "int4"}

@@ -44,7 +44,7 @@ def test_smollm2_is_compressed_tuned_and_plugged_in(tmp_path):
     assert not torch.equal(before, after)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_that_are_not_the_expected_ones_are_refused(tmp_path):
     known = SOURCES["smollm2"]
     with pytest.raises(ArtifactError, match=known.sha256):
