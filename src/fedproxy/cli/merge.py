@@ -14,7 +14,9 @@ EXAMPLE = "fedproxy merge bank.safetensors shop.safetensors --rule h-ties --out 
 def merge(
     updates: Annotated[list[Path], typer.Argument(help="The clients' updates (trained minus global), safetensors.")],
     out: Annotated[Path, typer.Option("--out", help="File to write the merged update to.")],
-    rule: Annotated[str, typer.Option(help="mean, ties, h-ties, median or trimmed-mean.")] = "h-ties",
+    rule: Annotated[
+        str, typer.Option(help="mean, ties, h-ties, median, trimmed-mean, or an installed one.")
+    ] = "h-ties",
     conflict_out: Annotated[Path | None, typer.Option(help="File to write each coordinate's conflict to.")] = None,
     rows: Annotated[str | None, typer.Option(help="The clients' row counts for mean, as in 100,250.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option of the rule, key=value; can be repeated.")] = None,
