@@ -13,7 +13,7 @@ from fedproxy.errors import ArtifactError
 from scripts.fetch_small_llm import SOURCES, Source, download, fetch
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smollm2_is_compressed_tuned_and_plugged_in(tmp_path):
     llm = fetch("smollm2", tmp_path / "llm")
     rows = [
