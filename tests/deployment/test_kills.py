@@ -71,12 +71,14 @@ def test_a_killed_owner_and_a_killed_superlink_lose_nothing(federation) -> None:
     one: Federation = federation(rounds=6, quorum=3)
     one.federate("whole").ends()
     owner = one.serve("run")
-    clients = one.join_all()
+    clients, complete = one.join_all(), {}
     for kill, opened in ((kill_superlink, 2), (Process.kill, 4)):
         one.opened("run", opened)
         kill(owner)
         assert eventually(lambda owner=owner: not owner.family(), 10.0), owner.family()
-        complete = one.rounds("run")
+        found = one.rounds("run")
+        assert {name: found[name] for name in complete} == complete
+        complete = found
         assert {name.partition("/")[0] for name in complete} >= {f"{number:04d}" for number in range(1, opened)}
         assert all(client.code is None for client in clients.values())
         owner = one.serve("run", "--resume")

@@ -51,6 +51,8 @@ def changed(**values):
             rf"The server speaks protocol 9 \(fedproxy '9\.9'\), this side protocol {PROTOCOL}",
         ),
         (changed(path="/etc"), "path"),
+        (changed(federate={"rounds": 9}), "federate"),
+        (changed(max_rows=(1 << 63) + 1), "max_rows"),
         (changed(seed=...), "seed"),
         (changed(seed=True), "seed = True"),
         (changed(rounds=0), "rounds = 0"),

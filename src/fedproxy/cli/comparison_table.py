@@ -91,7 +91,7 @@ def comparison_table(
             nonlocal looked, began
             doing[key] = f"{key[0]}, seed {key[1]} · {stage} {fraction:.0%} · {text}"
             began = began or (time.monotonic(), len(cells))
-            if time.monotonic() - looked >= _LOOK_SECONDS:
+            if shown.console.is_terminal and time.monotonic() - looked >= _LOOK_SECONDS:
                 looked = time.monotonic()
                 left = time_left(looked - began[0], len(cells) - began[1], len(keys) - len(cells))
                 title = "\n".join([f"{len(cells)} of {len(keys)} cells{left}", *doing.values()])

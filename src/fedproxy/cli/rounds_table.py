@@ -101,7 +101,7 @@ def rounds_table(run: Path, *, resume: bool) -> Iterator[Callable[[], None]]:
             looked = time.monotonic()
             for line in rounds.read():
                 target.print(line)
-            if rounds.clients:
+            if target.is_terminal and rounds.clients:
                 shown.update(rounds.table(), refresh=True)
 
         yield update

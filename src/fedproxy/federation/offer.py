@@ -14,7 +14,6 @@ OFFER_CHARACTERS = 16384
 """Of an offer at most so much is read."""
 _FEDERATE = ("rounds", "regulariser", "regulariser_strength", "space", "wire", "wire_options", "wire_down")
 """What a client needs of [federate]."""
-_OPTIONAL = {"regulariser_strength", "max_rows"}
 
 _Text = Annotated[
     str, Rule("1 to 200 printable characters", lambda value: 0 < len(value) <= 200 and value.isprintable())
@@ -49,7 +48,7 @@ class Offer:
     proxy: _Sha256
     train: Train
     federate: Federate
-    max_rows: Annotated[int, Rule("1 or more", lambda value: value > 0)] | None = None
+    max_rows: Annotated[_Natural, Rule("1 or more", lambda value: value > 0)] | None = None
 
     def encode(self) -> str:
         """The offer as JSON; what is none is left out."""
@@ -76,7 +75,8 @@ class Offer:
         if not isinstance(values, dict):
             raise ArtifactError("The offer is no table.")
         check_protocol(values.get("protocol"), values.get("version"), "The server")
-        problems = [f"{key} is missing" for key in _FEDERATE if key not in values and key not in _OPTIONAL]
+        problems = [f"{key} is missing" for key in _FEDERATE if key not in values and key != "regulariser_strength"]
+        problems += ['has no key "federate"'] * ("federate" in values)  # its keys stand in the offer itself
         asked = {key: values.pop(key) for key in _FEDERATE if key in values}
         train = read_table(Train, values.get("train"), "train", problems)
         federate = read_table(Federate, asked, "federate", problems)

@@ -118,7 +118,10 @@ def train(
     trained: list[torch.Tensor] = list(parameters.values())
     total = steps or optimizer_steps(len(examples), settings)
     cuda = device.type == "cuda"
-    torch.cuda.reset_peak_memory_stats(device) if cuda else restart_peak()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        restart_peak()
     model.to(device)
     optimizer = torch.optim.AdamW(
         trained,

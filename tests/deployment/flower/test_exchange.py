@@ -6,6 +6,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedproxy.deployment.flower import exchange as module
 from fedproxy.deployment.flower.exchange import ANSWER, GridExchange, pack
+from fedproxy.errors import ResourceError
 from fedproxy.federation.messages import Refusal, Reply
 from fedproxy.federation.protocol import encode_reply
 from tests.federation.replies import coordinator, reply
@@ -145,3 +146,12 @@ def test_whatever_goes_wrong_with_an_answer_is_its_senders_fault(grid, monkeypat
     (fault,) = server.close().record["quarantined"]
     assert (fault["client"], fault["kind"]) == ("x", "invalid")
     assert "oops" in fault["reason"]
+
+
+def test_want_of_memory_is_nobodys_fault(grid, monkeypatch):
+    def starved(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "take_reply", starved)
+    with pytest.raises(ResourceError):
+        grid(coordinator(rounds=1, quorum=1), (0, reply("x")))

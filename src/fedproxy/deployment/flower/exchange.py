@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedproxy.errors import ResourceError, UsageError
+from fedproxy.errors import ResourceError, UsageError, explained
 from fedproxy.federation.messages import Order, Refusal, Reply
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.wire import PLAIN
@@ -140,5 +140,8 @@ class GridExchange:
             return take_reply(unpack(answer.content, ANSWER), path, order, sender, *self._wire)
         except (UsageError, ResourceError):
             raise  # this machine's disk
-        except Exception as error:  # whatever it is, this client sent it
+        except Exception as error:
+            if isinstance(known := explained(error), ResourceError):
+                raise known from error
+            # whatever else it is, this client sent it
             return Refusal(sender, order.round, f"it cannot be read: {type(error).__name__}: {error}", "invalid")
