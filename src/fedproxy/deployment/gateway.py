@@ -1,11 +1,13 @@
 """The one port that clients see: welcome, hand-out of the proxy, and the way to Flower's Fleet API.
 
-Flower's SuperLink serves its Control API, with which anyone who reaches it may start code, on the same port as the
-Fleet API. So the SuperLink listens on loopback only, and this gateway lets clients with a registered key through to the
-Fleet API and to nothing else. A revoked key is refused from the next request on.
+Flower's SuperLink serves its Control API on the same port as the Fleet API. So the SuperLink listens on loopback only,
+and this gateway lets clients through to the Fleet API and to nothing else: those whose registered key signed the
+request, checked before any of its body is read. `flower/fleet.py` holds each to its own orders and answers. A revoked
+key is refused from the next request on.
 """
 
 import base64
+import binascii
 import collections
 import contextlib
 import http.client
@@ -19,26 +21,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedproxy.deployment import welcome
+from fedproxy.deployment.flower.requests import FLEET, RefusedError, Said, signer
 from fedproxy.deployment.handout.https import Answer
 from fedproxy.deployment.handout.parts import Listing
 from fedproxy.deployment.handout.server import HandoutServer
 from fedproxy.deployment.members import Members
 from fedproxy.federation.offer import Offer
 from fedproxy.federation.protocol import PROTOCOL, version
+from fedproxy.foreign import plain
+
+if TYPE_CHECKING:
+    from fedproxy.deployment.flower.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
-FLEET = "/v1/fleet/"
 MOST_BYTES = 16 << 20
 """The largest body that is passed on; Flower cuts what it sends into pieces of 5 MiB."""
-_FORWARDED = frozenset(
-    {"activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab"}
-    | {"push-object", "pull-object", "confirm-message-received"}
-)
 _SELF_REGISTRATION = frozenset(("register-node", "unregister-node"))
-_KEY_HEADER = "flwr-public-key"
 _PASSED = re.compile(r"flwr-[a-z0-9-]+|content-type|accept|user-agent", re.IGNORECASE)
 _SUPERLINK_SECONDS = 60.0
 _PROCESSES = 100
@@ -61,7 +63,7 @@ class Gateway(HandoutServer):
         members: Who may take part.
         offer: Makes the offer for a client's name and the encodings that it agrees to.
         upstream: The SuperLink.
-        pause: Seconds that clients wait between two questions for messages.
+        fleet: What each client may ask of it.
     """
 
     def __init__(
@@ -76,10 +78,10 @@ class Gateway(HandoutServer):
         members: Members,
         offer: Callable[[str, frozenset[str]], Offer],
         upstream: Upstream,
-        pause: float,
+        fleet: "Fleet",
     ) -> None:
         super().__init__(proxy, listing, host, port, certificate, key, members.holds)
-        self._members, self._offer, self._upstream, self._pause = members, offer, upstream, pause
+        self._members, self._offer, self._upstream, self._fleet = members, offer, upstream, fleet
         self._local = threading.local()
         self._ended: str | None = None
         self._told: set[str] = set()
@@ -101,23 +103,44 @@ class Gateway(HandoutServer):
         return frozenset(name for name, asked in list(self._asked.items()) if asked >= since) - self._told
 
     def most_posted(self, path: str, headers: Mapping[str, str]) -> int:
-        """Bytes that the body of a request may have: many only from those who name a member's key."""
+        """Bytes that the body of a request may have: many only from members."""
         if path == welcome.PATH:
             return welcome.MOST_BYTES
-        return MOST_BYTES if path.startswith(FLEET) and self._is_member(headers) else -1
+        return MOST_BYTES if path.startswith(FLEET) and self._sender(headers) is not None else -1
 
-    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def post(self, path: str, headers: Mapping[str, str], body: bytes, alive: Callable[[], bool]) -> Answer:
         """Answer a request."""
         if path == welcome.PATH:
             return self._welcome(body)
-        return self._forward(path.removeprefix(FLEET), headers, body)
-
-    def _is_member(self, headers: Mapping[str, str]) -> bool:
-        """Whether the key that a request names is a member's; the SuperLink checks that it also signed it."""
+        name, sender = path.removeprefix(FLEET), self._sender(headers)
+        if sender is None:  # it was revoked this moment
+            return _said(HTTPStatus.UNAUTHORIZED, "not for this client")
+        member, key = sender
+        if name in _SELF_REGISTRATION and self._members.registered:
+            return _said(HTTPStatus.FORBIDDEN, "clients have no use for it")
+        passed = {header: value for header, value in headers.items() if _PASSED.fullmatch(header)}
         try:
-            return self._members.knows(base64.b64decode(headers.get(_KEY_HEADER, ""), validate=True).decode())
-        except ValueError:
-            return False
+            said = self._fleet.handle(key, name, body, lambda what, content: self._ask(what, content, passed), alive)
+        except RefusedError as error:
+            log.warning("%s: %s is refused: %s", member, plain(name, 40), error)
+            return _said(HTTPStatus.FORBIDDEN, str(error))
+        if name == "register-node" and said.status == HTTPStatus.OK:
+            self._members.seat(member, key)
+        kind = said.headers.get("Content-Type", "application/protobuf")
+        return Answer(HTTPStatus(said.status), kind, said.content, _of_flower(said.headers))
+
+    def _sender(self, headers: Mapping[str, str]) -> tuple[str, str] | None:
+        """The member that a request comes from, and the key that signed it; without a register, a token names it."""
+        try:
+            key = signer(headers)
+            if self._members.registered:
+                member = self._members.find(key)
+                return None if member is None else (member.name, key)
+            token = base64.b64decode(headers.get("authorization", "").removeprefix("Basic "), validate=True).decode()
+        except (ValueError, binascii.Error):
+            return None
+        holder = self.holder(token.partition(":")[2])
+        return None if holder is None or not self._members.holds(holder) else (holder.partition(" ")[0], key)
 
     def _welcome(self, body: bytes) -> Answer:
         try:
@@ -131,7 +154,7 @@ class Gateway(HandoutServer):
             return replace(_said(HTTPStatus.GONE, self._ended), sent=lambda: self._told.add(member.name))
         self._asked[member.name] = time.monotonic()
         offer = self._offer(member.name, said.spoken)
-        answer = welcome.Welcome(member.name, self.issue(member.identity), self._pause, offer)
+        answer = welcome.Welcome(member.name, self.issue(member.identity), offer)
         return Answer(HTTPStatus.OK, "application/json", answer.encode())
 
     def _is_newest(self, name: str, process: str) -> bool:
@@ -142,25 +165,18 @@ class Gateway(HandoutServer):
                 processes.append(process)
             return processes[-1] == process
 
-    def _forward(self, name: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        allowed = _FORWARDED if self._members.registered else _FORWARDED | _SELF_REGISTRATION
-        if name not in allowed:
-            return _said(HTTPStatus.NOT_FOUND, "clients have no use for it")
-        passed = {header: value for header, value in headers.items() if _PASSED.fullmatch(header)}
+    def _ask(self, name: str, body: bytes, headers: Mapping[str, str]) -> Said:
         for last in (False, True):
             connection = self._connection()
             try:
-                connection.request("POST", FLEET + name, body, passed)
+                connection.request("POST", FLEET + name, body, headers)
                 answer = connection.getresponse()
-                content = answer.read()
-                kind = answer.getheader("Content-Type", "application/octet-stream")
-                extra = {header: value for header, value in answer.getheaders() if header.lower().startswith("flwr-")}
-                return Answer(HTTPStatus(answer.status), kind, content, extra)
+                return Said(answer.status, answer.read(), dict(answer.getheaders()))
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if last:
                     log.debug("the SuperLink does not answer: %s", error)
-        return _said(HTTPStatus.BAD_GATEWAY, "the SuperLink does not answer, try again")
+        return Said(HTTPStatus.BAD_GATEWAY, b"")
 
     def _connection(self) -> http.client.HTTPConnection:
         """This thread's connection to the SuperLink; a thread serves one client's connection."""
@@ -177,6 +193,10 @@ class Gateway(HandoutServer):
         """Close what the ending thread holds open."""
         with contextlib.suppress(AttributeError):
             self._local.connection.close()
+
+
+def _of_flower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower().startswith("flwr-")}
 
 
 def _said(status: HTTPStatus, reason: str) -> Answer:

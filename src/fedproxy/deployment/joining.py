@@ -1,29 +1,23 @@
-"""A data owner's side of the engine `deployment`: a warm worker behind a SuperNode while the federation lasts."""
+"""A data owner's side of the engine `deployment`: a warm session that answers the tasks of a SuperNode."""
 
 import contextlib
 import json
 import logging
-import os
 import secrets
-import select
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
 from fedproxy.config import Client, Evaluate
 from fedproxy.deployment.address import Address
 from fedproxy.deployment.certificates import check_certificate, load_private, make_key, private_openssh, read_small
-from fedproxy.deployment.flower import QUIET, WORKER_VARIABLE, clientapps, require_flower, spare_loopback, supernode
-from fedproxy.deployment.flower.clientapps import write_launchers
-from fedproxy.deployment.flower.process import start, stop, tail
-from fedproxy.deployment.flower.superlink import free_port
+from fedproxy.deployment.flower import prepare
+from fedproxy.deployment.flower.runtime import AGENT_APP, CLIENT_APP, Task
+from fedproxy.deployment.flower.supernode import SuperNode
 from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
 from fedproxy.deployment.handout.link import BrokenLinkError, Link
 from fedproxy.deployment.keys import read_client_key
@@ -33,9 +27,11 @@ from fedproxy.federation.client_rows import rows_of
 from fedproxy.federation.offer import Limits, Offer
 from fedproxy.federation.session import Session
 from fedproxy.federation.wire import ENCODINGS
+from fedproxy.foreign import plain
 
 log = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.1
 STATUS_SECONDS = 3.0
 """How often a client asks whether the federation goes on."""
 ANSWER_SECONDS = 5.0
@@ -102,8 +98,7 @@ def join(
         UsageError: plaintext beyond loopback, or the cache cannot be written.
         ResourceError: the disk is full, or memory does not suffice.
     """
-    require_flower()
-    spare_loopback()
+    prepare()
     owner = Owner(joining)
     welcome = owner.ask()
     on_welcome(welcome)
@@ -116,30 +111,74 @@ def join(
     session = Session.open(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
     steps = session.add(name, session.encode(rows))
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
-        node, answered = Node(Path(folder), owner, welcome.pause), -ANSWER_SECONDS
+        node, answered, asked = _node(Path(folder), owner, welcome), -ANSWER_SECONDS, time.monotonic()
         try:
             on_ready(len(rows), steps)
-            node.start()
-            while owner.still_offers(offer):
+            while True:
+                if time.monotonic() - asked > STATUS_SECONDS:
+                    if not owner.still_offers(offer):
+                        break
+                    asked = time.monotonic()
                 node.revive()
-                if request := node.next_request(STATUS_SECONDS):
-                    fault = None
-                    with contextlib.suppress(EOFError, ConnectionError), request as connection:
-                        connection.recv_bytes(256)
-                        answer, fault = session.answer(name, connection.recv_bytes(session.order_limit), on_step)
-                        connection.send_bytes(answer)
-                        answered = time.monotonic()
-                        if fault is None:
-                            on_answer(len(answer))
-                    if isinstance(fault, UsageError | ArtifactError | ResourceError):
-                        raise fault  # the next order would meet the same
-                    if fault is not None:
-                        on_refusal(str(fault))
+                with contextlib.suppress(ConnectionError):  # it is starting, or ending
+                    if task := node.runtime.acquire((CLIENT_APP, AGENT_APP)):
+                        answered = _work(task, name, session, on_step, on_answer, on_refusal) or answered
+                        continue
+                time.sleep(POLL_SECONDS)
         except FedproxyError:
             time.sleep(max(0.0, answered + ANSWER_SECONDS - time.monotonic()))
             raise
         finally:
             node.close()
+
+
+def _node(folder: Path, owner: "Owner", welcome: Welcome) -> SuperNode:
+    """The SuperNode of this client, started."""
+    superlink = str(owner.address)
+    if owner.ca is None:  # a SuperNode without TLS has a key of its own, and cannot say whose it is
+        superlink = f"{welcome.name}:{welcome.token}@{superlink}"
+    node = SuperNode(folder, superlink, owner.ca, owner.private)
+    node.start()
+    return node
+
+
+def _work(
+    task: Task,
+    name: str,
+    session: Session,
+    on_step: Callable[[int, int, int, float], None],
+    on_answer: Callable[[int], None],
+    on_refusal: Callable[[str], None],
+) -> float | None:
+    """Answer a task of the SuperNode; gives the moment at which the answer went out, if it did.
+
+    Raises:
+        UsageError, ArtifactError, ResourceError: the next order would meet the same fault of this client.
+    """
+    from fedproxy.deployment.flower.exchange import ANSWER, ORDER, pack, unpack
+
+    fault: Exception | None
+    try:
+        with task.beating():
+            order = unpack(task.content(), ORDER)
+            if task.kind != CLIENT_APP:
+                raise FederationError(f"a client of fedproxy runs no {task.kind}")
+            if len(order) > session.order_limit:
+                raise FederationError(f"an order of {len(order)} bytes came, {session.order_limit} are the most")
+            answer, fault = session.answer(name, order, on_step)
+        task.answer(pack(ANSWER, answer))
+    except (FederationError, ValueError) as error:
+        with contextlib.suppress(FederationError):
+            task.refuse(plain(str(error), 500))
+        on_refusal(str(error))
+        return None
+    if isinstance(fault, UsageError | ArtifactError | ResourceError):
+        raise fault
+    if fault is None:
+        on_answer(len(answer))
+    else:
+        on_refusal(str(fault))
+    return time.monotonic()
 
 
 class Owner:
@@ -239,81 +278,3 @@ def _reason(said: bytes) -> str:
         return str(json.loads(said)["reason"])[:500]
     except (ValueError, KeyError, TypeError, RecursionError):
         return "it is no fedproxy server"
-
-
-class Node:
-    """The SuperNode of a data owner, and the socket at which its ClientApps leave their orders.
-
-    Args:
-        folder: Where it keeps sockets and logs.
-        owner: The server.
-        pause: Seconds between two questions for messages.
-    """
-
-    def __init__(self, folder: Path, owner: Owner, pause: float) -> None:
-        self._folder, self._owner, self._pause = folder, owner, pause
-        self._listener = Listener(str(folder / "worker"), "AF_UNIX")
-        self._forker: subprocess.Popen[bytes] | None = None
-        self._node: subprocess.Popen[bytes] | None = None
-        self.log = folder / "supernode.log"
-
-    def start(self) -> None:
-        """Start the processes."""
-        scripts = self._folder / "bin"
-        scripts.mkdir()
-        write_launchers(scripts, self._folder / "clientapps")
-        key = self._folder / "key"
-        key.touch(0o600)
-        key.write_bytes(self._owner.private)
-        self._environment = {
-            **QUIET,
-            "FLWR_HOME": str(self._folder),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(self._pause, 1.0)),
-            WORKER_VARIABLE: str(self._folder / "worker"),
-        }
-        if self._owner.ca is not None:
-            (self._folder / "ca.crt").write_bytes(self._owner.ca)
-            # One certificate to read for every connection that is opened, where there would be the machine's hundreds.
-            self._environment["SSL_CERT_FILE"] = str(self._folder / "ca.crt")
-        forker = [sys.executable, "-m", clientapps.__name__, str(self._folder / "clientapps")]
-        self._forker = start(forker, self.log, self._environment, self._folder)
-        self._environment["PATH"] = os.pathsep.join([str(scripts), os.path.dirname(sys.executable), os.environ["PATH"]])
-        self._start_node()
-
-    def _start_node(self) -> None:
-        secure = ["--insecure"]
-        if self._owner.ca is not None:
-            secure = ["--root-certificates", str(self._folder / "ca.crt")]
-            secure += ["--auth-supernode-private-key", str(self._folder / "key")]
-        where = ["--superlink", str(self._owner.address), "--host", "127.0.0.1", "--port", str(free_port())]
-        self._node = start(
-            [sys.executable, "-m", supernode.__name__, str(self._pause), str(self._folder / "key"), *secure, *where],
-            self.log,
-            self._environment,
-            self._folder,
-        )
-
-    def revive(self) -> None:
-        """Start the SuperNode again if it ended, as it does when the server was started anew.
-
-        Raises:
-            FederationError: what starts ClientApps ended, too.
-        """
-        assert self._forker is not None
-        assert self._node is not None
-        if self._forker.poll() is not None:
-            raise FederationError(f"the process that starts ClientApps ended. The end of its log:\n{tail(self.log)}")
-        if self._node.poll() is not None:
-            self._start_node()
-
-    def next_request(self, seconds: float) -> "Connection | None":
-        """Wait for a ClientApp that brings an order."""
-        ready, _, _ = select.select([self._listener._listener._socket], [], [], seconds)  # type: ignore[attr-defined]
-        return self._listener.accept() if ready else None
-
-    def close(self) -> None:
-        """End the processes."""
-        for process in (self._node, self._forker):
-            if process is not None:
-                stop(process)
-        self._listener.close()

@@ -1,6 +1,6 @@
 """Who may take part in a running federation: the register of keys as it is at each moment, or whoever comes.
 
-RUN/members.json tells the members to the process that drives the rounds: name → public key.
+RUN/members.json tells the members to the process that drives the rounds: name → public key of its SuperNode.
 """
 
 import logging
@@ -66,6 +66,7 @@ class Members:
         self._others: dict[str, str] = {}
         self._revoked: frozenset[str] = frozenset()
         self._heard: dict[str, float] = {}
+        self._seats: dict[str, str] = {}
         self._read()
         self._tell()
 
@@ -85,12 +86,18 @@ class Members:
             self._read()
             return dict(self._members)
 
-    def knows(self, public_key: str) -> bool:
-        """Whether a member has this public key; raises as `all` does."""
+    def find(self, public_key: str) -> Member | None:
+        """The member with this public key, if there is one; raises as `all` does."""
         found = next((member for member in self.all.values() if member.public_key == public_key), None)
         if found is not None:
             self._heard[found.name] = time.monotonic()
-        return found is not None
+        return found
+
+    def seat(self, name: str, key: str) -> None:
+        """Take note that a member's SuperNode has a key of its own, as it has without a register."""
+        with self._lock:
+            self._seats[name] = key
+            self._tell()
 
     def holds(self, identity: str) -> bool:
         """Whether a member has this identity; raises as `all` does."""
@@ -158,7 +165,9 @@ class Members:
         self._stamp = stamp
 
     def _tell(self) -> None:
-        write_json(self._file, {member.name: member.public_key for member in self._members.values()})
+        write_json(
+            self._file, {name: self._seats.get(name, member.public_key) for name, member in self._members.items()}
+        )
 
 
 def read_members(run: Path) -> dict[str, str]:

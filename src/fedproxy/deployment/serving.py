@@ -11,7 +11,8 @@ from pathlib import Path
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.config import Experiment
 from fedproxy.deployment.address import Address
-from fedproxy.deployment.flower import OUTCOME_VARIABLE, RUN_VARIABLE, require_flower
+from fedproxy.deployment.flower import ANSWERED_VARIABLE, OUTCOME_VARIABLE, RUN_VARIABLE, require_flower
+from fedproxy.deployment.flower.announced import Announced
 from fedproxy.deployment.flower.superlink import SuperLink
 from fedproxy.deployment.gateway import Gateway, Upstream
 from fedproxy.deployment.handout.https import check_tls
@@ -20,7 +21,9 @@ from fedproxy.deployment.keys import CA, SERVER, SERVER_KEY, read_registry
 from fedproxy.deployment.members import Members
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.federation.client_rows import client_names
+from fedproxy.federation.messages import Order
 from fedproxy.federation.offer import make_offer
+from fedproxy.federation.protocol import reply_limit
 from fedproxy.federation.tuning import START
 from fedproxy.models.lora import read_adapter
 from fedproxy.run_directory import RunDirectory, raise_outcome
@@ -32,7 +35,7 @@ IDENTITY = "identity.json"
 """RUN/identity.json: the number by which clients know the run, drawn once."""
 POLL_SECONDS = 0.1
 FASTEST_PAUSE, PAUSE_A_CLIENT = 0.2, 0.01
-"""Clients ask for messages every so many seconds; with many of them, each asks less often."""
+"""The SuperLink is asked for each client's messages every so many seconds; with many of them, less often."""
 FAREWELL_SECONDS = 15.0
 """How long the clients that were there in as many seconds before may take to ask how it ended."""
 
@@ -101,15 +104,21 @@ def serve(
         UsageError: the address or the keys cannot be used.
         ArtifactError: keys or proxy cannot be used.
     """
+    from fedproxy.deployment.flower.fleet import Fleet
+
     run, keys = directory.path.resolve(), listen.keys and listen.keys.resolve()
-    members = Members(keys, run, client_names(experiment))
+    names = client_names(experiment)
+    members = Members(keys, run, names)
     certificates = None if keys is None else _certificates(keys)
     listing = describe(run / "proxy", listen.part_bytes)
-    start = digest(read_adapter(run / START)[1])
+    start = read_adapter(run / START)[1]
+    federate = experiment.federate
+    most = reply_limit(Order(1, start), federate.wire, federate.wire_options)
     identity = run_identity(run)
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
-        outcome = Path(folder) / "outcome.json"
-        environment = {RUN_VARIABLE: str(run), OUTCOME_VARIABLE: str(outcome)}
+        outcome, answered = Path(folder) / "outcome.json", Path(folder) / "answered"
+        answered.mkdir()
+        environment = {RUN_VARIABLE: str(run), OUTCOME_VARIABLE: str(outcome), ANSWERED_VARIABLE: str(answered)}
         link = SuperLink(Path(folder), certificates=certificates, environment=environment)
         gateway = Gateway(
             run / "proxy",
@@ -120,10 +129,10 @@ def serve(
             certificates and certificates[1],
             members=members,
             offer=lambda name, spoken: make_offer(
-                experiment, name, run_id=identity, proxy=listing.sha256, start=start, spoken=spoken
+                experiment, name, run_id=identity, proxy=listing.sha256, start=digest(start), spoken=spoken
             ),
             upstream=Upstream(link.port, link.ca),
-            pause=max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(client_names(experiment) or members.all)),
+            fleet=Fleet(Announced(answered), most, max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(names or members.all))),
         )
         ended: str | None = None
         try:

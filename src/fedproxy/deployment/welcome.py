@@ -122,18 +122,16 @@ class Welcome:
     Attributes:
         name: The client's name to the owner.
         token: For the hand-out of the proxy.
-        pause: Seconds between two questions for messages.
         offer: What the federation asks of the client.
     """
 
     name: str
     token: str
-    pause: float
     offer: Offer
 
     def encode(self) -> bytes:
         """The welcome as JSON."""
-        values = {"name": self.name, "token": self.token, "pause": self.pause, "offer": self.offer.encode()}
+        values = {"name": self.name, "token": self.token, "offer": self.offer.encode()}
         return json.dumps(values).encode()
 
     @staticmethod
@@ -147,11 +145,9 @@ class Welcome:
             values: Any = strict_json(data.decode())
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"The server's welcome is no JSON: {error!s:.100}.") from error
-        kinds: Mapping[str, type] = {"name": str, "token": str, "pause": float, "offer": str}
+        kinds: Mapping[str, type] = {"name": str, "token": str, "offer": str}
         if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != kinds:
             raise ArtifactError("The server's welcome cannot be read: is it a fedproxy server of this version?")
         if not is_name(values["name"]):
             raise ArtifactError(f"The server's welcome calls this client {values['name']!r:.80}, which is no name.")
-        if not 0.01 <= values["pause"] <= 60:
-            raise ArtifactError(f"The server's welcome asks for a pause of {values['pause']} s; 0.01 to 60 are sane.")
-        return Welcome(values["name"], values["token"], values["pause"], Offer.decode(values["offer"]))
+        return Welcome(values["name"], values["token"], Offer.decode(values["offer"]))

@@ -1,24 +1,34 @@
 """Flower as the engine: the same coordinator and clients, in Flower's simulation or between organisations.
 
     exchange.py    the server's side: orders and answers over Flower's Grid
-    superlink.py   the processes of the owner: SuperLink and the run on it
-    supernode.py   the process of a data owner: a SuperNode at a pace of its own
-    clientapps.py  starts ClientApps without importing Flower anew for each message
+    announced.py   what became of each order, told by the gateway to the server's side
+    requests.py    who signed a SuperNode's request
+    fleet.py       what the gateway lets through to Flower's Fleet API, client by client
+    runtime.py     tasks that a SuperLink or SuperNode puts up, acquired and answered
+    superlink.py   the processes of the owner: SuperLink, and the ServerApp of the run on it
+    supernode.py   the process of a data owner: a SuperNode
+    app.py         what Flower loads: ServerApp and ClientApp
 
-Only this package and `fedproxy.deployment.flower.app`, which Flower loads, import flwr.
+Only this package imports flwr. Flower is used as it is: nothing of it is replaced.
 """
 
 import os
 
 from fedproxy.errors import MissingExtraError
 
-QUIET = {
+PART_BYTES = 256 << 10
+"""Flower cuts what it sends into parts of so many bytes. A part must be over within the 30 s after which a SuperNode
+sends it again, and within the 180 s after which a SuperLink forgets the whole: so 12 kB a second suffice."""
+
+SETTINGS = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(PART_BYTES),
+    "FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES": "1",
 }
-"""Environment of every Flower process: no telemetry, no update check, no dependency synchronisation."""
+"""Environment of every Flower process: no telemetry, no update check, no dependency synchronisation, parts as above."""
 
 RUN_VARIABLE = "FEDPROXY_RUN"
 """Names the run directory to Flower's ServerApp, and in a simulation to its ClientApps."""
@@ -26,15 +36,21 @@ RUN_VARIABLE = "FEDPROXY_RUN"
 OUTCOME_VARIABLE = "FEDPROXY_OUTCOME"
 """Names the file in which Flower's ServerApp notes how it ended."""
 
-WORKER_VARIABLE = "FEDPROXY_WORKER"
-"""Names the socket of the warm worker to the ClientApps of a data owner."""
+ANSWERED_VARIABLE = "FEDPROXY_ANSWERED"
+"""Names the folder in which the gateway announces to Flower's ServerApp what became of each order."""
 
 
-def spare_loopback() -> None:
-    """Let nothing that this process or one that it starts asks of this machine go through a proxy."""
+def prepare() -> None:
+    """Set this process up for Flower, before it is imported: its settings, and no proxy on the way to this machine.
+
+    Raises:
+        MissingExtraError: Flower is not installed.
+    """
+    os.environ.update(SETTINGS)
     spared = [part for name in ("no_proxy", "NO_PROXY") for part in os.environ.get(name, "").split(",") if part]
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(dict.fromkeys([*spared, "127.0.0.1", "localhost"]))
+    require_flower()
 
 
 def require_flower() -> None:

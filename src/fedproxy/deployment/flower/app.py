@@ -6,7 +6,6 @@ Which run is told by the environment, or by the run configuration of `flwr run` 
 import contextlib
 import functools
 import os
-from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedproxy.deployment.flower import OUTCOME_VARIABLE, RUN_VARIABLE, WORKER_VARIABLE
+from fedproxy.deployment.flower import ANSWERED_VARIABLE, OUTCOME_VARIABLE, RUN_VARIABLE
+from fedproxy.deployment.flower.announced import Announced
 from fedproxy.deployment.flower.exchange import ANSWER, ORDER, TO, GridExchange, pack, unpack
-from fedproxy.deployment.flower.hurry import hurry
 from fedproxy.errors import FedproxyError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +56,6 @@ def main(grid: Grid, context: Context) -> None:
     from fedproxy.federation.tuning import read_run, tune
     from fedproxy.run_directory import has_members, write_outcome
 
-    hurry()
     run = _run_of(context)
 
     def nodes() -> dict[str, int]:
@@ -72,9 +70,10 @@ def main(grid: Grid, context: Context) -> None:
             settings = read_run(run)
             names = client_names(settings) or sorted(read_members(run))
             wire = settings.federate.wire, settings.federate.wire_options
+            announced = Announced(Path(os.environ[ANSWERED_VARIABLE])) if ANSWERED_VARIABLE in os.environ else None
 
             def exchange(store: "RoundStore") -> GridExchange:
-                return GridExchange(grid, nodes, store.spool, *wire)
+                return GridExchange(grid, nodes, store.spool, *wire, announced=announced)
 
             with open_tracker(settings, run) as tracker:
                 tune(settings, directory, exchange, names, tracker.round_closed)
@@ -89,15 +88,9 @@ def main(grid: Grid, context: Context) -> None:
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    """Answer an order: through the warm worker of a data owner, or in a simulation here."""
+    """Answer an order to a client of a simulation."""
     order, name = unpack(message.content, ORDER), str(message.content[TO]["client"])
-    if address := os.environ.get(WORKER_VARIABLE):
-        with Client(address, "AF_UNIX") as connection:
-            connection.send_bytes(name.encode())
-            connection.send_bytes(order)
-            answer = connection.recv_bytes()
-    else:
-        answer = _local(_run_of(context)).session(name).answer(name, order)[0]
+    answer = _local(_run_of(context)).session(name).answer(name, order)[0]
     return Message(pack(ANSWER, answer), reply_to=message)
 
 

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedproxy.deployment.flower.announced import Announced
 from fedproxy.errors import ResourceError, UsageError, explained
 from fedproxy.federation.messages import Order, Refusal, Reply
 from fedproxy.federation.protocol import encode_order, take_reply
@@ -19,8 +21,6 @@ TO = "fedproxy.to"
 
 POLL_SECONDS = 0.1
 PUSHED_AT_ONCE = 16
-PULLED_AT_ONCE = 4
-"""Answers in memory at a time: each is on disk before the next ones are fetched."""
 
 PRESENCE_SECONDS = 5.0
 """How often it is looked whether the clients that still owe an answer are there."""
@@ -49,12 +49,16 @@ def unpack(content: RecordDict, key: str) -> bytes:
 class GridExchange:
     """An `Exchange` over a Grid.
 
+    An answer is fetched by its own order's identifier alone, so that whatever is wrong with it is known to be its
+    sender's.
+
     Args:
         grid: Flower's connection to the nodes.
         nodes: Tells the clients that are connected: name → Flower's node id.
         spool: Makes the empty folder in which the answers of an order are kept until the round is stored.
         wire: The encoding of updates.
         options: Its options.
+        announced: What the gateway announces; without a gateway all that is waited for is asked for again and again.
     """
 
     def __init__(
@@ -64,8 +68,11 @@ class GridExchange:
         spool: Callable[[], Path],
         wire: str = PLAIN,
         options: Mapping[str, Any] | None = None,
+        *,
+        announced: Announced | None = None,
     ) -> None:
         self._grid, self._nodes, self._spool, self._wire = grid, nodes, spool, (wire, options)
+        self._announced = announced
         self._late: dict[str, tuple[str, int]] = {}
 
     def available(self) -> Sequence[str]:
@@ -89,18 +96,20 @@ class GridExchange:
         looked = time.monotonic()
         while waiting and (until is None or time.monotonic() < until):
             idle = True
-            for identifier, answer in self._pulled([*waiting, *self._late]):
+            for identifier in [*waiting, *self._late]:
+                name, asked_in = (waiting[identifier], number) if identifier in waiting else self._late[identifier]
+                if (answer := self._fetched(identifier, name, asked_in)) is None:
+                    continue
                 idle = False
                 path = folder / f"{identifier[:16]}.safetensors"
-                if identifier in waiting:
-                    name = waiting.pop(identifier)
-                    yield name, self._read(answer, path, orders[name], name)
+                if waiting.pop(identifier, None) is not None:
+                    yield name, self._read(answer, path, orders[name], name, nodes[name])
                     continue
-                name, asked_in = self._late.pop(identifier, ("", 0))
-                if not name or answer.has_error():  # nobody was asked that, or it says nothing of this round's order
+                del self._late[identifier]
+                if isinstance(answer, Refusal) or answer.has_error():  # it says nothing of this round's order
                     continue
                 if asked_in == number and name in orders:  # the round was begun again
-                    yield name, self._read(answer, path, orders[name], name)
+                    yield name, self._read(answer, path, orders[name], name, nodes.get(name))
                 else:
                     yield name, Refusal(name, asked_in, "it came after its round")
             if idle:
@@ -128,20 +137,40 @@ class GridExchange:
                 messages.append(Message(content, nodes[name], "train", ttl=life, group_id=str(order.round)))
             yield from zip(self._grid.push_messages(messages), group, strict=True)
 
-    def _pulled(self, identifiers: Sequence[str]) -> Iterator[tuple[str, Message]]:
-        for begin in range(0, len(identifiers), PULLED_AT_ONCE):
-            for answer in self._grid.pull_messages(identifiers[begin : begin + PULLED_AT_ONCE]):
-                yield answer.metadata.reply_to_message_id, answer
+    def _fetched(self, identifier: str, name: str, number: int) -> Message | Refusal | None:
+        """What came in answer to an order, or in its place; nothing so far."""
+        if self._announced is not None:
+            done = self._announced.done(identifier)
+            if done is None:
+                return None
+            if done:
+                return Refusal(name, number, done)
+        try:
+            return next(iter(self._grid.pull_messages([identifier])), None)
+        except httpx.HTTPError:
+            raise  # the SuperLink is away
+        except Exception as error:
+            return _unreadable(error, name, number)
 
-    def _read(self, answer: Message, path: Path, order: Order, sender: str) -> Reply | Refusal:
+    def _read(
+        self, answer: Message | Refusal, path: Path, order: Order, sender: str, node: int | None
+    ) -> Reply | Refusal:
+        if isinstance(answer, Refusal):
+            return answer
         if answer.has_error():
             return Refusal(sender, order.round, answer.error.reason or f"Flower's error {answer.error.code}")
+        if node is not None and answer.metadata.src_node_id != node:
+            return Refusal(sender, order.round, "the answer names another sender", "invalid")
         try:
             return take_reply(unpack(answer.content, ANSWER), path, order, sender, *self._wire)
         except (UsageError, ResourceError):
             raise  # this machine's disk
         except Exception as error:
-            if isinstance(known := explained(error), ResourceError):
-                raise known from error
-            # whatever else it is, this client sent it
-            return Refusal(sender, order.round, f"it cannot be read: {type(error).__name__}: {error}", "invalid")
+            return _unreadable(error, sender, order.round)
+
+
+def _unreadable(error: Exception, sender: str, number: int) -> Refusal:
+    """Whatever is wrong with an answer, its sender sent it; but for want of memory here, which is raised."""
+    if isinstance(known := explained(error), ResourceError):
+        raise known from error
+    return Refusal(sender, number, f"it cannot be read: {type(error).__name__}: {error}", "invalid")

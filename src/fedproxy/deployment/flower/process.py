@@ -10,6 +10,7 @@ $ python -m fedproxy.deployment.flower.process PARENT COMMAND ARGUMENT...
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedproxy.foreign import plain
+
 GRACE_SECONDS = 5.0
 """What a command that was told to end may take for it."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -58,12 +62,12 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def tail(log: Path, lines: int = 8) -> str:
-    """The last lines of a log, for an error."""
+    """The last lines of a log, for an error; others may have had a part in it."""
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        text = _COLOUR.sub("", log.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return ""
-    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])[-2000:]
+    return plain("\n".join([line for line in text.splitlines() if line.strip()][-lines:])[-2000:], lines=True)
 
 
 def keep(parent: int, command: Sequence[str]) -> int:

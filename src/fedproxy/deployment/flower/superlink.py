@@ -9,14 +9,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedproxy.deployment.flower import QUIET, require_flower, spare_loopback
+from fedproxy.deployment.flower import SETTINGS, prepare
 from fedproxy.deployment.flower.process import start, stop, tail
+from fedproxy.deployment.flower.runtime import SERVER_APP, SIMULATION, Runtime, write_secret
 from fedproxy.errors import FederationError
 
 START_SECONDS = 90.0
-CHECK_SECONDS = 5.0
 _CONNECTION = "own"
 _TAKEN = re.compile(rb'"success":\s*true')
+_RUN = re.compile(rb'"run-id":\s*"?([0-9]+)')
+ACQUIRE_SECONDS = 30.0
 _APP = """[build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
@@ -64,20 +66,19 @@ class SuperLink:
         simulation: bool = False,
         environment: Mapping[str, str],
     ) -> None:
-        require_flower()
-        spare_loopback()
+        prepare()
         self.port = free_port()
         self.log = folder / "superlink.log"
         self.ca = certificates[2] if certificates else None
         self._folder, self._certificates, self._simulation = folder, certificates, simulation
         self._environment = {
-            **QUIET,
+            **SETTINGS,
             "FLWR_HOME": str(folder),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
-        self._checked, self._finished = 0.0, 0
+        self._app: subprocess.Popen[bytes] | None = None
+        self._ended = False
 
     def start(self) -> "SuperLink":
         """Start the process and wait until it listens.
@@ -86,6 +87,8 @@ class SuperLink:
             FederationError: it does not.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._secret = write_secret(self._folder / "secret")
+        alone = ["--isolation", "process", "--superexec-auth-secret-file", str(self._folder / "secret")]
         where = ["--host", "127.0.0.1", "--port", str(self.port)]
         legacy = ["--control-api-address", "127.0.0.1:0", "--fleet-api-address", "127.0.0.1:0"]
         if self._certificates is None:
@@ -96,7 +99,7 @@ class SuperLink:
             secure += ["--enable-supernode-auth"]
         options = ["--simulation"] if self._simulation else []
         self._process = start(
-            ["flower-superlink", *where, *legacy, *secure, *options], self.log, self._environment, self._folder
+            ["flower-superlink", *where, *alone, *legacy, *secure, *options], self.log, self._environment, self._folder
         )
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self.alive:
@@ -136,7 +139,10 @@ class SuperLink:
         )
 
     def run(self, settings: str = "") -> None:
-        """Submit the run, as `flwr run` does.
+        """Submit the run as `flwr run` does, and start its ServerApp.
+
+        Nothing else is ever started: whoever reaches the Control API on loopback can submit runs, and they stay where
+        they are.
 
         Args:
             settings: Settings of a simulation, as `flwr run --federation-config` takes them.
@@ -163,11 +169,35 @@ class SuperLink:
         finally:
             stop(process)
         log = self._folder / "run.log"
-        if code != 0 or not _TAKEN.search(log.read_bytes()):  # it may end with 0 all the same
+        said = log.read_bytes()
+        number = _RUN.search(said)
+        if code != 0 or not _TAKEN.search(said) or number is None:  # it may end with 0 all the same
             raise FederationError(f"Flower did not take the run. The end of {log}:\n{tail(log)}")
+        self._start_app(int(number[1]))
+
+    def _start_app(self, run: int) -> None:
+        address = f"127.0.0.1:{self.port}"
+        kind = SIMULATION if self._simulation else SERVER_APP
+        runtime = Runtime(address, self._secret, None if self.ca is None else self.ca.read_bytes())
+        until = time.monotonic() + ACQUIRE_SECONDS
+        try:
+            while (task := runtime.acquire([kind])) is None or task.run != run:
+                if time.monotonic() > until:
+                    raise FederationError("Flower's SuperLink puts up no task for the run.")
+                time.sleep(0.05)
+        except ConnectionError as error:
+            raise FederationError(f"Flower's SuperLink does not answer ({error}).") from error
+        finally:
+            runtime.close()
+        token = self._folder / "token"
+        token.touch(0o600)
+        token.write_text(task.token, encoding="utf-8")
+        where = ["--runtime-api-address", address, "--token-file", str(token)]
+        secure = ["--insecure"] if self.ca is None else ["--root-certificates", str(self.ca)]
+        self._app = start([kind, *where, *secure], self.log, self._environment, self._folder)
 
     def check(self) -> None:
-        """Check that the SuperLink lives and that its run has not ended; the run is asked for every few seconds only.
+        """Check that SuperLink and ServerApp live.
 
         Raises:
             FederationError: either ended.
@@ -176,29 +206,16 @@ class SuperLink:
             raise FederationError(
                 f"Flower's SuperLink ended. Go on with --resume. The end of its log:\n{tail(self.log)}"
             )
-        if time.monotonic() - self._checked < CHECK_SECONDS:
-            return
-        self._checked = time.monotonic()
-        import httpx
-        from flwr.proto.control_pb2 import ListRunsRequest
-
-        client = self._control()
-        try:
-            runs = client.ListRuns(ListRunsRequest()).run_dict.values()
-        except httpx.HTTPError:  # it is ending, or busy: the next look will tell
-            return
-        finally:
-            client.close()
-        if ended := [run.status for run in runs if run.status.status == "finished"]:
-            self._finished += 1  # what it noted on its way out may not be there yet when it is seen the first time
-            if self._finished > 1:
+        if self._app is not None and self._app.poll() is not None:
+            if self._ended:
                 raise FederationError(
-                    f"Flower's ServerApp ended ({ended[0].sub_status}). Go on with --resume. The end of its log:\n"
-                    f"{tail(self.log)}"
+                    f"Flower's ServerApp ended. Go on with --resume. The end of its log:\n{tail(self.log)}"
                 )
+            self._ended = True  # what it noted on its way out was not looked for since
 
     def close(self) -> None:
-        """End the SuperLink and all that it started."""
-        if self._process is not None:
-            stop(self._process)
-            self._process = None
+        """End ServerApp and SuperLink, and all that they started."""
+        for process in (self._app, self._process):
+            if process is not None:
+                stop(process)
+        self._app = self._process = None

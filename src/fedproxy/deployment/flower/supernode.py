@@ -1,56 +1,96 @@
-"""A SuperNode that asks for messages several times a second, and every two seconds for a server that is away.
+"""A SuperNode of a data owner as a process: Flower's own command, which starts no program for what a server sends."""
 
-Flower's own waits three seconds for the former, and up to twenty for the latter.
-
-$ python -m fedproxy.deployment.flower.supernode PAUSE KEY ARGUMENT...
-"""
-
-import sys
+import logging
+import subprocess
 import time
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
-from fedproxy.deployment.certificates import load_private
-from fedproxy.deployment.flower.hurry import hurry
+from fedproxy.deployment.flower import SETTINGS
+from fedproxy.deployment.flower.process import start, stop, tail
+from fedproxy.deployment.flower.runtime import Runtime, write_secret
+from fedproxy.deployment.flower.superlink import free_port
+from fedproxy.errors import FederationError
 
-LONGEST_RETRY_SECONDS = 2
+log = logging.getLogger(__name__)
 
-
-class Hurried:
-    """The module `time`, whose `sleep` takes `pause` seconds at most."""
-
-    def __init__(self, pause: float) -> None:
-        self._pause = pause
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep, but not for long."""
-        time.sleep(min(seconds, self._pause))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
+LONG_ENOUGH_SECONDS = 60.0
+"""A SuperNode that lived for so long ended for a reason of its own time, not because it cannot run here."""
+SHORT_LIVES = 3
+"""So many short lives in a row, and it is not started again."""
+REVIVAL_SECONDS = 1.0
 
 
-def main(arguments: list[str]) -> None:
-    """Run `flower-supernode`.
+class SuperNode:
+    """A SuperNode, from `start` to `close`.
 
     Args:
-        arguments: The longest pause in seconds; the file of the key by which the server knows this client, which a
-            SuperNode without TLS would draw anew; and the arguments of `flower-supernode`.
+        folder: Where it keeps its log, its secret and its key.
+        superlink: The server: HOST:PORT, with "NAME:PASSWORD@" before it where no key tells who it is.
+        ca: Certificate of the CA that vouches for the server, PEM; none for plaintext.
+        private: The key by which the server knows it, in OpenSSH's format.
     """
-    import flwr.supercore.retry.http_retry as retry
-    import flwr.supernode.fleet_http_connection as connection
-    import flwr.supernode.start_client_internal as loop
 
-    hurry()
-    private = load_private(Path(arguments[1]).read_bytes())
-    vars(retry)["MAX_RETRY_DELAY"] = LONGEST_RETRY_SECONDS
-    vars(loop)["time"] = Hurried(float(arguments[0]))
-    vars(connection)["generate_key_pairs"] = lambda: (private, private.public_key())
-    sys.argv = ["flower-supernode", *arguments[2:]]
-    (command,) = entry_points(group="console_scripts", name="flower-supernode")
-    command.load()()
+    def __init__(self, folder: Path, superlink: str, ca: bytes | None, private: bytes) -> None:
+        self._folder = folder
+        self.log = folder / "supernode.log"
+        self._secret = write_secret(folder / "secret")
+        alone = ["--isolation", "process", "--superexec-auth-secret-file", str(folder / "secret")]
+        secure = ["--insecure"]
+        self._environment = {**SETTINGS, "FLWR_HOME": str(folder)}
+        if ca is not None:
+            (folder / "ca.crt").write_bytes(ca)
+            key = folder / "key"
+            key.touch(0o600)
+            key.write_bytes(private)
+            secure = ["--root-certificates", str(folder / "ca.crt"), "--auth-supernode-private-key", str(key)]
+            # One certificate to read for every connection that is opened, where there would be the machine's hundreds.
+            self._environment["SSL_CERT_FILE"] = str(folder / "ca.crt")
+        self._command = ["flower-supernode", "--superlink", superlink, *alone, *secure]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._runtime: Runtime | None = None
+        self._began, self._short = 0.0, 0
 
+    @property
+    def runtime(self) -> Runtime:
+        """Its Runtime API."""
+        assert self._runtime is not None
+        return self._runtime
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    def start(self) -> None:
+        """Start the process, at a port of its own."""
+        port = free_port()
+        if self._runtime is not None:
+            self._runtime.close()
+        self._runtime = Runtime(f"127.0.0.1:{port}", self._secret)
+        where = ["--host", "127.0.0.1", "--port", str(port)]
+        self._began = time.monotonic()
+        self._process = start([*self._command, *where], self.log, self._environment, self._folder)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def revive(self) -> None:
+        """Start it again if it ended, as it does when the server was started anew.
+
+        Raises:
+            FederationError: it ended soon after each of several starts.
+        """
+        lived = time.monotonic() - self._began
+        if self.alive or lived < REVIVAL_SECONDS:
+            return
+        self._short = self._short + 1 if lived < LONG_ENOUGH_SECONDS else 0
+        end = tail(self.log)
+        if self._short >= SHORT_LIVES:
+            raise FederationError(f"Flower's SuperNode ended {self._short} times in a row. The end of its log:\n{end}")
+        log.warning("Flower's SuperNode ended. It is started again. The end of its log:\n%s", end)
+        self.start()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._runtime is not None:
+            self._runtime.close()
+        if self._process is not None:
+            stop(self._process)
+            self._process = None

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import select
 import socket
 import socketserver
 import ssl
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 512
 """Connections at one time; one more is closed at once, and its client tries again."""
 HANDSHAKE_SECONDS, REQUEST_SECONDS, PIECE_SECONDS = 15.0, 30.0, 60.0
-"""How long a client may take for its TLS handshake, its next request, and for taking a buffer's bytes."""
+"""How long a client may take for its TLS handshake, its next request, and for a piece of a body."""
+PIECE_BYTES = 64 << 10
 
 _LENGTH = re.compile("[0-9]{1,15}")
 _HERE = "127.0.0.1"
@@ -48,8 +50,8 @@ class Owner:
         """Bytes that the body of a POST request may have, before any is read; -1 refuses it."""
         return -1
 
-    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Answer a POST request, of names of headers in lower case."""
+    def post(self, path: str, headers: Mapping[str, str], body: bytes, alive: Callable[[], bool]) -> Answer:
+        """Answer a POST request, of names of headers in lower case; `alive` tells whether its sender still waits."""
         raise NotImplementedError
 
     def forget(self) -> None:
@@ -196,12 +198,17 @@ class Handler(BaseHTTPRequestHandler):
                 refused = HTTPStatus.UNAUTHORIZED if most < 0 else HTTPStatus.REQUEST_ENTITY_TOO_LARGE
                 self.send_error(refused, "not for this client" if most < 0 else f"a body has {most} bytes at most")
                 return
-            body = self.rfile.read(int(length))
-            if len(body) < int(length):
-                self.close_connection = True
-                return
+            body = bytearray()
+            while len(body) < int(length):
+                self.server.allow(self.connection, PIECE_SECONDS)
+                piece = self.rfile.read(min(PIECE_BYTES, int(length) - len(body)))
+                if not piece:
+                    self.close_connection = True
+                    return
+                body += piece
             self.server.allow(self.connection, 2 * PIECE_SECONDS)
-            answer = owner.post(self.path, headers, body)
+            answer = owner.post(self.path, headers, bytes(body), self._is_awaited)
+            self.server.allow(self.connection, 2 * PIECE_SECONDS)
         except FedproxyError as error:
             log.warning("%s cannot be answered: %s", self.path[:80], error)
             self.close_connection = True
@@ -214,6 +221,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.content)
         answer.sent()
+
+    def _is_awaited(self) -> bool:
+        """Whether the client still waits for its answer: who says something meanwhile, or nothing more, does not."""
+        return not select.select([self.connection], [], [], 0)[0]
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Requests are of interest for debugging only."""
