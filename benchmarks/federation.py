@@ -139,7 +139,7 @@ class Memory(threading.Thread):
     def look(self, process: int) -> None:
         """Note the memory of a process, if it is one of the server's."""
         words = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
-        line = " ".join(Path(word).name for word in words[:3])
+        line = " ".join(Path(word).name for word in words[:5])
         kind = next((name for name in SERVER if name in line), None)
         if kind is None:
             return

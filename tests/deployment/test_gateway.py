@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import datetime
 import json
 import threading
 import time
@@ -8,16 +9,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
 
 from fedproxy.artifacts import Manifest, write_json
 from fedproxy.deployment import gateway as gateway_module
 from fedproxy.deployment import welcome
 from fedproxy.deployment.certificates import load_private, make_key
+from fedproxy.deployment.flower.announced import Announced
+from fedproxy.deployment.flower.fleet import Fleet
 from fedproxy.deployment.gateway import Gateway, Upstream
 from fedproxy.deployment.handout.fetch import fetch_proxy
 from fedproxy.deployment.handout.parts import describe
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, read_client_key, revoke_client
-from fedproxy.deployment.members import Members
+from fedproxy.deployment.members import Members, read_members
 from fedproxy.deployment.welcome import Welcome, introduce, public_pem
 from fedproxy.federation.offer import make_offer
 from tests.federation.test_offer import EXPERIMENT
@@ -91,7 +97,7 @@ def start(tmp_path, proxy, superlink):
                     EXPERIMENT, name, run_id="r1", proxy=listing.sha256, start="1" * 64, spoken=spoken
                 ),
                 upstream=Upstream(upstream or superlink.port, None),
-                pause=0.2,
+                fleet=Fleet(Announced(tmp_path), 1000, 0.2),
             )
             stack.enter_context(gateway)
             return SimpleNamespace(gateway=gateway, keys=keys)
@@ -118,14 +124,21 @@ def enter(hub, key, name="", process="0" * 16):
     return status, Welcome.decode(said) if status == 200 else json.loads(said)["reason"]
 
 
-def named(key):
-    return {"flwr_public_key": base64.b64encode(public_pem(key.public_key()).encode()).decode()}
+def signed(key, *, age=0.0, by=None):
+    """Headers of a SuperNode's request: the key, and the time that it signed; `by` another key."""
+    moment = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)).isoformat()
+    signature = (by or key).sign(moment.encode(), ec.ECDSA(hashes.SHA256()))
+    return {
+        "flwr_public_key": base64.b64encode(public_pem(key.public_key()).encode()).decode(),
+        "flwr_signature": base64.b64encode(signature).decode(),
+        "flwr_timestamp": moment,
+    }
 
 
 def test_a_member_is_welcomed_by_the_name_of_its_key(start):
     hub = start()
     status, said = enter(hub, key_of(hub, "bank"), "shop")
-    assert (status, said.name, said.pause, said.offer.max_rows) == (200, "bank", 0.2, 100)
+    assert (status, said.name, said.offer.max_rows) == (200, "bank", 100)
     assert enter(hub, key_of(hub, "bank"))[1] == said
     assert enter(hub, key_of(hub, "shop"))[1].token != said.token
 
@@ -155,22 +168,16 @@ def test_the_proxy_is_sent_once(start, tmp_path):
         assert list(hub.gateway.sent.values()) == [hub.gateway.listing.size]
 
 
-def test_a_members_message_goes_to_the_superlink_and_no_more_of_it_than_needed(start, superlink):
+def test_a_members_request_goes_to_the_superlink_and_no_more_of_it_than_needed(start, superlink):
     hub = start()
-    key = named(key_of(hub, "bank"))
-    headers = {
-        **key,
-        "flwr_signature": "s",
-        "Content_Type": "application/protobuf",
-        "Cookie": "c",
-        "Authorization": "a",
-    }
-    status, said, back = ask(hub, "/v1/fleet/pull-messages", b"body", **headers)
+    key = signed(key_of(hub, "bank"))
+    headers = {**key, "Content_Type": "application/protobuf", "Cookie": "c", "Authorization": "a"}
+    status, said, back = ask(hub, "/v1/fleet/get-run", b"body", **headers)
     assert (status, said, back["Content-Type"], back["flwr-said"]) == (200, b"answer", "application/protobuf", "yes")
     assert "Server-Path" not in back
     [(path, seen, body)] = superlink.seen
-    assert (path, body, seen["flwr-public-key"]) == ("/v1/fleet/pull-messages", b"body", key["flwr_public_key"])
-    assert (seen["flwr-signature"], seen["content-type"]) == ("s", "application/protobuf")
+    assert (path, body, seen["flwr-public-key"]) == ("/v1/fleet/get-run", b"body", key["flwr_public_key"])
+    assert (seen["flwr-signature"], seen["content-type"]) == (key["flwr_signature"], "application/protobuf")
     assert not {"cookie", "authorization"} & seen.keys()
     assert ask(hub, "/v1/fleet/get-fab", b"", **key)[0] == 418
 
@@ -185,8 +192,8 @@ def test_a_members_message_goes_to_the_superlink_and_no_more_of_it_than_needed(s
         "/v1/fleet/unregister-node",
         "/v1/fleet/../control/start-run",
         "/v1/fleet/%2e%2e/control/start-run",
-        "/v1/fleet//pull-messages",
-        "/v1/fleet/pull-messages?x",
+        "/v1/fleet//get-run",
+        "/v1/fleet/get-run?x",
         "/v1/fleet/",
         "//v1/control/start-run",
         "http://127.0.0.1/v1/control/start-run",
@@ -196,18 +203,39 @@ def test_a_members_message_goes_to_the_superlink_and_no_more_of_it_than_needed(s
 )
 def test_nothing_else_reaches_the_superlink_even_from_a_member(start, superlink, path):
     hub = start()
-    for headers in (named(key_of(hub, "bank")), {}):
-        assert ask(hub, path, b"body", **headers)[0] in (401, 404)
+    for headers in (signed(key_of(hub, "bank")), {}):
+        assert ask(hub, path, b"body", **headers)[0] in (401, 403)
         assert ask(hub, path, method="GET", **headers)[0] in (401, 404)
     assert not superlink.seen
 
 
+HEADERS = ("flwr_public_key", "flwr_signature", "flwr_timestamp")
+
+
 @pytest.mark.parametrize("value", [None, "", "é", "!", base64.b64encode(b"\xff").decode(), "TWFkZSB1cA=="])
-def test_a_message_without_a_members_key_stays_outside(start, superlink, value):
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_request_without_a_members_signature_stays_outside(start, superlink, name, value):
     hub = start()
-    headers = {} if value is None else {"flwr_public_key": value.encode()}
-    assert ask(hub, "/v1/fleet/pull-messages", b"body", **headers)[0] == 401
-    assert ask(hub, "/v1/fleet/pull-messages", b"body", **named(make_key()))[0] == 401
+    headers = signed(key_of(hub, "bank"))
+    headers[name] = value.encode() if value is not None else None
+    headers = {name: value for name, value in headers.items() if value is not None}
+    assert ask(hub, "/v1/fleet/get-run", b"body", **headers)[0] == 401
+    assert not superlink.seen
+
+
+def test_a_public_key_alone_opens_nothing(start, superlink):
+    hub = start()
+    bank = key_of(hub, "bank")
+    for headers in (
+        signed(make_key()),
+        signed(bank, by=make_key()),
+        signed(bank, by=key_of(hub, "shop")),
+        signed(bank, age=400.0),
+        signed(bank, age=-60.0),
+        {**signed(bank), "flwr_timestamp": "2026-01-01T00:00:00"},
+    ):
+        status, _, said = ask(hub, "/v1/fleet/push-object", b"", Content_Length="1000000", **headers)
+        assert (status, said.get("Connection")) == (401, "close")  # answered although no byte of the body came
     assert not superlink.seen
 
 
@@ -217,7 +245,7 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(start, superlink):
     _, said = enter(hub, key)
     bearer = {"Authorization": f"Bearer {said.token}"}
     connection = HTTPConnection("127.0.0.1", hub.gateway.port, timeout=10)
-    headers = {name.replace("_", "-"): value for name, value in named(key).items()}
+    headers = {name.replace("_", "-"): value for name, value in signed(key).items()}
 
     def status(method, path, **more):
         connection.request(method, path, b"" if method == "POST" else None, {**headers, **more})
@@ -225,9 +253,9 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(start, superlink):
         answer.read()
         return answer.status
 
-    assert (status("POST", "/v1/fleet/pull-messages"), status("GET", "/listing", **bearer)) == (200, 200)
+    assert (status("POST", "/v1/fleet/get-run"), status("GET", "/listing", **bearer)) == (200, 200)
     revoke_client(hub.keys, "bank")
-    assert (status("POST", "/v1/fleet/pull-messages"), status("GET", "/listing", **bearer)) == (401, 403)
+    assert (status("POST", "/v1/fleet/get-run"), status("GET", "/listing", **bearer)) == (401, 403)
     connection.close()
     assert enter(hub, key) == (403, "This key was revoked. Ask the owner of the model for a new one.")
     assert len(superlink.seen) == 1
@@ -243,7 +271,7 @@ def test_a_damaged_register_is_a_matter_of_trying_again(start, superlink):
     path.write_bytes(b"{")
     for status, content, _ in (
         ask(hub, welcome.PATH, introduce(key).encode()),
-        ask(hub, "/v1/fleet/pull-messages", b"", **named(key)),
+        ask(hub, "/v1/fleet/get-run", b"", **signed(key)),
         ask(hub, "/listing", None, "GET", Authorization=f"Bearer {said.token}"),
     ):
         assert status == 503
@@ -251,7 +279,7 @@ def test_a_damaged_register_is_a_matter_of_trying_again(start, superlink):
     assert not superlink.seen
     path.write_bytes(whole)
     assert enter(hub, key)[0] == 200
-    assert ask(hub, "/v1/fleet/pull-messages", b"", **named(key))[0] == 200
+    assert ask(hub, "/v1/fleet/get-run", b"", **signed(key))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -259,7 +287,7 @@ def test_a_damaged_register_is_a_matter_of_trying_again(start, superlink):
 )
 def test_a_body_that_is_too_large_is_not_read(start, superlink, path, most):
     hub = start()
-    headers = named(key_of(hub, "bank"))
+    headers = signed(key_of(hub, "bank"))
     assert ask(hub, path, b"", Content_Length=str(most + 1), **headers)[0] == 413
     assert ask(hub, path, b"", Content_Length="9" * 30, **headers)[0] == 413
     assert ask(hub, path, b"", Content_Length="-1", **headers)[0] == 413
@@ -269,18 +297,28 @@ def test_a_body_that_is_too_large_is_not_read(start, superlink, path, most):
 
 def test_a_superlink_that_is_away_is_a_matter_of_trying_again(start):
     hub = start(upstream=1)
-    assert ask(hub, "/v1/fleet/pull-messages", b"", **named(key_of(hub, "bank")))[0] == 502
+    assert ask(hub, "/v1/fleet/get-run", b"", **signed(key_of(hub, "bank")))[0] == 502
 
 
-def test_without_a_register_a_node_registers_itself_under_a_free_name(start, superlink):
+def test_without_a_register_a_node_registers_itself_under_the_name_that_its_token_tells(start, superlink, tmp_path):
     hub = start(registered=False)
-    key = make_key()
-    assert ask(hub, "/v1/fleet/register-node", b"", **named(key))[0] == 401
-    assert enter(hub, key, "bank")[1].name == "bank"
+    key, node = make_key(), make_key()
+    pem = public_pem(node.public_key())
+    body = RegisterNodeFleetRequest(public_key=pem.encode()).SerializeToString()
+    assert ask(hub, "/v1/fleet/register-node", body, **signed(node))[0] == 401
+    token = enter(hub, key, "bank")[1].token
     assert "Another client is here as bank" in enter(hub, make_key(), "bank")[1]
     assert "takes no part" in enter(hub, make_key(), "pub")[1]
-    assert ask(hub, "/v1/fleet/register-node", b"", **named(key))[0] == 200
-    assert ask(hub, "/v1/control/start-run", b"", **named(key))[0] == 401
+
+    def basic(text):
+        return {"Authorization": f"Basic {base64.b64encode(text.encode()).decode()}"}
+
+    for wrong in (basic("bank:guess"), basic("bank"), {"Authorization": "Basic é".encode()}, basic(f"bank:{token}x")):
+        assert ask(hub, "/v1/fleet/register-node", body, **signed(node), **wrong)[0] == 401
+    assert ask(hub, "/v1/fleet/register-node", body, **signed(node), **basic(f"bank:{token}"))[0] == 200
+    assert read_members(tmp_path / "run") == {"bank": pem}
+    assert ask(hub, "/v1/fleet/register-node", body, **signed(key), **basic(f"bank:{token}"))[0] == 403  # not its key
+    assert ask(hub, "/v1/control/start-run", b"", **signed(node), **basic(f"bank:{token}"))[0] == 401
 
 
 def test_of_two_processes_with_one_key_the_newer_stays(start):

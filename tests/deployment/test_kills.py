@@ -10,7 +10,7 @@ from tests.deployment.conftest import Federation, Process, eventually
 
 def superlink(owner: Process) -> int:
     """The SuperLink's process, apart from its keeper."""
-    (pid,) = set(owner.family("/flower-superlink ")) - set(owner.family("deployment.flower.process"))
+    (pid,) = set(owner.family(" flower-superlink ")) - set(owner.family("deployment.flower.process"))
     return pid
 
 

@@ -39,9 +39,9 @@ def test_the_register_says_who_is_who(keys, run):
     members = Members(keys, run)
     bank = public_key(keys, "bank")
     assert members.enter(bank, "shop").name == "bank"  # the key tells, not what a client says
-    assert members.knows(bank)
+    assert members.find(bank)
     assert members.holds(members.enter(bank, "").identity)
-    assert not members.knows(stranger())
+    assert not members.find(stranger())
     assert read_members(run) == {"bank": bank, "shop": public_key(keys, "shop")}
     with pytest.raises(StrangerError, match="not registered"):
         members.enter(stranger(), "bank")
@@ -59,7 +59,7 @@ def test_a_change_of_the_register_counts_at_once(keys, run):
     bank = public_key(keys, "bank")
     identity = members.enter(bank, "").identity
     revoke_client(keys, "bank")
-    assert not members.knows(bank)
+    assert not members.find(bank)
     assert not members.holds(identity)
     assert list(read_members(run)) == ["shop"]
     with pytest.raises(StrangerError, match="revoked"):
@@ -79,7 +79,7 @@ def test_while_the_register_is_damaged_nobody_is_known_and_nothing_ends(keys, ru
     before, path = members.all, keys / "clients.json"
     whole = path.read_bytes()
     path.unlink() if content is None else path.write_bytes(content)
-    for ask in (lambda: members.knows(stranger()), lambda: members.enter(stranger(), ""), lambda: members.all):
+    for ask in (lambda: members.find(stranger()), lambda: members.enter(stranger(), ""), lambda: members.all):
         with pytest.raises(ArtifactError) as raised:
             ask()
         assert not isinstance(raised.value, StrangerError)
@@ -88,7 +88,7 @@ def test_while_the_register_is_damaged_nobody_is_known_and_nothing_ends(keys, ru
     assert [record.message.partition(":")[0] for record in caplog.records] == ["Nobody is let in until this is mended"]
     path.write_bytes(whole)
     assert members.all == before
-    assert members.knows(public_key(keys, "bank"))
+    assert members.find(public_key(keys, "bank"))
 
 
 def test_a_register_that_cannot_be_used_is_told_at_the_start(tmp_path, keys, run):
@@ -108,14 +108,14 @@ def test_without_a_register_a_name_is_its_first_keys_until_that_is_silent(run, m
     now[0] += 29.0
     with pytest.raises(StrangerError, match="bank"):
         members.enter(second, "bank")
-    assert members.knows(first)
+    assert members.find(first)
     now[0] += 29.0
     with pytest.raises(StrangerError, match="Another client"):
         members.enter(second, "bank")
     now[0] += 2.0
     assert members.enter(second, "bank").public_key == second
     assert read_members(run) == {"bank": second}
-    assert not members.knows(first)
+    assert not members.find(first)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,9 @@ def join(
                 node.revive()
                 with contextlib.suppress(ConnectionError):  # it is starting, or ending
                     if task := node.runtime.acquire((CLIENT_APP, AGENT_APP)):
-                        answered = _work(task, name, session, on_step, on_answer, on_refusal) or answered
+                        fault, answered = _work(task, name, session, on_step, on_answer, on_refusal), time.monotonic()
+                        if fault is not None:
+                            raise fault
                         continue
                 time.sleep(POLL_SECONDS)
         except FedproxyError:
@@ -149,15 +151,10 @@ def _work(
     on_step: Callable[[int, int, int, float], None],
     on_answer: Callable[[int], None],
     on_refusal: Callable[[str], None],
-) -> float | None:
-    """Answer a task of the SuperNode; gives the moment at which the answer went out, if it did.
-
-    Raises:
-        UsageError, ArtifactError, ResourceError: the next order would meet the same fault of this client.
-    """
+) -> FedproxyError | None:
+    """Answer a task of the SuperNode; gives the fault of this client that the next order would meet as well."""
     from fedproxy.deployment.flower.exchange import ANSWER, ORDER, pack, unpack
 
-    fault: Exception | None
     try:
         with task.beating():
             order = unpack(task.content(), ORDER)
@@ -173,12 +170,12 @@ def _work(
         on_refusal(str(error))
         return None
     if isinstance(fault, UsageError | ArtifactError | ResourceError):
-        raise fault
+        return fault
     if fault is None:
         on_answer(len(answer))
     else:
         on_refusal(str(fault))
-    return time.monotonic()
+    return None
 
 
 class Owner:

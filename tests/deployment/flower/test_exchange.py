@@ -1,10 +1,12 @@
 """Orders and answers over a Grid that hands out what the test puts into it."""
 
+import httpx
 import pytest
 from flwr.app import Error, Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedproxy.deployment.flower import exchange as module
+from fedproxy.deployment.flower.announced import Announced
 from fedproxy.deployment.flower.exchange import ANSWER, GridExchange, pack
 from fedproxy.errors import ResourceError
 from fedproxy.federation.messages import Refusal, Reply
@@ -78,6 +80,7 @@ def grid(tmp_path, monkeypatch):
         assert len(grid.sent) == before + 2
         return found
 
+    asked.exchange = exchange
     return asked
 
 
@@ -109,7 +112,7 @@ def test_in_a_round_that_is_begun_again_an_answer_to_the_first_order_counts_and_
     with pytest.raises(Exception, match="no reply in time"):
         server.close()
     said = grid(server, (0, reply("x")), (1, "expired"), (3, reply("y")))
-    assert said == [("x", Reply, None), ("y", Reply, None)]
+    assert sorted(said, key=str) == [("x", Reply, None), ("y", Reply, None)]
     assert list(server.close().record["clients"]) == ["x", "y"]
 
 
@@ -146,6 +149,71 @@ def test_whatever_goes_wrong_with_an_answer_is_its_senders_fault(grid, monkeypat
     (fault,) = server.close().record["quarantined"]
     assert (fault["client"], fault["kind"]) == ("x", "invalid")
     assert "oops" in fault["reason"]
+
+
+def test_an_answer_in_anothers_name_is_invalid(grid, monkeypatch):
+    """Flower's Fleet API takes a node's word for who it is."""
+    real = Grid.answer
+
+    def forged(self, number, said):
+        real(self, number, said)
+        if number == 0:
+            self.answers[-1].metadata.__dict__["_src_node_id"] = 2
+
+    monkeypatch.setattr(Grid, "answer", forged)
+    server = coordinator(rounds=1, quorum=1)
+    assert [found[:2] for found in grid(server, (0, reply("x")), (1, reply("y")))] == [("x", Refusal), ("y", Reply)]
+    (fault,) = server.close().record["quarantined"]
+    assert (fault["client"], fault["kind"]) == ("x", "invalid")
+
+
+def test_a_message_that_flower_cannot_read_is_its_senders_fault(grid, monkeypatch):
+    def broken(self, identifiers):
+        found = pulled(self, identifiers)
+        if found and identifiers == ["0"]:
+            raise RecursionError("too deep")
+        return found
+
+    pulled = Grid.pull_messages
+    monkeypatch.setattr(Grid, "pull_messages", broken)
+    server = coordinator(rounds=1, quorum=1)
+    first, second = grid(server, (0, reply("x")), (1, reply("y")))
+    assert (first[:2], second) == (("x", Refusal), ("y", Reply, None))
+    (fault,) = server.close().record["quarantined"]
+    assert (fault["client"], fault["kind"]) == ("x", "invalid")
+
+
+def test_a_superlink_that_is_away_is_nobodys_fault(grid, monkeypatch):
+    def away(self, identifiers):
+        raise httpx.ConnectError("away")
+
+    monkeypatch.setattr(Grid, "pull_messages", away)
+    with pytest.raises(httpx.ConnectError):
+        grid(coordinator(rounds=1, quorum=1), (0, reply("x")))
+
+
+def test_with_a_gateway_what_is_announced_alone_is_asked_for(grid, monkeypatch, tmp_path):
+    announced, asked = Announced(tmp_path), []
+
+    def pull(self, identifiers):
+        asked.extend(identifiers)
+        return pulled(self, identifiers)
+
+    pulled = Grid.pull_messages
+    monkeypatch.setattr(Grid, "pull_messages", pull)
+    monkeypatch.setattr(grid.exchange, "_announced", announced)
+    announced.announce("0")
+    announced.announce("1", "its SuperNode ended")
+    announced.announce("3")
+    server = coordinator(rounds=2, quorum=1)
+    assert grid(server, (0, reply("x"))) == [("x", Reply, None), ("y", Refusal, "its SuperNode ended")]
+    assert asked == ["0"]
+    server.close()
+    second = grid(server, (2, reply("x", round=2)))
+    assert [(who, kind) for who, kind, _ in second] == [
+        ("y", Refusal)
+    ]  # Flower took no answer of y; x's is not announced
+    assert asked == ["0", "3"]
 
 
 def test_want_of_memory_is_nobodys_fault(grid, monkeypatch):

@@ -1,15 +1,20 @@
 """What the owner is told when Flower does not take a run, and what it is kept from in a network with a proxy."""
 
+import contextlib
 import os
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fedproxy.deployment.flower import spare_loopback
+from fedproxy.deployment.flower import SETTINGS, prepare
 from fedproxy.deployment.flower import superlink as module
 from fedproxy.deployment.flower.process import start
-from fedproxy.deployment.flower.superlink import SuperLink
+from fedproxy.deployment.flower.runtime import Runtime
+from fedproxy.deployment.flower.superlink import _APP, SuperLink
 from fedproxy.errors import FederationError
 
 
@@ -27,10 +32,41 @@ def test_a_run_that_flower_does_not_take_is_an_error_with_its_words(
         link.run()
 
 
-def test_a_run_that_flower_takes_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = [sys.executable, "-c", 'print(\'{\\n  "success": true,\\n  "run-id": "1"\\n}\')']
-    monkeypatch.setattr(module, "start", lambda command, *rest: start(program, *rest))
-    SuperLink(tmp_path, certificates=None, environment={}).run()
+@pytest.fixture
+def link(tmp_path: Path) -> Iterator[SuperLink]:
+    """A SuperLink that was started, with the variable that names a file."""
+    one = SuperLink(tmp_path / "flower", certificates=None, environment={"MARK": str(tmp_path / "mark")})
+    try:
+        yield one.start()
+    finally:
+        one.close()
+
+
+@pytest.mark.slow
+def test_of_all_runs_at_a_superlink_its_own_alone_is_executed(link: SuperLink, tmp_path: Path) -> None:
+    """Whoever reaches the Control API on loopback can submit an app; it stays where it is."""
+    app = tmp_path / "evil"
+    app.mkdir()
+    (app / "pyproject.toml").write_text(_APP.replace("fedproxy.deployment.flower.app", "evil"))
+    (app / "evil.py").write_text('import os, pathlib\npathlib.Path(os.environ["MARK"]).touch()\nserver = client = 1\n')
+    home = tmp_path / "home"
+    home.mkdir()
+    where = f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{link.port}"\ninsecure = true\n'
+    (home / "config.toml").write_text(where)
+    command = [str(Path(sys.executable).parent / "flwr"), "run", str(app), "own", "--format", "json"]
+    environment = {**os.environ, **SETTINGS, "FLWR_HOME": str(home)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert '"success": true' in said
+    for secret in (None, b"guess" * 8):
+        runtime = Runtime(f"127.0.0.1:{link.port}", secret)
+        with contextlib.closing(runtime), pytest.raises(FederationError, match="refuses the secret"):
+            runtime.acquire(["flwr-serverapp"])
+    link.run()
+    with pytest.raises(FederationError, match="ServerApp ended"):  # it was told no run directory
+        for _ in range(600):
+            link.check()
+            time.sleep(0.1)
+    assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize(
@@ -46,5 +82,5 @@ def test_loopback_is_spared_by_a_proxy_beside_what_was(
 ) -> None:
     monkeypatch.setenv("no_proxy", lower)
     monkeypatch.setenv("NO_PROXY", upper)
-    spare_loopback()
+    prepare()
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == spared

@@ -7,6 +7,7 @@
     runtime.py     tasks that a SuperLink or SuperNode puts up, acquired and answered
     superlink.py   the processes of the owner: SuperLink, and the ServerApp of the run on it
     supernode.py   the process of a data owner: a SuperNode
+    command.py     runs Flower's commands;  process.py lets nothing of them outlive their owner
     app.py         what Flower loads: ServerApp and ClientApp
 
 Only this package imports flwr. Flower is used as it is: nothing of it is replaced.

@@ -146,11 +146,15 @@ class GridExchange:
             if done:
                 return Refusal(name, number, done)
         try:
-            return next(iter(self._grid.pull_messages([identifier])), None)
+            found = self._grid.pull_messages([identifier])
         except httpx.HTTPError:
             raise  # the SuperLink is away
         except Exception as error:
             return _unreadable(error, name, number)
+        answer = next((answer for answer in found if answer.metadata.reply_to_message_id == identifier), None)
+        if answer is None and self._announced is not None:
+            return Refusal(name, number, "Flower did not take its answer")
+        return answer
 
     def _read(
         self, answer: Message | Refusal, path: Path, order: Order, sender: str, node: int | None

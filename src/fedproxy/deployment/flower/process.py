@@ -4,7 +4,7 @@ Flower's processes start others, partly in sessions of their own, and leave it t
 which some never do. Here a keeper stands between: whatever loses its parent becomes its child
 (PR_SET_CHILD_SUBREAPER), so it can end all of them.
 
-$ python -m fedproxy.deployment.flower.process PARENT COMMAND ARGUMENT...
+$ python -P -m fedproxy.deployment.flower.process PARENT COMMAND ARGUMENT...
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def start(
     """Start `command`; it is told to end (SIGTERM) when the calling thread or its process ends.
 
     Args:
-        command: Program and arguments; a program without a slash is looked up beside this Python first.
+        command: Program and arguments.
         log: File that its output is appended to.
         environment: Variables that are added to this process's own.
         folder: Its working directory.
@@ -40,12 +40,10 @@ def start(
     Returns:
         Its keeper, which ends with its exit code.
     """
-    scripts = os.path.dirname(sys.executable)
-    path = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
-    variables = {**os.environ, "PATH": path, **environment}
+    variables = {**os.environ, **environment}
     with open(log, "ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", __name__, str(os.getpid()), *command],
+            [sys.executable, "-P", "-m", __name__, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.deployment.flower import SETTINGS, prepare
+from fedproxy.deployment.flower.command import command
 from fedproxy.deployment.flower.process import start, stop, tail
 from fedproxy.deployment.flower.runtime import SERVER_APP, SIMULATION, Runtime, write_secret
 from fedproxy.errors import FederationError
@@ -99,7 +100,10 @@ class SuperLink:
             secure += ["--enable-supernode-auth"]
         options = ["--simulation"] if self._simulation else []
         self._process = start(
-            ["flower-superlink", *where, *alone, *legacy, *secure, *options], self.log, self._environment, self._folder
+            command("flower-superlink", *where, *alone, *legacy, *secure, *options),
+            self.log,
+            self._environment,
+            self._folder,
         )
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self.alive:
@@ -159,9 +163,9 @@ class SuperLink:
         (self._folder / "config.toml").write_text(
             "\n".join(["[superlink]", f'default = "{_CONNECTION}"', *lines]) + "\n", encoding="utf-8"
         )
-        command = ["flwr", "run", str(app), _CONNECTION, "--format", "json"]
-        command += ["--federation-config", settings] if settings else []
-        process = start(command, self._folder / "run.log", self._environment, self._folder)
+        how = ["--federation-config", settings] if settings else []
+        submit = command("flwr", "run", str(app), _CONNECTION, "--format", "json", *how)
+        process = start(submit, self._folder / "run.log", self._environment, self._folder)
         try:
             code = process.wait(START_SECONDS)
         except subprocess.TimeoutExpired:
@@ -194,7 +198,7 @@ class SuperLink:
         token.write_text(task.token, encoding="utf-8")
         where = ["--runtime-api-address", address, "--token-file", str(token)]
         secure = ["--insecure"] if self.ca is None else ["--root-certificates", str(self.ca)]
-        self._app = start([kind, *where, *secure], self.log, self._environment, self._folder)
+        self._app = start(command(kind, *where, *secure), self.log, self._environment, self._folder)
 
     def check(self) -> None:
         """Check that SuperLink and ServerApp live.

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from fedproxy.deployment.flower import SETTINGS
+from fedproxy.deployment.flower.command import command
 from fedproxy.deployment.flower.process import start, stop, tail
 from fedproxy.deployment.flower.runtime import Runtime, write_secret
 from fedproxy.deployment.flower.superlink import free_port
@@ -45,7 +46,7 @@ class SuperNode:
             secure = ["--root-certificates", str(folder / "ca.crt"), "--auth-supernode-private-key", str(key)]
             # One certificate to read for every connection that is opened, where there would be the machine's hundreds.
             self._environment["SSL_CERT_FILE"] = str(folder / "ca.crt")
-        self._command = ["flower-supernode", "--superlink", superlink, *alone, *secure]
+        self._command = command("flower-supernode", "--superlink", superlink, *alone, *secure)
         self._process: subprocess.Popen[bytes] | None = None
         self._runtime: Runtime | None = None
         self._began, self._short = 0.0, 0

@@ -18,6 +18,7 @@ from typing import Any
 
 from fedproxy.deployment.certificates import check_certificate, read_small
 from fedproxy.errors import ArtifactError, FedproxyError
+from fedproxy.foreign import plain
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self.finish_request(request, client_address)
         except OSError as error:
             log.debug("%s: %s", client_address, error)
+        except Exception as error:  # whatever it is, it ends this connection and nothing else
+            log.warning(
+                "A request from %s failed: %s: %s", client_address[0], type(error).__name__, plain(str(error), 200)
+            )
         finally:
             self.owner.forget()
             self._deadlines.pop(request, None)
