@@ -103,6 +103,7 @@ def main() -> None:
                     tasks=scored_tasks(experiment),
                     data=experiment.evaluate.data,
                     include=experiment.evaluate.include,
+                    trust_tasks=experiment.evaluate.trust_tasks,
                     limit=experiment.evaluate.limit,
                     batch_size=experiment.evaluate.batch_size,
                     on_documents=lambda task, values, scores=scores: scores.update({task: torch.tensor(values)}),

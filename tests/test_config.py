@@ -112,6 +112,7 @@ FIELDS = {
     Evaluate: {
         "tasks": ([[], ["sst2"]], ["sst2", [1]]),
         **dict.fromkeys(("data", "include"), TEXT),
+        "trust_tasks": FLAG,
         **dict.fromkeys(("limit", "batch_size"), COUNT),
         "centralized": FLAG,
         "models": ([[], ["llm", "proxy_tuning"]], [["llm", "other"], "llm", [1]]),

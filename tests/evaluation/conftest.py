@@ -50,12 +50,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def include(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Own tasks: colours (a choice, with a description and a Python function) and spelling (generation)."""
+    """Own tasks: colours (a choice, with a description) and spelling (generation)."""
     folder = tmp_path_factory.mktemp("include")
     rows = [{"text": f"the {word} river", "colour": word} for word in ("red", "green", "blue")]
     for split in ("train", "test"):
         write_rows(folder / "colours" / f"{split}.jsonl", rows)
-    (folder / "colours" / "tools.py").write_text("def prompt(doc):\n    return f\"{doc['text']} is\"\n")
     (folder / "colours" / "base.yaml").write_text(
         "dataset_path: json\n"
         "dataset_kwargs: {data_files: {train: train.jsonl, test: test.jsonl}}\n"
@@ -63,7 +62,7 @@ def include(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "colours" / "colours.yaml").write_text(
         'include: base.yaml\ntask: colours\noutput_type: multiple_choice\ndescription: "Name the colour.\\n"\n'
-        "doc_to_text: !function tools.prompt\ndoc_to_choice: [red, green, blue]\ndoc_to_target: colour\n"
+        "doc_to_text: '{{text}} is'\ndoc_to_choice: [red, green, blue]\ndoc_to_target: colour\n"
         "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
     )
     (folder / "colours" / "spelling.yaml").write_text(

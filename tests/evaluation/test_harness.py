@@ -210,7 +210,7 @@ def test_what_is_better_lower_is_scored_but_in_no_average_and_no_comparison(
 ) -> None:
     documents: dict[str, list[float]] = {}
     tasks = ["mistakes", "hits", "text"]
-    options: Any = {"include": lower_is_better, "tokenizer": make_tokenizer(True)}
+    options: Any = {"include": lower_is_better, "trust_tasks": True, "tokenizer": make_tokenizer(True)}
     found = evaluate(model, tasks=tasks, on_documents=documents.__setitem__, **options)
     scores = found["tasks"]
     assert scores["mistakes"]["mistakes"] == pytest.approx(1 - scores["hits"]["acc"])

@@ -63,6 +63,7 @@ def test_its_tasks_render(file: Path, laboratory: Path, cli: Cli) -> None:
 def test_its_results_are_of_this_experiment(file: Path) -> None:
     asked = tomllib.loads(file.read_text())
     compared = asked.pop("compare")
+    asked["evaluate"].pop("trust_tasks", None)  # it came after the results, and changes none
     found = json.loads((LAB / "results" / f"{file.stem}.json").read_text())
     for table, values in asked.items():
         if table == "client":

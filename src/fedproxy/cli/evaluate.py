@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedproxy.cli.output import Json, TrustRemoteCode, console, print_json, stage
+from fedproxy.cli.output import Json, TrustRemoteCode, TrustTasks, console, print_json, stage
 
 EXAMPLE = "fedproxy evaluate ./llm --adapter runs/first/fused --tasks sst2,rte --data ./data"
 
@@ -15,6 +15,7 @@ def evaluate(
     tasks: Annotated[str, typer.Option(help="Tasks of the LM evaluation harness, separated by commas.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the stock tasks' rows, DATA/TASK/SPLIT.jsonl.")] = None,
     include: Annotated[Path | None, typer.Option(help="Folder with your own task YAMLs.")] = None,
+    trust_tasks: TrustTasks = False,
     adapter: Annotated[
         Path | None, typer.Option(help="An adapter to put on the model; with --proxy, the one tuned on the proxy.")
     ] = None,
@@ -39,6 +40,7 @@ def evaluate(
             tasks=[name.strip() for name in tasks.split(",") if name.strip()],
             data=data,
             include=include,
+            trust_tasks=trust_tasks,
             adapter=adapter,
             proxy=proxy,
             alpha=alpha,

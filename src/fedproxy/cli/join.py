@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedproxy.cli.output import TrustRemoteCode, console, progress
+from fedproxy.cli.output import TrustRemoteCode, TrustTasks, console, progress
 
 EXAMPLE = "fedproxy join fedproxy.example.org:9443 --data tickets.jsonl --key bank.key"
 
@@ -19,6 +19,7 @@ def join(
     ca: Annotated[Path | None, typer.Option(help="The server's CA certificate, if not in the key file.")] = None,
     task: Annotated[str, typer.Option(help="A harness task instead of a file of rows.")] = "",
     include: Annotated[Path | None, typer.Option(help="With --task: folder of your own task YAMLs.")] = None,
+    trust_tasks: TrustTasks = False,
     name: Annotated[str, typer.Option(help="Your name, in a federation without keys.")] = "",
     max_steps: Annotated[int | None, typer.Option(min=1, help="Decline more optimizer steps a round.")] = None,
     max_rounds: Annotated[int | None, typer.Option(min=1, help="Decline more rounds.")] = None,
@@ -56,7 +57,7 @@ def join(
     except ValueError as error:
         raise UsageError(f"--patience: {error}.") from error
     own = Client(data="" if task else str(data), task=task)
-    where = Evaluate(data=str(data or "") if task else "", include=str(include or ""))
+    where = Evaluate(data=str(data or "") if task else "", include=str(include or ""), trust_tasks=trust_tasks)
     joining = Joining(
         Address.parse(address),
         key,

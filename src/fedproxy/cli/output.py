@@ -26,6 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the LLM's own Python code run.")]
+TrustTasks = Annotated[bool, typer.Option("--trust-tasks", help="Let code that the tasks in --include bring run.")]
 _WIDTH = 250
 """Characters of a line of a table that goes to a file or another program."""
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]

@@ -283,11 +283,17 @@ MODELS = ("llm", "proxy", "proxy_tuned", "fused", "proxy_tuning")
 
 @table
 class Evaluate:
-    """[evaluate]: tasks of the LM evaluation harness; left out, those of the clients."""
+    """[evaluate]: tasks of the LM evaluation harness; left out, those of the clients.
+
+    Attributes:
+        include: Folder of your own task YAMLs.
+        trust_tasks: Whether code that these bring may run.
+    """
 
     tasks: list[str] = field(default_factory=list)
     data: str = ""
     include: str = ""
+    trust_tasks: bool = False
     limit: Count | None = None
     batch_size: Count = 64
     centralized: bool = False

@@ -20,12 +20,12 @@ def check_tasks(experiment: Experiment) -> None:
     """Load the tasks that will be scored once before anything else, so that a fault in them shows before the training.
 
     Raises:
-        UsageError: a task is unknown.
+        UsageError: a task is unknown, or has code that is not trusted.
         ArtifactError: its rows cannot be read.
     """
     settings = experiment.evaluate
     if tasks := scored_tasks(experiment):
-        load_for_evaluation(tasks, data=settings.data, include=settings.include)
+        load_for_evaluation(tasks, data=settings.data, include=settings.include, trust_tasks=settings.trust_tasks)
 
 
 def score(
@@ -55,6 +55,7 @@ def score(
         tasks=tasks,
         data=settings.data,
         include=settings.include,
+        trust_tasks=settings.trust_tasks,
         adapter=adapter,
         proxy=proxy,
         limit=settings.limit,

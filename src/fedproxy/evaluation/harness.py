@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fedproxy.errors import UsageError
-from fedproxy.evaluation.library import SEED, contained, harness_module
+from fedproxy.evaluation.library import SEED, contained, harness_module, templates_of
 from fedproxy.evaluation.loading import load_for_evaluation
 from fedproxy.metrics import main_metric, why_left_out
 from fedproxy.models.checkpoints import load_model, load_tokenizer
@@ -26,6 +26,7 @@ def evaluate(
     tasks: Sequence[str],
     data: Path | str | None = None,
     include: Path | str | None = None,
+    trust_tasks: bool = False,
     adapter: Path | str | None = None,
     proxy: Path | str | None = None,
     alpha: float | None = None,
@@ -44,6 +45,7 @@ def evaluate(
         tasks: Names of stock tasks of the harness, or of tasks in `include`.
         data: Folder with DATA/TASK/SPLIT.jsonl in the Hub's schema for the stock tasks; None reads from the Hub.
         include: Folder of the user's own task YAMLs; their relative data_files count from the YAML's folder.
+        trust_tasks: Let code that these bring run.
         adapter: Directory of an adapter to put on the checkpoint that `model` names; with `proxy`, on the proxy.
         proxy: The proxy made from `model`: what its adapter changes in its logits is added to those of the LLM, which
             stays as it is (decode-time proxy tuning; three forwards a token).
@@ -63,7 +65,8 @@ def evaluate(
         of 1, are left out of it, and `"left_out": {name: why}` names them; the average is None if no task is in it.
 
     Raises:
-        UsageError: no task, an unknown task, a limit or batch size below 1, or arguments that do not go together.
+        UsageError: no task, an unknown task, one with code that is not trusted, a limit or batch size below 1, or
+            arguments that do not go together.
         ArtifactError: the checkpoint, the adapter, the proxy or a data file is missing or cannot be used, or they do
             not belong together.
         MissingExtraError: the harness is not installed.
@@ -76,7 +79,7 @@ def evaluate(
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}: give at least 1.")
-    loaded = load_for_evaluation(tasks, data=data, include=include)
+    loaded = load_for_evaluation(tasks, data=data, include=include, trust_tasks=trust_tasks)
     model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
     scores: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
@@ -88,7 +91,8 @@ def evaluate(
             if on_progress is not None:
                 on_progress(index / len(loaded), name)
                 scorer.on_answer = functools.partial(next, _reports(on_progress, task, name, index, len(loaded)))
-            scores[name], samples = _score(scorer, task, limit, samples=on_documents is not None)
+            with templates_of(name):
+                scores[name], samples = _score(scorer, task, limit, samples=on_documents is not None)
             main = main_metric(scores[name])
             higher = task.higher_is_better().get(main.partition(",")[0]) is not False
             if why := why_left_out(main, scores[name][main], higher):

@@ -5,13 +5,16 @@ import functools
 import importlib
 import logging
 import random
+import typing
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import Environment, Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from fedproxy.errors import MissingExtraError
+from fedproxy.errors import ArtifactError, MissingExtraError
 
 SEED = 1234
 
@@ -34,10 +37,11 @@ def harness_module(name: str) -> Any:
 def contained() -> Iterator[None]:
     """Keep the harness's effects within the block.
 
-    It logs errors only, draws no progress bars, reports no download counts to the network, compiles each template once
-    instead of once for each row, and finds the global random generators freshly seeded. All is put back afterwards.
+    It logs errors only, draws no progress bars, reports no download counts to the network, renders templates in a
+    sandbox, compiles each once instead of once for each row, and finds the global random generators freshly seeded. All
+    is put back afterwards.
     """
-    datasets, environment = harness_module("datasets"), harness_module("lm_eval.utils").env
+    datasets, utils = harness_module("datasets"), harness_module("lm_eval.utils")
     logger = logging.getLogger("lm_eval")
     with contextlib.ExitStack() as stack:
 
@@ -60,8 +64,36 @@ def contained() -> Iterator[None]:
             stack.callback(datasets.enable_progress_bars)
             datasets.disable_progress_bars()
         replace(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
-        replace(environment, "from_string", functools.cache(environment.from_string))
+        # Every template goes through this global, which the harness looks up for each text and takes from nowhere else.
+        replace(utils, "env", _sandboxed(utils.env))
+        # fsspec renders by this class what a data set may refer to.
+        replace(Template, "environment_class", ImmutableSandboxedEnvironment)
         yield
+
+
+def _sandboxed(environment: Environment) -> Environment:
+    """An environment that renders the same, but reaches nothing beyond the row, and compiles each template once."""
+    sandbox: Any = ImmutableSandboxedEnvironment(
+        loader=environment.loader,
+        undefined=environment.undefined,
+        keep_trailing_newline=environment.keep_trailing_newline,
+    )
+    sandbox.filters |= environment.filters
+    sandbox.from_string = functools.cache(sandbox.from_string)
+    return typing.cast(Environment, sandbox)
+
+
+@contextlib.contextmanager
+def templates_of(task: str) -> Iterator[None]:
+    """Say of which task a template is that cannot be rendered.
+
+    Raises:
+        ArtifactError: a template does not fit the rows, or is unsafe.
+    """
+    try:
+        yield
+    except TemplateError as error:
+        raise ArtifactError(f"a template of the task {task!r} cannot be rendered: {error}.") from error
 
 
 def _without_bar(bar: Any, *args: Any, **options: Any) -> Any:

@@ -1,13 +1,15 @@
 """Tasks of the harness, pointed at local rows and loaded.
 
-For each task a small YAML is generated that includes the original by its absolute path, so that nested includes and
-Python functions resolve, and that replaces nothing but where the rows come from and which splits are read.
+For each task a YAML is generated that replaces nothing but where the rows come from and which splits are read. The
+harness reads no other: of a task without code it holds all the rest as well. One with code it includes by its absolute
+path, so that Python functions resolve.
 """
 
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import yaml
@@ -17,6 +19,15 @@ from fedproxy.errors import ArtifactError, FedproxyError
 from fedproxy.evaluation.library import contained, harness_module
 from fedproxy.evaluation.tasks import Folder, TaskFile, find_task
 
+
+class _Dumper(yaml.SafeDumper):
+    """Writes functions as the harness reads them."""
+
+
+_Dumper.add_representer(
+    FunctionType,
+    lambda dumper, function: dumper.represent_scalar("!function", f"{function.__module__}.{function.__name__}"),
+)
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -51,7 +62,9 @@ def read_splits(files: Mapping[str, Sequence[str]], answered: bool = False, **_m
     return splits
 
 
-def load_for_evaluation(names: Sequence[str], *, data: Folder, include: Folder) -> dict[str, Any]:
+def load_for_evaluation(
+    names: Sequence[str], *, data: Folder, include: Folder, trust_tasks: bool = False
+) -> dict[str, Any]:
     """Load tasks as the harness's Task objects, by name and in this order, with the splits that scoring needs.
 
     Args:
@@ -59,14 +72,15 @@ def load_for_evaluation(names: Sequence[str], *, data: Folder, include: Folder) 
         data: Folder with DATA/NAME/SPLIT.jsonl for each task that does not name files of its own; None leaves it to
             the harness to get the rows from the Hub.
         include: Folder of the user's own task YAMLs.
+        trust_tasks: Let code that these bring run.
 
     Raises:
-        UsageError: an unknown task.
+        UsageError: an unknown task, or one with code that is not trusted.
         ArtifactError: a YAML or data file is missing or cannot be used.
         MissingExtraError: the harness is not installed.
     """
-    generated = {}
-    for task in [find_task(name, include) for name in dict.fromkeys(names)]:
+    generated = []
+    for task in [find_task(name, include, trust_tasks=trust_tasks) for name in dict.fromkeys(names)]:
         config = task.config
         split = config.get("test_split") or config.get("validation_split")
         if split is None:
@@ -75,21 +89,21 @@ def load_for_evaluation(names: Sequence[str], *, data: Folder, include: Folder) 
         if config.get("num_fewshot"):
             ranking = ("fewshot_split", "training_split", "validation_split", "test_split")
             needed.add(next(config[key] for key in ranking if config.get(key)))
-        generated[task.name] = _generate(task, data, needed)
+        generated.append((task, _generate(task, data, needed)))
     return _load(generated)
 
 
-def load_for_training(name: str, *, split: str | None, data: Folder, include: Folder) -> Any:
+def load_for_training(name: str, *, split: str | None, data: Folder, include: Folder, trust_tasks: bool = False) -> Any:
     """Load a task as the harness's Task object whose `task_docs` are a split's rows, by default the training split's.
 
-    Folders are as of `load_for_evaluation`.
+    Folders and trust are as of `load_for_evaluation`.
 
     Raises:
-        UsageError: an unknown task.
+        UsageError: an unknown task, or one with code that is not trusted.
         ArtifactError: the task has no training split, or a YAML or data file is missing or cannot be used.
         MissingExtraError: the harness is not installed.
     """
-    task = find_task(name, include)
+    task = find_task(name, include, trust_tasks=trust_tasks)
     chosen = split or task.config.get("training_split")
     if chosen is None:
         named = {str(task.config[key]) for key in ("validation_split", "test_split") if task.config.get(key)}
@@ -97,9 +111,9 @@ def load_for_training(name: str, *, split: str | None, data: Folder, include: Fo
         raise ArtifactError(f"the task {name!r} names no training split. Its splits: {', '.join(there)}.")
     config = {**task.config, "training_split": None, "validation_split": chosen, "test_split": None, "num_fewshot": 0}
     generated = _generate(replace(task, config=config), data, {chosen})
-    if "files" in generated.get("dataset_kwargs", {}):
+    if generated.get("custom_dataset") is read_splits:
         generated["dataset_kwargs"]["answered"] = True
-    return _load({name: generated})[name]
+    return _load([(task, generated)])[name]
 
 
 def _local_files(task: TaskFile, data: Folder) -> dict[str, list[Path]] | None:
@@ -124,8 +138,8 @@ def _local_files(task: TaskFile, data: Folder) -> dict[str, list[Path]] | None:
 
 
 def _generate(task: TaskFile, data: Folder, needed: set[str]) -> dict[str, Any]:
-    """The YAML that includes the task's own and reads the `needed` splits only."""
-    config: dict[str, Any] = {"include": str(task.path), "task": task.name}
+    """The YAML that is the task and reads the `needed` splits only."""
+    config: dict[str, Any] = {"include": str(task.path), "task": task.name} if task.code else dict(task.config)
     config |= {key: task.config[key] if task.config.get(key) in needed else None for key in _SPLITS}
     if not task.config.get("num_fewshot"):
         config |= {"fewshot_split": None, "fewshot_config": {"samples": []}}
@@ -140,27 +154,24 @@ def _generate(task: TaskFile, data: Folder, needed: set[str]) -> dict[str, Any]:
                 raise ArtifactError(f"{path} is missing: it should hold the split {split!r} of the task {task.name!r}.")
     paths = {split: [str(path) for path in files[split]] for split in sorted(needed)}
     if all(path.endswith((".jsonl", ".jsonl.gz")) for group in paths.values() for path in group):
-        return {**config, "dataset_kwargs": {"files": paths}}
+        return {**config, "dataset_kwargs": {"files": paths}, "custom_dataset": read_splits}
     return {**config, "dataset_kwargs": {**task.config["dataset_kwargs"], "data_files": paths}}
 
 
-def _load(generated: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _load(generated: Sequence[tuple[TaskFile, Mapping[str, Any]]]) -> dict[str, Any]:
     tasks = {}
     with tempfile.TemporaryDirectory(prefix="fedproxy-tasks-") as folder, contained():
-        for number, config in enumerate(generated.values()):
-            text = yaml.safe_dump(dict(config))
-            if "files" in config.get("dataset_kwargs", {}):
-                text += f"custom_dataset: !function {read_splits.__module__}.{read_splits.__name__}\n"
-            (Path(folder) / f"{number}.yaml").write_text(text, encoding="utf-8")
-        manager = harness_module("lm_eval.tasks").TaskManager(include_path=folder, include_defaults=False)
-        for name, config in generated.items():
+        manager = harness_module("lm_eval.tasks").TaskManager(include_defaults=False)
+        for number, (task, config) in enumerate(generated):
+            path = Path(folder) / f"{number}.yaml"
+            path.write_text(yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
             try:
-                tasks[name] = manager.load([name])["tasks"][name]
+                tasks[task.name] = manager.load([str(path)])["tasks"][task.name]
             except FedproxyError:
                 raise
             except Exception as error:
                 raise ArtifactError(
-                    f"the harness cannot prepare the task {name!r} from {config['include']} and its rows: "
+                    f"the harness cannot prepare the task {task.name!r} from {task.path} and its rows: "
                     f"{type(error).__name__}: {error}."
                 ) from error
     return tasks

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedproxy.evaluation.library import SEED, contained
+from fedproxy.evaluation.library import SEED, contained, templates_of
 from fedproxy.evaluation.loading import load_for_evaluation
 from fedproxy.evaluation.tasks import Folder
 from fedproxy.models.tokens import text_ids
@@ -27,21 +27,25 @@ class Reading:
 
 
 def reading_of(
-    names: Sequence[str], tokenizer: Any, *, data: Folder, include: Folder, limit: int | None
+    names: Sequence[str],
+    tokenizer: Any,
+    *,
+    data: Folder,
+    include: Folder,
+    limit: int | None,
+    trust_tasks: bool = False,
 ) -> dict[str, Reading]:
     """Count what `evaluate` lets a model read; padding is not counted. Arguments are as of `evaluate`.
 
     Raises:
         UsageError, ArtifactError, MissingExtraError: as of `evaluate`.
     """
-    return {
-        name: _reading(task, tokenizer, limit)
-        for name, task in load_for_evaluation(names, data=data, include=include).items()
-    }
+    tasks = load_for_evaluation(names, data=data, include=include, trust_tasks=trust_tasks)
+    return {name: _reading(task, tokenizer, limit) for name, task in tasks.items()}
 
 
 def _reading(task: Any, tokenizer: Any, limit: int | None) -> Reading:
-    with contained():
+    with contained(), templates_of(task.task_name):
         task.set_fewshot_seed(seed=SEED)
         task.build_all_requests(limit=limit)
     pairs = [_texts(instance.args) for instance in task.instances]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.evaluation.library import contained
+from fedproxy.evaluation.library import contained, templates_of
 from fedproxy.evaluation.loading import load_for_training
 from fedproxy.seeds import derive_seed
 
@@ -16,6 +16,7 @@ def training_rows(
     *,
     data: Path | str | None = None,
     include: Path | str | None = None,
+    trust_tasks: bool = False,
     limit: int | None = None,
     seed: int = 0,
     split: str | None = None,
@@ -31,6 +32,7 @@ def training_rows(
         task: Name of a stock task of the harness, or of one in `include`.
         data: Folder with DATA/TASK/SPLIT.jsonl; None reads from the Hub.
         include: Folder of the user's own task YAMLs.
+        trust_tasks: Let code that these bring run.
         limit: At most this many rows, chosen by `seed`; None takes all, in their order.
         seed: The same seed chooses the same rows.
         split: The split to render; None takes the task's training split.
@@ -39,7 +41,7 @@ def training_rows(
         Rows of {"prompt", "completion"}.
 
     Raises:
-        UsageError: an unknown task, or a limit below 1.
+        UsageError: an unknown task, one with code that is not trusted, or a limit below 1.
         ArtifactError: the task has no training split or no answers, or its files are missing or cannot be used.
         MissingExtraError: the harness is not installed.
 
@@ -49,13 +51,13 @@ def training_rows(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows: give at least 1.")
-    loaded = load_for_training(task, split=split, data=data, include=include)
+    loaded = load_for_training(task, split=split, data=data, include=include, trust_tasks=trust_tasks)
     documents = loaded.task_docs
     order: Any = range(len(documents))
     if limit is not None:
         order = np.random.default_rng(derive_seed(seed, "training rows", task)).permutation(len(documents)).tolist()
     rows: list[dict[str, str]] = []
-    with contained():
+    with contained(), templates_of(task):
         for index in order:
             if (pair := answered(loaded, documents[index])) is not None:
                 context, continuation = pair

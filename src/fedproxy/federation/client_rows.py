@@ -67,11 +67,16 @@ def rows_of(client: Client, evaluate: Evaluate, seed: int) -> Rows:
 
     Raises:
         ArtifactError: the file or task cannot be read.
-        UsageError: the task is unknown.
+        UsageError: the task is unknown, or has code that is not trusted.
     """
     if client.task:
         return training_rows(
-            client.task, data=evaluate.data or None, include=evaluate.include or None, limit=client.rows, seed=seed
+            client.task,
+            data=evaluate.data or None,
+            include=evaluate.include or None,
+            trust_tasks=evaluate.trust_tasks,
+            limit=client.rows,
+            seed=seed,
         )
     rows = read_rows(Path(client.data))
     if client.rows is None or client.rows >= len(rows):
@@ -85,7 +90,7 @@ def client_rows(experiment: Experiment) -> ClientRows:
 
     Raises:
         ArtifactError: a data file or task cannot be read.
-        UsageError: a task is unknown, or the partition is impossible.
+        UsageError: a task is unknown or has code that is not trusted, or the partition is impossible.
     """
     cut = experiment.partition
     if cut is None:

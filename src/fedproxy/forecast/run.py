@@ -113,7 +113,14 @@ def tasks_of(experiment: Experiment, known: Known) -> dict[str, Reading]:
     settings, names = experiment.evaluate, scored_tasks(experiment)
     if not names:
         return {}
-    return reading_of(names, known.tokenizer, data=settings.data, include=settings.include, limit=settings.limit)
+    return reading_of(
+        names,
+        known.tokenizer,
+        data=settings.data,
+        include=settings.include,
+        limit=settings.limit,
+        trust_tasks=settings.trust_tasks,
+    )
 
 
 def server_memory(
