@@ -1,6 +1,7 @@
 """A data owner's side of the engine `deployment`: a warm worker behind a SuperNode while the federation lasts."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -30,9 +31,10 @@ from fedproxy.deployment.keys import read_client_key
 from fedproxy.deployment.welcome import MOST_BYTES, PATH, Welcome, introduce
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError
 from fedproxy.federation.client_rows import rows_of
-from fedproxy.federation.offer import Limits, Offer
+from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.session import Session
 from fedproxy.federation.wire import ENCODINGS
+from fedproxy.models.training import optimizer_steps
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ STATUS_SECONDS = 3.0
 """How often a client asks whether the federation goes on."""
 ANSWER_SECONDS = 5.0
 """How long Flower may take to send an answer on, before a client ends that has given one."""
+CLOCK_SECONDS = 3.0
+"""A difference of the clocks that is told; by little more the server refuses."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Joining:
         trust_remote_code: Let the proxy's own Python code run.
         patience: Seconds that a server which is away is waited for.
         wires: Encodings of updates that it agrees to; plain updates it always sends.
+        offer: SHA-256 of the offer that it takes, and of no other; "" takes any that the limits allow.
     """
 
     address: Address
@@ -73,6 +78,20 @@ class Joining:
     trust_remote_code: bool = False
     patience: float = 600.0
     wires: tuple[str, ...] = tuple(ENCODINGS)
+    offer: str = ""
+
+
+def look(joining: Joining) -> Welcome:
+    """Ask the server what it offers, and leave.
+
+    Raises:
+        FederationError: the server cannot be reached, or refuses this client.
+        ArtifactError: the key or the offer cannot be used.
+        UsageError: plaintext beyond loopback, or no CA.
+    """
+    spare_loopback()
+    with contextlib.closing(Owner(joining)) as owner:
+        return owner.ask()
 
 
 def join(
@@ -97,23 +116,26 @@ def join(
         on_refusal: Told why an order was refused, where the next one may go better.
 
     Raises:
-        FederationError: the server cannot be reached, refuses this client, or asks more than it allows.
+        FederationError: the server cannot be reached, refuses this client, has another offer than the one that it
+            takes, or asks for more or less than it allows.
         ArtifactError: key, data, proxy or what this client remembers cannot be used.
         UsageError: plaintext beyond loopback, or the cache cannot be written.
         ResourceError: the disk is full, or memory does not suffice.
     """
     require_flower()
     spare_loopback()
-    owner = Owner(joining)
+    owner, cache, limits = Owner(joining), joining.cache or default_cache(), joining.limits
     welcome = owner.ask()
     on_welcome(welcome)
     offer, name = welcome.offer, welcome.name
+    if joining.offer not in ("", offer.sha256):
+        raise FederationError(f"{joining.address} offers {offer.sha256}, not {joining.offer}, which this client takes.")
     data = Client(name, joining.client.data, joining.client.task, offer.max_rows)
     rows = rows_of(data, joining.evaluate, offer.seed)
-    cache = joining.cache or default_cache()
-    proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes)
-    state = cache / "clients" / offer.id
-    session = Session.open(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
+    check_offer(offer, limits, rows=len(rows), steps=optimizer_steps(len(rows), offer.train))
+    proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes, most=limits.max_download)
+    state = cache / "clients" / owner.authority / offer.id
+    session = Session.open(proxy, offer, limits, state=state, trust_remote_code=joining.trust_remote_code)
     steps = session.add(name, session.encode(rows))
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
         node, answered = Node(Path(folder), owner, welcome.pause), -ANSWER_SECONDS
@@ -148,6 +170,9 @@ class Owner:
     Args:
         joining: What the data owner brings.
 
+    Attributes:
+        authority: What tells owners apart that give their runs the same identity: the hash of the CA's certificate.
+
     Raises:
         ArtifactError: the key cannot be used.
         UsageError: plaintext beyond loopback, or no CA.
@@ -172,15 +197,21 @@ class Owner:
                 self.ca = check_certificate(read_small(joining.ca), joining.ca)
             if self.ca is None:
                 raise UsageError(f"{joining.key} holds no CA certificate: give --ca FILE, which the owner sends.")
+        self.authority = "no-ca" if self.ca is None else hashlib.sha256(self.ca.strip()).hexdigest()
         self._link = Link(self.url, None, self.ca)
         self._away: float | None = None
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._link.close()
+
     def ask(self) -> Welcome:
-        """Introduce this client.
+        """Introduce this client; where the clocks differ by more than a little, that is told.
 
         Raises:
             FederationError: the server cannot be reached, or refuses.
         """
+        asked = time.time()
         try:
             status, said = self._introduce()
         except BrokenLinkError as error:
@@ -190,7 +221,12 @@ class Owner:
             ) from error
         if status != HTTPStatus.OK:
             raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
-        return Welcome.decode(said)
+        welcome = Welcome.decode(said)
+        ahead = welcome.ahead(asked, time.time())
+        if abs(ahead) > CLOCK_SECONDS:
+            where = "ahead of" if ahead > 0 else "behind"
+            log.warning("This clock is %.3g s %s the one of %s. Set both by NTP.", abs(ahead), where, self.address)
+        return welcome
 
     def _introduce(self) -> tuple[int, bytes]:
         key: Any = load_private(self.private)
