@@ -215,9 +215,10 @@ def _parsed(kind: str, url: str) -> SplitResult:
         proxy = urlsplit(url if "://" in url else f"http://{url}")
         if proxy.scheme == "http" and proxy.hostname and proxy.port != 0:
             return proxy
-    scheme = url.partition("://")[0] if "://" in url else ""
+    what = f" of the kind {url.partition('://')[0]}://" if "://" in url else ""
     raise UsageError(
-        f"{kind.upper()}_PROXY names no http://HOST:PORT but {scheme or 'another'} proxy. Set it to one, or unset it."
+        f"{kind.upper()}_PROXY names a proxy{what} that cannot be used: it must be http://HOST:PORT. Set it to one, "
+        "or unset it."
     )
 
 
