@@ -97,6 +97,7 @@ def deployment(rounds: int, rows: int) -> dict[str, Any]:
                 address = found.partition("\n")[0].rstrip(".") if "\n" in found else ""
             for name in CLIENTS:
                 join = [*COMMAND, "join", address, "--data", str(folder / f"{name}.jsonl")]
+                join += ["--min-rows", "1", "--min-steps", "1"]
                 join += ["--key", str(keys / "clients" / f"{name}.key"), "--cache", str(folder / "cache" / name)]
                 stack.enter_context(started(join, folder / f"{name}.log"))
             if server.wait(600) != 0:

@@ -231,6 +231,7 @@ class Federation:
     ) -> Process:
         """Start a data owner's process."""
         arguments = ["join", self.address, "--data", self.folder / f"{name}.jsonl", "--cache", self.folder / cache]
+        arguments += ["--min-rows", 1, "--min-steps", 1]
         if "--insecure" not in flags:
             arguments += ["--key", key or client_key_file(self.keys, name)]
         return self.start(log or f"join-{name}", *arguments, *flags, command=command)

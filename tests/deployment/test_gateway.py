@@ -332,6 +332,19 @@ def test_of_two_processes_with_one_key_the_newer_stays(start):
     assert enter(hub, key_of(hub, "shop"), process=first)[0] == 200  # another client's is another matter
 
 
+@pytest.mark.parametrize("registered", [True, False])
+def test_who_only_looks_takes_nobodys_place(start, registered):
+    hub = start(registered=registered)
+    key = key_of(hub, "bank") if registered else make_key()
+    for process in ("", "1" * 16, "", "1" * 16):
+        assert enter(hub, key, "bank", process)[1].name == "bank"
+    if not registered:
+        for process in ("", "2" * 16):
+            assert enter(hub, make_key(), "shop", process)[1].name == "shop"
+    hub.gateway.end("complete")
+    assert "bank" in hub.gateway.untold(60.0)
+
+
 def test_the_end_is_told_to_those_who_ask(start):
     hub = start()
     enter(hub, key_of(hub, "bank"))

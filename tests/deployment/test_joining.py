@@ -1,6 +1,21 @@
+import dataclasses
+import inspect
+import re
+
+import pytest
+
+from fedproxy.cli import main
+from fedproxy.cli.join import join as command
+from fedproxy.config import Client, seconds
+from fedproxy.deployment import joining as joining_module
 from fedproxy.deployment.address import Address
-from fedproxy.deployment.joining import Joining, Owner
+from fedproxy.deployment.joining import Joining, Owner, join, look
+from fedproxy.deployment.keys import add_client, client_key_file, init_keys
+from fedproxy.deployment.welcome import Welcome
+from fedproxy.errors import FederationError
+from fedproxy.federation.offer import Limits
 from tests.deployment.test_gateway import proxy, start, superlink  # noqa: F401
+from tests.federation.test_offer import OFFER
 
 
 def test_a_server_that_goes_and_comes_back_is_told_once_each_way(start, caplog):  # noqa: F811
@@ -16,7 +31,126 @@ def test_a_server_that_goes_and_comes_back_is_told_once_each_way(start, caplog):
     caplog.set_level("INFO", "fedproxy")
     for _ in range(3):
         assert owner.still_offers(offer)
-    owner._link.close()
+    owner.close()
     where = f"127.0.0.1:{hub.gateway.port}"
     told = [record.getMessage() for record in caplog.records if record.name == "fedproxy.deployment.joining"]
     assert told == [f"{where} is away. It is waited for, up to 600 s.", f"{where} is back."]
+
+
+def test_a_connection_that_the_server_closed_in_a_long_round_is_not_told(start, caplog):  # noqa: F811
+    hub = start(registered=False)
+    owner = Owner(Joining(Address("127.0.0.1", hub.gateway.port), None, name="bank"))
+    offer = owner.ask().offer
+    for connection in list(hub.gateway._server._deadlines):
+        hub.gateway._server._deadlines[connection] = 0.0  # as after 30 seconds of silence
+    hub.gateway._server.service_actions()
+    assert owner.still_offers(offer)
+    owner.close()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("ahead", "told"), [(0.0, ""), (2.9, ""), (3.5, "3.5"), (-2.9, ""), (-290.0, "290")])
+def test_a_clock_that_differs_is_told(caplog, monkeypatch, ahead, told):
+    now = 1.8e9
+    answered = Welcome("bank", "token", OFFER, now).encode()
+    monkeypatch.setattr(Owner, "_introduce", lambda owner: (200, answered))
+    monkeypatch.setattr(joining_module.time, "time", lambda: now + ahead)
+    Owner(Joining(Address("127.0.0.1", 1), None, name="bank")).ask()
+    found = [re.findall(r"[\d.]+(?= s )", record.getMessage()) for record in caplog.records]
+    assert found == ([[told]] if told else [])
+
+
+def test_a_look_tells_the_offer(start):  # noqa: F811
+    hub = start(registered=False)
+    joining = Joining(Address("127.0.0.1", hub.gateway.port), None, name="bank")
+    assert look(joining).offer == hub.gateway._offer("bank", frozenset(joining.wires))
+
+
+def test_a_look_shows_all_that_is_asked_and_leaves_nothing(start, monkeypatch, tmp_path, capsys):  # noqa: F811
+    hub = start(registered=False)
+    offer = hub.gateway._offer("bank", frozenset(Joining(None, None).wires))
+    monkeypatch.setenv("COLUMNS", "5000")
+    arguments = ["join", f"127.0.0.1:{hub.gateway.port}", "--insecure", "--name", "bank", "--look"]
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--cache", str(tmp_path / "cache")])
+    assert end.value.code == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "cache").exists()
+    assert offer.sha256 in said
+    for table in (offer, offer.train):
+        for key, value in dataclasses.asdict(table).items():
+            if key not in ("train", "federate") and value is not None:
+                shown = {str: f'"{value}"', bool: str(value).lower()}.get(type(value), str(value).replace("'", '"'))
+                assert f"{key} = {shown}" in said
+    assert f"rounds = {offer.federate.rounds}" in said
+
+
+def test_the_limits_of_the_command_are_those_of_the_library():
+    defaults = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
+    defaults |= {"max_time": seconds(defaults["max_time"]), "max_download": defaults["max_download"] * 1e9}
+    assert {field.name: defaults[field.name] for field in dataclasses.fields(Limits)} == dataclasses.asdict(Limits())
+
+
+class ReadyError(Exception):
+    """The client has all it needs."""
+
+
+@pytest.fixture
+def ready(tmp_path, monkeypatch):
+    """A function that joins until the client would train: the welcome's offer → the folder of what it remembers."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n' * 100)
+
+    def open_session(proxy, offer, limits, *, state, trust_remote_code):  # noqa: F811
+        raise ReadyError(state)
+
+    def begin(offered, key=None, **fields):
+        monkeypatch.setattr(Owner, "ask", lambda owner: Welcome("bank", "token", offered))
+        monkeypatch.setattr(joining_module, "fetch_proxy", lambda *_, **__: tmp_path / "proxy")
+        monkeypatch.setattr(joining_module.Session, "open", open_session)
+        client, silent = Client(data=str(rows)), lambda *_: None
+        told = dict.fromkeys(("on_welcome", "on_bytes", "on_ready", "on_step", "on_answer", "on_refusal"), silent)
+        with pytest.raises(ReadyError) as reached:
+            join(Joining(Address("127.0.0.1", 1), key, client=client, cache=tmp_path / "cache", **fields), **told)
+        return reached.value.args[0]
+
+    return begin
+
+
+def test_what_a_client_remembers_is_kept_apart_by_the_authority_and_by_the_run(ready, tmp_path):
+    keys = [tmp_path / name for name in ("first", "second")]
+    for folder in keys:
+        init_keys(folder)
+        add_client(folder, "bank")
+    runs = OFFER, dataclasses.replace(OFFER, id="r2")
+    found = [ready(run, key) for key in (*(client_key_file(folder, "bank") for folder in keys), None) for run in runs]
+    assert len(set(found)) == 6
+    assert all(path.is_relative_to(tmp_path / "cache" / "clients") for path in found)
+    assert not any(one.is_relative_to(other) for one in found for other in found if one != other)
+    again = client_key_file(keys[0], "bank")
+    assert ready(OFFER, again) == ready(OFFER, again, ca=keys[0] / "ca.crt") == found[0]
+
+
+def test_only_the_offer_that_is_pinned_is_taken(ready):
+    assert ready(OFFER, offer=OFFER.sha256)
+    other = dataclasses.replace(OFFER, max_rows=99)
+    with pytest.raises(FederationError) as refused:
+        ready(other, offer=OFFER.sha256)
+    assert OFFER.sha256 in str(refused.value)
+    assert other.sha256 in str(refused.value)
+
+
+@pytest.mark.parametrize("limits", [Limits(min_rows=101), Limits(max_rounds=3), Limits(max_steps=4)])
+def test_what_the_limits_forbid_is_not_fetched(ready, limits):
+    with pytest.raises(FederationError) as refused:
+        ready(OFFER, limits=limits)
+    (name,) = (f.name for f in dataclasses.fields(Limits) if getattr(limits, f.name) != f.default)
+    assert name in str(refused.value)
+
+
+@pytest.mark.parametrize("offer", ["x", "0" * 63, "g" * 64])
+def test_a_pin_that_is_no_hash_is_a_mistake(capsys, offer):
+    with pytest.raises(SystemExit) as end:
+        main(["join", "127.0.0.1:1", "--insecure", "--name", "bank", "--data", "x", "--offer", offer])
+    assert end.value.code == 2
+    assert offer in capsys.readouterr().err

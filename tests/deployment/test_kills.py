@@ -55,7 +55,7 @@ def check_the_newer_of_two_processes_takes_part(one: Federation, clients: dict[s
 def check_a_damaged_memory_is_told(one: Federation, clients: dict[str, Process]) -> None:
     clients["animals"].kill()
     assert eventually(lambda: not clients["animals"].family(), 10.0)
-    for path in (one.folder / "cache" / "clients").glob("*/animals/*"):
+    for path in (one.folder / "cache" / "clients").glob("*/*/animals/*"):
         path.write_bytes(b"\x01")
     clients["animals"] = one.join("animals", "--patience", "3s", log="damaged")
     said = clients.pop("animals").ends(3)

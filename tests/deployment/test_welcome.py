@@ -1,6 +1,7 @@
 import base64
 import json
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -40,15 +41,50 @@ def test_nothing_of_it_can_be_changed(change):
         check_introduction(replace(introduce(KEY, "bank"), **change).encode())
 
 
-@pytest.mark.parametrize("seconds", [-301.0, 301.0, 1e6])
-def test_it_is_good_for_five_minutes(monkeypatch, seconds):
+def at(monkeypatch, seconds):
+    monkeypatch.setattr(welcome.time, "time", lambda: seconds)
+
+
+@pytest.mark.parametrize("age", [-1e6, -4.1, 300.1, 1e6])
+def test_clocks_that_differ_by_more_than_flower_takes_are_refused(monkeypatch, age):
+    at(monkeypatch, 1.8e9)
+    said = introduce(KEY).encode()
+    at(monkeypatch, 1.8e9 + age)
+    with pytest.raises(StrangerError) as refused:
+        check_introduction(said)
+    for clock in (1.8e9, 1.8e9 + age):
+        assert datetime.fromtimestamp(clock, UTC).strftime("%Y-%m-%d %H:%M:%S") in str(refused.value)
+
+
+@pytest.mark.parametrize("age", [-3.9, 0.0, 299.9])
+def test_clocks_that_differ_by_less_are_taken(monkeypatch, age):
+    at(monkeypatch, 1.8e9)
     said = introduce(KEY)
-    now = said.time
-    monkeypatch.setattr(welcome.time, "time", lambda: now + seconds)
-    with pytest.raises(StrangerError, match="clocks"):
-        check_introduction(said.encode())
-    monkeypatch.setattr(welcome.time, "time", lambda: now + max(-299.0, min(299.0, seconds)))
+    at(monkeypatch, 1.8e9 + age)
     assert check_introduction(said.encode()) == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("age", [-4.0, 300.0])
+def test_flower_takes_clocks_that_the_welcome_takes(age):
+    from flwr.common import constant
+
+    assert -constant.SYSTEM_TIME_TOLERANCE < age < constant.TIMESTAMP_TOLERANCE + constant.SYSTEM_TIME_TOLERANCE
+
+
+@pytest.mark.parametrize("time", [-1.0, 1e12, 1e300])
+def test_a_time_that_no_clock_shows_is_refused(monkeypatch, time):
+    at(monkeypatch, time)
+    with pytest.raises(StrangerError):
+        check_introduction(introduce(KEY).encode())
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "ahead"),
+    [(100.0, 101.0, 0.0), (99.0, 100.0, 0.0), (103.0, 105.0, 3.0), (90.0, 93.0, -7.0), (90.0, 110.0, 0.0)],
+)
+def test_how_far_a_clock_is_ahead_is_what_the_way_there_and_back_does_not_explain(asked, answered, ahead):
+    assert replace(WELCOME, time=100.0).ahead(asked, answered) == ahead
 
 
 def ed25519_pem():
@@ -115,6 +151,7 @@ def test_what_is_no_introduction_is_refused(said):
 
 def test_a_welcome_comes_back_as_made_and_names_no_path():
     assert Welcome.decode(WELCOME.encode()) == WELCOME
+    assert Welcome.decode(WELCOME.encode()).time == WELCOME.time
     assert b"secret" not in WELCOME.encode()
 
 
@@ -131,6 +168,7 @@ def changed(**values):
         (changed(more=1), "cannot be read"),
         (changed(name=1), "cannot be read"),
         (changed(name="../x"), "calls this client '../x'"),
+        (changed(time="0"), "cannot be read"),
         (changed(offer="{}"), "protocol"),
     ],
 )

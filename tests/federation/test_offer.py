@@ -1,11 +1,12 @@
 import dataclasses
 import json
+import re
 
 import pytest
 
 from fedproxy.config import LLM, Client, Compress, Evaluate, Experiment, Federate, Fuse, Heal, Train
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.offer import Limits, Offer, check_offer, make_offer
+from fedproxy.federation.offer import DeclinedError, Limits, Offer, check_offer, make_offer
 from fedproxy.federation.protocol import PROTOCOL
 
 EXPERIMENT = Experiment(
@@ -88,19 +89,88 @@ def test_a_bad_offer_is_refused(text, says):
     assert len(str(refused.value)) < 2000
 
 
+JUST = {"min_rows": 80, "min_steps": 5, "max_rounds": 4, "max_steps": 5}
+JUST |= {"max_rank": 32, "max_length": 512, "max_batch_size": 16}
+"""What the offer asks for to the number, of a client with 100 rows: five steps of 16 rows each."""
+
+
+def test_what_the_limits_allow_is_taken():
+    check_offer(OFFER, Limits(), rows=100, steps=5)
+    check_offer(OFFER, Limits(**JUST), rows=100, steps=5)
+
+
+@pytest.mark.parametrize("limit", JUST)
+def test_a_clients_limits(limit):
+    asked, allowed = JUST[limit], JUST[limit] + (1 if limit.startswith("min_") else -1)
+    with pytest.raises(DeclinedError) as declined:
+        check_offer(OFFER, Limits(**{**JUST, limit: allowed}), rows=100, steps=5)
+    assert {limit, str(asked), str(allowed)} <= set(re.findall(r"\w+", str(declined.value)))
+    assert not (JUST.keys() - {limit}) & set(re.findall(r"\w+", str(declined.value)))
+
+
+def test_all_limits_that_are_passed_are_named():
+    with pytest.raises(DeclinedError) as declined:
+        check_offer(OFFER, Limits(max_rounds=3, max_rank=31, min_rows=81), rows=100, steps=5)
+    assert {"max_rounds", "max_rank", "min_rows"} <= set(re.findall(r"\w+", str(declined.value)))
+
+
 @pytest.mark.parametrize(
-    ("limits", "says"),
+    ("train", "rows", "steps"),
     [
-        (Limits(), None),
-        (Limits(max_steps=5, max_rounds=4), None),
-        (Limits(take_part=False), "takes no part"),
-        (Limits(max_steps=4), "5 optimizer steps a round, this client allows 4 (max_steps)"),
-        (Limits(max_rounds=3), "rounds = 4, this client allows 3 (max_rounds)"),
+        ({"batch_size": 1, "max_steps": 1}, 1000, 1),
+        ({"batch_size": 1, "max_steps": 15}, 1000, 15),
+        ({"batch_size": 64}, 15, 10),
+        ({"batch_size": 64, "warmup_steps": 1}, 1000, 2),
+        ({"batch_size": 64, "warmup_steps": 1000}, 1000, 2),
+        ({"batch_size": 64}, 64, 1),
     ],
 )
-def test_a_clients_limits(limits, says):
-    found = check_offer(OFFER, limits, steps=5)
-    assert found is None if says is None else says in found
+def test_an_update_of_few_rows_or_of_one_step_is_declined_by_default(train, rows, steps):
+    offer = dataclasses.replace(OFFER, train=Train(**train))
+    with pytest.raises(DeclinedError):
+        check_offer(offer, Limits(), rows=rows, steps=steps)
+
+
+def others():
+    """The offer with each of its settings changed, and those of its tables."""
+    for field in dataclasses.fields(Offer):
+        value = getattr(OFFER, field.name)
+        if field.name == "train":
+            for key, other in OTHER_TRAIN.items():
+                yield f"train.{key}", dataclasses.replace(OFFER, train=dataclasses.replace(value, **{key: other}))
+        elif field.name == "federate":
+            for key, other in OTHER_FEDERATE.items():
+                changed = dataclasses.replace(value, **{key: other})
+                yield f"federate.{key}", dataclasses.replace(OFFER, federate=changed)
+        elif field.name != "id":
+            other = value + 1 if isinstance(value, int) else value[:-1] + "2"
+            yield field.name, dataclasses.replace(OFFER, **{field.name: other})
+
+
+OTHER_TRAIN = {"lora_targets": "all-linear", "max_steps": None, "lr_scheduler_type": "cosine", "precision": "fp32"}
+OTHER_TRAIN |= {"quantization": "4bit", "blocks": [0], "report_to": ["wandb"], "lora_dropout": 0.2}
+OTHER_TRAIN |= {
+    field.name: not value if isinstance(value, bool) else value / 2 + 0.01 if isinstance(value, float) else value + 1
+    for field in dataclasses.fields(Train)
+    if field.name not in OTHER_TRAIN and isinstance(value := getattr(OFFER.train, field.name), bool | int | float)
+}
+OTHER_FEDERATE = {"rounds": 5, "regulariser": "pcr", "regulariser_strength": None, "space": "frozen-a"}
+OTHER_FEDERATE |= {"wire": "int4", "wire_options": {"block": 64}, "wire_down": "bf16"}
+
+
+def test_the_hash_is_another_for_whatever_is_asked_but_not_for_another_run():
+    found = {name: offer.sha256 for name, offer in others()}
+    assert OTHER_TRAIN.keys() == {field.name for field in dataclasses.fields(Train)}
+    assert len({OFFER.sha256, *found.values()}) == len(found) + 1
+    assert dataclasses.replace(OFFER, id="r2").sha256 == OFFER.sha256
+
+
+def test_the_hash_is_the_same_at_the_client_in_whatever_order_it_was_sent():
+    values = json.loads(OFFER.encode())
+    turned = {key: values[key] for key in reversed(values)}
+    turned["train"] = {key: turned["train"][key] for key in reversed(turned["train"])}
+    del turned["train"]["weight_decay"]  # left at its default
+    assert Offer.decode(json.dumps(turned)).sha256 == Offer.decode(OFFER.encode()).sha256 == OFFER.sha256
 
 
 def offered(client, spoken=None, **federate):

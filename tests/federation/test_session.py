@@ -1,4 +1,6 @@
 import errno
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 from fedproxy.errors import ArtifactError, FederationError, ResourceError
 from fedproxy.federation import client, client_state
 from fedproxy.federation.messages import Order, Refusal, Reply
-from fedproxy.federation.offer import make_offer
+from fedproxy.federation.offer import DeclinedError, Limits, make_offer
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.session import Session
 from fedproxy.models.lora import read_adapter
@@ -29,12 +31,19 @@ def told(tmp_path_factory, tiny_checkpoint, calibration):
     session.add("numbers", session.encode(ROWS))
     adapter = read_adapter(folder / "run" / "start")[1]
 
-    def tell(change=lambda data: data, adapter=adapter, **fields):
+    def tell(change=lambda data: data, adapter=adapter, session=session, **fields):
         order = Order(**{"round": 1, "adapter": adapter, **fields})
         answer, fault = session.answer("numbers", change(encode_order(order)))
         return take_reply(answer, folder / "answer", order, "numbers", "int4"), fault
 
-    tell.state, tell.adapter = folder / "state" / "numbers", adapter
+    def limited(*, steps=1, rows=ROWS, **limits):
+        other = replace(offer, train=replace(offer.train, batch_size=1, epochs=float(steps) / len(rows)))
+        allowed = Limits(**{"min_rows": 1, "min_steps": 1, **limits})
+        made = Session.open(folder / "run" / "proxy", other, allowed, state=folder / "limited")
+        made.add("numbers", made.encode(rows))
+        return made
+
+    tell.state, tell.adapter, tell.limited = folder / "state" / "numbers", adapter, limited
     return tell
 
 
@@ -97,3 +106,32 @@ def test_a_bug_is_no_refusal(told, monkeypatch):
     monkeypatch.setattr(client, "train", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         told()
+
+
+def test_a_round_is_repeated_so_often_and_no_more(told):
+    session = told.limited(max_repeats=2)
+    for _ in range(3):
+        assert told(session=session)[1] is None
+    assert told(session=session, round=2)[1] is None
+    answer, fault = told(session=session)
+    assert isinstance(fault, DeclinedError)
+    assert {"max_repeats", "4", "2"} <= set(re.findall(r"\w+", answer.reason))
+    assert (answer.kind, answer.round) == ("declined", 1)
+
+
+def test_a_round_that_takes_longer_is_given_up_after_the_step(told):
+    steps = []
+    answer, fault = told(session=told.limited(steps=3, max_time=0.0, min_steps=3))
+    assert isinstance(fault, DeclinedError)
+    assert {"max_time", "1", "3"} <= set(re.findall(r"\w+", answer.reason))
+    session = told.limited(steps=1, max_time=0.0)  # what is done is sent, however long it took
+    assert session.train("numbers", Order(1, told.adapter), lambda *step: steps.append(step)).steps == 1
+    assert [step[:3] for step in steps] == [(1, 1, 1)]
+
+
+def test_rows_without_a_token_to_learn_do_not_count(told):
+    empty = [{"text": ""}]
+    assert told.limited(rows=ROWS * 2, min_rows=4, steps=4)
+    with pytest.raises(DeclinedError) as declined:
+        told.limited(rows=ROWS + empty * 2, min_rows=4, steps=4)
+    assert {"min_rows", "2", "4"} <= set(re.findall(r"\w+", str(declined.value)))

@@ -1,11 +1,27 @@
 """fedproxy join."""
 
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedproxy.cli.output import TrustRemoteCode, TrustTasks, console, progress
+from fedproxy.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedproxy.deployment.welcome import Welcome
+    from fedproxy.federation.offer import Offer
+
+_GIGABYTE = 10**9
+
+
+def _limit(help: str, **bounds: Any) -> Any:
+    """An option that declines what a server asks for."""
+    return typer.Option(help=f"Decline {help}.", rich_help_panel="Limits", **bounds)
+
 
 EXAMPLE = "fedproxy join fedproxy.example.org:9443 --data tickets.jsonl --key bank.key"
 
@@ -21,8 +37,18 @@ def join(
     include: Annotated[Path | None, typer.Option(help="With --task: folder of your own task YAMLs.")] = None,
     trust_tasks: TrustTasks = False,
     name: Annotated[str, typer.Option(help="Your name, in a federation without keys.")] = "",
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Decline more optimizer steps a round.")] = None,
-    max_rounds: Annotated[int | None, typer.Option(min=1, help="Decline more rounds.")] = None,
+    look: Annotated[bool, typer.Option("--look", help="Show what the server offers, and leave.")] = False,
+    offer: Annotated[str, typer.Option(metavar="SHA256", help="Take this offer only, as --look showed it.")] = "",
+    min_rows: Annotated[int, _limit("to train on fewer rows in a round", min=1)] = 16,
+    min_steps: Annotated[int, _limit("fewer optimizer steps a round (warm-up's first left out)", min=0)] = 2,
+    max_rounds: Annotated[int, _limit("more rounds", min=1)] = 1000,
+    max_repeats: Annotated[int, _limit("to repeat a round more often", min=0)] = 10,
+    max_steps: Annotated[int, _limit("more optimizer steps a round", min=1)] = 10_000,
+    max_time: Annotated[str, _limit("to train longer in a round")] = "12h",
+    max_rank: Annotated[int, _limit("a higher rank of the adapter", min=1)] = 256,
+    max_length: Annotated[int, _limit("longer rows, in tokens", min=2)] = 8192,
+    max_batch_size: Annotated[int, _limit("larger batches, in rows", min=1)] = 256,
+    max_download: Annotated[float, _limit("a larger proxy, in GB", min=0)] = 500.0,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -39,51 +65,59 @@ def join(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Take part in a federation with your data, which stay here, until its last round."""
-    from fedproxy.config import Client, Evaluate, seconds
+    from fedproxy.config import Client, Evaluate
     from fedproxy.deployment.address import Address
     from fedproxy.deployment.joining import Joining
     from fedproxy.deployment.joining import join as take_part
-    from fedproxy.deployment.welcome import Welcome
-    from fedproxy.errors import UsageError
+    from fedproxy.deployment.joining import look as ask
     from fedproxy.federation.offer import Limits
     from fedproxy.federation.wire import ENCODINGS, encoding
 
     if insecure == (key is not None):
         raise UsageError("Give --key FILE, or --insecure for a federation without keys.")
-    if data is None and not task:
+    if data is None and not task and not look:
         raise UsageError("Give --data FILE, or --task NAME.")
-    try:
-        wait = seconds(patience)
-    except ValueError as error:
-        raise UsageError(f"--patience: {error}.") from error
-    own = Client(data="" if task else str(data), task=task)
-    where = Evaluate(data=str(data or "") if task else "", include=str(include or ""), trust_tasks=trust_tasks)
+    if offer and not re.fullmatch("[0-9a-fA-F]{64}", offer):
+        raise UsageError(f"--offer {offer}: must be 64 hex digits, as --look shows them.")
+    limits = Limits(
+        min_rows=min_rows,
+        min_steps=min_steps,
+        max_rounds=max_rounds,
+        max_repeats=max_repeats,
+        max_steps=max_steps,
+        max_time=_seconds("--max-time", max_time),
+        max_rank=max_rank,
+        max_length=max_length,
+        max_batch_size=max_batch_size,
+        max_download=round(max_download * _GIGABYTE),
+    )
     joining = Joining(
         Address.parse(address),
         key,
         ca,
         name,
-        own,
-        where,
-        Limits(True, max_steps, max_rounds),
+        Client(data="" if task else str(data), task=task),
+        Evaluate(data=str(data or "") if task else "", include=str(include or ""), trust_tasks=trust_tasks),
+        limits,
         cache,
         force,
         trust_remote_code,
-        wait,
+        _seconds("--patience", patience),
         tuple(ENCODINGS) if wire is None else tuple(encoding(name, {})[0].name for name in wire),
+        offer.lower(),
     )
     rounds = 1
 
-    def welcomed(welcome: Welcome) -> None:
+    def welcomed(welcome: "Welcome") -> None:
         nonlocal rounds
-        offer = welcome.offer
-        rounds = offer.federate.rounds
-        console().print(
-            f"{address} knows you as {welcome.name}: {offer.run}, {rounds} rounds, {offer.train.epochs:g} epochs "
-            f"each, learning rate {offer.train.learning_rate:g}, LoRA rank {offer.train.lora_r}, updates as "
-            f"{offer.federate.wire}.",
-        )
+        rounds = welcome.offer.federate.rounds
+        console().print(f"{address} knows you as {welcome.name} and asks:")
+        for line in _asked(welcome.offer):
+            console().print(line)
 
+    if look:
+        welcomed(ask(joining))
+        return
     with progress() as show:
         take_part(
             joining,
@@ -99,3 +133,21 @@ def join(
             on_refusal=lambda reason: console().print(f"Refused the order: {reason}"),
         )
     console().print("The federation is complete.")
+
+
+def _seconds(option: str, text: str) -> float:
+    from fedproxy.config import seconds
+
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}.") from error
+
+
+def _asked(offer: "Offer") -> Iterator[str]:
+    """All that an offer holds, in lines."""
+    values = json.loads(offer.encode())
+    train = values.pop("train")
+    for kind, table in (("", values), ("[train] ", train)):
+        yield f"  {kind}{', '.join(f'{key} = {json.dumps(value)}' for key, value in table.items())}"
+    yield f"  SHA-256 of this offer: {offer.sha256}"

@@ -145,14 +145,15 @@ class Gateway(HandoutServer):
     def _welcome(self, body: bytes) -> Answer:
         try:
             said = welcome.check_introduction(body)
-            member = self._members.enter(said.public_key, said.name)
+            member = self._members.enter(said.public_key, said.name, stay=bool(said.process))
         except welcome.StrangerError as error:
             return _said(HTTPStatus.FORBIDDEN, str(error))
-        if not self._is_newest(member.name, said.process):
+        if said.process and not self._is_newest(member.name, said.process):
             return _said(HTTPStatus.FORBIDDEN, f'another process joined as "{member.name}" after this one.')
         if self._ended is not None:
             return replace(_said(HTTPStatus.GONE, self._ended), sent=lambda: self._told.add(member.name))
-        self._asked[member.name] = time.monotonic()
+        if said.process:
+            self._asked[member.name] = time.monotonic()
         offer = self._offer(member.name, said.spoken)
         answer = welcome.Welcome(member.name, self.issue(member.identity), offer)
         return Answer(HTTPStatus.OK, "application/json", answer.encode())

@@ -1,6 +1,7 @@
 """A data owner's side of the engine `deployment`: a warm session that answers the tasks of a SuperNode."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import secrets
@@ -15,7 +16,7 @@ from typing import Any
 from fedproxy.config import Client, Evaluate
 from fedproxy.deployment.address import Address
 from fedproxy.deployment.certificates import check_certificate, load_private, make_key, private_openssh, read_small
-from fedproxy.deployment.flower import prepare
+from fedproxy.deployment.flower import prepare, spare_loopback
 from fedproxy.deployment.flower.runtime import AGENT_APP, CLIENT_APP, Task
 from fedproxy.deployment.flower.supernode import SuperNode
 from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
@@ -24,10 +25,11 @@ from fedproxy.deployment.keys import read_client_key
 from fedproxy.deployment.welcome import MOST_BYTES, PATH, Welcome, introduce
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError
 from fedproxy.federation.client_rows import rows_of
-from fedproxy.federation.offer import Limits, Offer
+from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.session import Session
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.foreign import plain
+from fedproxy.models.training import optimizer_steps
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ STATUS_SECONDS = 3.0
 """How often a client asks whether the federation goes on."""
 ANSWER_SECONDS = 5.0
 """How long Flower may take to send an answer on, before a client ends that has given one."""
+CLOCK_SECONDS = 3.0
+"""A difference of the clocks that is told; by little more the server refuses."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Joining:
         trust_remote_code: Let the proxy's own Python code run.
         patience: Seconds that a server which is away is waited for.
         wires: Encodings of updates that it agrees to; plain updates it always sends.
+        offer: SHA-256 of the offer that it takes, and of no other; "" takes any that the limits allow.
     """
 
     address: Address
@@ -69,6 +74,20 @@ class Joining:
     trust_remote_code: bool = False
     patience: float = 600.0
     wires: tuple[str, ...] = tuple(ENCODINGS)
+    offer: str = ""
+
+
+def look(joining: Joining) -> Welcome:
+    """Ask the server what it offers, and leave.
+
+    Raises:
+        FederationError: the server cannot be reached, or refuses this client.
+        ArtifactError: the key or the offer cannot be used.
+        UsageError: plaintext beyond loopback, or no CA.
+    """
+    spare_loopback()
+    with contextlib.closing(Owner(joining, looks=True)) as owner:
+        return owner.ask()
 
 
 def join(
@@ -93,22 +112,25 @@ def join(
         on_refusal: Told why an order was refused, where the next one may go better.
 
     Raises:
-        FederationError: the server cannot be reached, refuses this client, or asks more than it allows.
+        FederationError: the server cannot be reached, refuses this client, has another offer than the one that it
+            takes, or asks for more or less than it allows.
         ArtifactError: key, data, proxy or what this client remembers cannot be used.
         UsageError: plaintext beyond loopback, or the cache cannot be written.
         ResourceError: the disk is full, or memory does not suffice.
     """
     prepare()
-    owner = Owner(joining)
+    owner, cache, limits = Owner(joining), joining.cache or default_cache(), joining.limits
     welcome = owner.ask()
     on_welcome(welcome)
     offer, name = welcome.offer, welcome.name
+    if joining.offer not in ("", offer.sha256):
+        raise FederationError(f"{joining.address} offers {offer.sha256}, not {joining.offer}, which this client takes.")
     data = Client(name, joining.client.data, joining.client.task, offer.max_rows)
     rows = rows_of(data, joining.evaluate, offer.seed)
-    cache = joining.cache or default_cache()
-    proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes)
-    state = cache / "clients" / offer.id
-    session = Session.open(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
+    check_offer(offer, limits, rows=len(rows), steps=optimizer_steps(len(rows), offer.train))
+    proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes, most=limits.max_download)
+    state = cache / "clients" / owner.authority / offer.id
+    session = Session.open(proxy, offer, limits, state=state, trust_remote_code=joining.trust_remote_code)
     steps = session.add(name, session.encode(rows))
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
         node, answered, asked = _node(Path(folder), owner, welcome), -ANSWER_SECONDS, time.monotonic()
@@ -184,14 +206,17 @@ class Owner:
     Args:
         joining: What the data owner brings.
 
+    Attributes:
+        authority: What tells owners apart that give their runs the same identity: the hash of the CA's certificate.
+
     Raises:
         ArtifactError: the key cannot be used.
         UsageError: plaintext beyond loopback, or no CA.
     """
 
-    def __init__(self, joining: Joining) -> None:
+    def __init__(self, joining: Joining, *, looks: bool = False) -> None:
         self.address, self._name, self._patience = joining.address, joining.name, joining.patience
-        self._wires, self._process = joining.wires, secrets.token_hex(8)
+        self._wires, self._process = joining.wires, "" if looks else secrets.token_hex(8)
         self.url = f"{'http' if joining.key is None else 'https'}://{joining.address}"
         self.ca: bytes | None = None
         if joining.key is None:
@@ -208,15 +233,21 @@ class Owner:
                 self.ca = check_certificate(read_small(joining.ca), joining.ca)
             if self.ca is None:
                 raise UsageError(f"{joining.key} holds no CA certificate: give --ca FILE, which the owner sends.")
+        self.authority = "no-ca" if self.ca is None else hashlib.sha256(self.ca.strip()).hexdigest()
         self._link = Link(self.url, None, self.ca)
         self._away: float | None = None
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._link.close()
+
     def ask(self) -> Welcome:
-        """Introduce this client.
+        """Introduce this client; where the clocks differ by more than a little, that is told.
 
         Raises:
             FederationError: the server cannot be reached, or refuses.
         """
+        asked = time.time()
         try:
             status, said = self._introduce()
         except BrokenLinkError as error:
@@ -226,7 +257,12 @@ class Owner:
             ) from error
         if status != HTTPStatus.OK:
             raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
-        return Welcome.decode(said)
+        welcome = Welcome.decode(said)
+        ahead = welcome.ahead(asked, time.time())
+        if abs(ahead) > CLOCK_SECONDS:
+            where = "ahead of" if ahead > 0 else "behind"
+            log.warning("This clock is %.3g s %s the one of %s. Set both by NTP.", abs(ahead), where, self.address)
+        return welcome
 
     def _introduce(self) -> tuple[int, bytes]:
         key: Any = load_private(self.private)

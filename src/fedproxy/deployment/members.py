@@ -114,8 +114,13 @@ class Members:
             found = dict(self._members)
         return found
 
-    def enter(self, public_key: str, name: str) -> Member:
+    def enter(self, public_key: str, name: str, *, stay: bool = True) -> Member:
         """The member with this key; without a register, `name` becomes one unless another has taken it.
+
+        Args:
+            public_key: PEM.
+            name: What it calls itself.
+            stay: Whether it takes part, and is not only looking.
 
         Raises:
             StrangerError: there is no such member; the message says why.
@@ -135,10 +140,12 @@ class Members:
                 raise StrangerError(f"{name} takes no part in this federation: {', '.join(sorted(self._names))}.")
             if time.monotonic() - self._heard.get(name, -TAKEN_SECONDS) < TAKEN_SECONDS:
                 raise StrangerError(f"Another client is here as {name}. Choose another name, or end that one first.")
-            self._heard[name] = time.monotonic()
-            self._members[name] = Member(name, public_key)
-            self._tell()
-            return self._members[name]
+            member = Member(name, public_key)
+            if stay:
+                self._heard[name] = time.monotonic()
+                self._members[name] = member
+                self._tell()
+            return member
 
     def _why_not(self, public_key: str) -> str:
         if public_key in self._others:

@@ -5,7 +5,8 @@ import json
 import re
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fedproxy.errors import ArtifactError
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 
 PATH = "/fedproxy/welcome"
 MOST_BYTES = 64 << 10
-CLOCK_SECONDS = 300.0
-"""How far the clocks of client and owner may differ."""
+AHEAD_SECONDS, BEHIND_SECONDS = 4.0, 300.0
+"""How far the client's clock may be ahead of the owner's and behind it: a little less than Flower takes (5 and 305)."""
+_LAST_SECOND = 1 << 35
 _PURPOSE = "fedproxy welcome"
-_PROCESS = re.compile("[0-9a-f]{16}")
+_PROCESS = re.compile("([0-9a-f]{16})?")
 
 
 class StrangerError(ArtifactError):
@@ -37,7 +39,7 @@ class Introduction:
         time: Seconds since 1970 on its clock.
         name: Its name, where no register tells it: in a run without keys.
         wires: The encodings of updates that it agrees to, separated by commas.
-        process: A random number of the process, by which two of one client are told apart.
+        process: A random number of the process, by which two of one client are told apart; "" of one that only looks.
         signature: ECDSA with SHA-256 over purpose, time, name, encodings and process, base64.
     """
 
@@ -74,7 +76,7 @@ def check_introduction(data: bytes) -> Introduction:
     """Read an introduction and check its signature and clock.
 
     Raises:
-        StrangerError: it cannot be read, is too old, or another key signed it.
+        StrangerError: it cannot be read, another key signed it, or the clocks differ by too much.
     """
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
@@ -86,6 +88,8 @@ def check_introduction(data: bytes) -> Introduction:
         texts = (said.public_key, said.name, said.wires, said.process, said.signature)
         if not all(isinstance(value, str) for value in texts) or type(said.time) not in (int, float):
             raise TypeError("wrong types")
+        if not 0 <= said.time < _LAST_SECOND:
+            raise ValueError("no time")
         if not _PROCESS.fullmatch(said.process):
             raise ValueError("no process")
         key = serialization.load_pem_public_key(said.public_key.encode())
@@ -99,8 +103,12 @@ def check_introduction(data: bytes) -> Introduction:
         raise StrangerError(
             f"The introduction cannot be read: {error!s:.100}. Install the same version of fedproxy on both sides."
         ) from error
-    if not abs(time.time() - said.time) <= CLOCK_SECONDS:
-        raise StrangerError("The clocks of client and server differ by more than five minutes. Set them.")
+    now = time.time()
+    if not -AHEAD_SECONDS <= now - said.time <= BEHIND_SECONDS:
+        raise StrangerError(
+            f"The clocks differ: the server's says {_clock(now)}, the client's {_clock(said.time)}. "
+            f"It may be {AHEAD_SECONDS:g} s ahead and {BEHIND_SECONDS:g} s behind. Set both by NTP."
+        )
     return said
 
 
@@ -109,6 +117,10 @@ def public_pem(key: "ec.EllipticCurvePublicKey") -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
 
 
 def _signed(now: float, name: str, wires: str, process: str) -> bytes:
@@ -123,16 +135,26 @@ class Welcome:
         name: The client's name to the owner.
         token: For the hand-out of the proxy.
         offer: What the federation asks of the client.
+        time: Seconds since 1970 on the owner's clock.
     """
 
     name: str
     token: str
     offer: Offer
+    time: float = field(default_factory=time.time, compare=False)
 
     def encode(self) -> bytes:
         """The welcome as JSON."""
-        values = {"name": self.name, "token": self.token, "offer": self.offer.encode()}
-        return json.dumps(values).encode()
+        return json.dumps({**vars(self), "offer": self.offer.encode()}).encode()
+
+    def ahead(self, asked: float, answered: float) -> float:
+        """Seconds by which the client's clock is ahead of the owner's, at least; less than 0 where it is behind.
+
+        Args:
+            asked: When the client asked, on its clock.
+            answered: When it had the answer.
+        """
+        return asked - self.time if asked > self.time else min(0.0, answered - self.time)
 
     @staticmethod
     def decode(data: bytes) -> "Welcome":
@@ -145,9 +167,9 @@ class Welcome:
             values: Any = strict_json(data.decode())
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"The server's welcome is no JSON: {error!s:.100}.") from error
-        kinds: Mapping[str, type] = {"name": str, "token": str, "offer": str}
+        kinds: Mapping[str, type] = {"name": str, "token": str, "offer": str, "time": float}
         if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != kinds:
             raise ArtifactError("The server's welcome cannot be read: is it a fedproxy server of this version?")
         if not is_name(values["name"]):
             raise ArtifactError(f"The server's welcome calls this client {values['name']!r:.80}, which is no name.")
-        return Welcome(values["name"], values["token"], Offer.decode(values["offer"]))
+        return Welcome(**{**values, "offer": Offer.decode(values["offer"])})

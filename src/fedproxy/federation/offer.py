@@ -1,12 +1,13 @@
 """What the server tells a client once, before any training, and whether the client's own limits allow it."""
 
+import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 from fedproxy.config import Experiment, Federate, Rule, Train, read_table, table
-from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.errors import ArtifactError, FederationError, UsageError
 from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, is_sha256, strict_json, version
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding
 
@@ -57,6 +58,12 @@ class Offer:
         values["train"] = {key: value for key, value in values["train"].items() if value is not None}
         del values["federate"]
         return json.dumps({key: value for key, value in values.items() if value is not None}, allow_nan=False)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all that is asked, 64 hex digits; the run's identity, which asks for nothing, is left out."""
+        asked = {key: value for key, value in json.loads(self.encode()).items() if key != "id"}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @staticmethod
     def decode(text: str) -> "Offer":
@@ -123,31 +130,65 @@ def make_offer(
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client allows.
+    """What a client allows; whoever asks for more, or for so little that its rows could be guessed, is refused.
 
     Attributes:
-        take_part: Whether it takes part at all.
-        max_steps: Optimizer steps in a round; none for any number.
-        max_rounds: Rounds; none for any number.
+        min_rows: Rows that a round trains on, at least.
+        min_steps: Optimizer steps of a round that change anything, at least.
+        max_rounds: Rounds.
+        max_repeats: How often a round may be ordered again.
+        max_steps: Optimizer steps in a round.
+        max_time: Seconds that the training of a round may take; looked at after each step.
+        max_rank: Rank of the adapter.
+        max_length: Tokens of a row.
+        max_batch_size: Rows in one forward pass.
+        max_download: Bytes of the proxy.
     """
 
-    take_part: bool = True
-    max_steps: int | None = None
-    max_rounds: int | None = None
+    min_rows: int = 16
+    min_steps: int = 2
+    max_rounds: int = 1000
+    max_repeats: int = 10
+    max_steps: int = 10_000
+    max_time: float = 12 * 3600.0
+    max_rank: int = 256
+    max_length: int = 8192
+    max_batch_size: int = 256
+    max_download: int = 500 * 10**9
 
 
-def check_offer(offer: Offer, limits: Limits, *, steps: int) -> str | None:
-    """Why a client's limits forbid the offer: the setting, its value and the limit; None if they allow it.
+class DeclinedError(FederationError):
+    """A client's own limits forbid what it is asked for."""
+
+
+def check_offer(offer: Offer, limits: Limits, *, rows: int, steps: int) -> None:
+    """Check an offer by a client's limits.
 
     Args:
         offer: What the server offers.
         limits: What the client allows.
-        steps: Optimizer steps a round that the offer's settings mean for the client's own rows.
+        rows: The client's rows, `offer.max_rows` at most.
+        steps: Optimizer steps a round that the offer's settings mean for so many rows.
+
+    Raises:
+        DeclinedError: they forbid it; each setting is named with its value and the limit.
     """
-    if not limits.take_part:
-        return "this client takes no part"
-    if limits.max_steps is not None and steps > limits.max_steps:
-        return f"[train] means {steps} optimizer steps a round, this client allows {limits.max_steps} (max_steps)"
-    if limits.max_rounds is not None and offer.federate.rounds > limits.max_rounds:
-        return f"[federate] rounds = {offer.federate.rounds}, this client allows {limits.max_rounds} (max_rounds)"
-    return None
+    train = offer.train
+    trained = min(rows, steps * train.batch_size * train.gradient_accumulation_steps)
+    changing = steps - (train.warmup_steps > 0)  # a warm-up begins with a learning rate of 0
+    asked = {
+        "min_rows": ("rows trained on in a round", trained),
+        "min_steps": ("optimizer steps a round that change anything", changing),
+        "max_rounds": ("[federate] rounds", offer.federate.rounds),
+        "max_steps": ("optimizer steps a round", steps),
+        "max_rank": ("[train] lora_r", train.lora_r),
+        "max_length": ("[train] max_length", train.max_length),
+        "max_batch_size": ("[train] batch_size", train.batch_size),
+    }
+    found = []
+    for limit, (what, value) in asked.items():
+        least, allowed = limit.startswith("min_"), getattr(limits, limit)
+        if value < allowed if least else value > allowed:
+            found.append(f"{what} = {value}, this client allows {allowed} at {'least' if least else 'most'} ({limit})")
+    if found:
+        raise DeclinedError(f"The offer is declined: {'; '.join(found)}.")

@@ -1,8 +1,10 @@
 """A client that stays warm: proxy, adapter and encoded rows are made ready once and answer every round's order."""
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -11,7 +13,7 @@ from fedproxy.errors import ArtifactError, FederationError, FedproxyError, Resou
 from fedproxy.federation.client import answer
 from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.messages import Order, Refusal, Reply
-from fedproxy.federation.offer import Limits, Offer, check_offer
+from fedproxy.federation.offer import DeclinedError, Limits, Offer, check_offer
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.layer_map import split_name, trained_blocks
@@ -34,7 +36,7 @@ class Session:
         model: The proxy with its fresh adapter; the adapter's values are overwritten.
         tokenizer: Its tokenizer.
         offer: What the server offers: settings of the training, the seed.
-        limits: What the client allows.
+        limits: What the client allows; none where server and clients are one.
         state: Folder in which clients keep what they remember from round to round.
 
     Raises:
@@ -45,7 +47,8 @@ class Session:
         self, model: AdaptedModel, tokenizer: Tokenizer, offer: Offer, limits: Limits | None = None, *, state: Path
     ) -> None:
         self._model, self._tokenizer, self._offer, self._state = model, tokenizer, offer, state
-        self._limits = limits or Limits()
+        self._limits = limits
+        self._orders: Counter[tuple[str, int]] = Counter()
         base: Any = model.get_base_model()
         self.longest = readable(base.config, offer.train.max_length)
         owned, chosen = trained_blocks(offer.train.blocks, len(blocks(base))), SPACES.choose(offer.federate.space)
@@ -92,11 +95,11 @@ class Session:
             Optimizer steps that a round takes.
 
         Raises:
-            FederationError: the client's limits forbid what the server offers.
+            DeclinedError: the client's limits forbid what the server offers.
         """
         steps = optimizer_steps(len(examples), self._offer.train)
-        if reason := check_offer(self._offer, self._limits, steps=steps):
-            raise FederationError(f"{client} declines: {reason}.")
+        if self._limits is not None:
+            check_offer(self._offer, self._limits, rows=len(examples), steps=steps)
         self._examples[client] = examples
         return steps
 
@@ -109,7 +112,9 @@ class Session:
             on_step: Told every optimizer step.
 
         Raises:
-            FederationError: the order is none of this federation, or the training diverged.
+            FederationError: the order is none of this federation.
+            DeclinedError: the round was ordered too often, or takes longer than the client allows.
+            DivergedError: the training diverged.
             ArtifactError: what the client remembers is damaged.
             ResourceError: the disk is full, or memory does not suffice.
         """
@@ -118,6 +123,24 @@ class Session:
             raise FederationError(f"round {number} was ordered of {self._offer.federate.rounds} that were offered.")
         if _shapes(order.adapter) != _shapes(self._start):
             raise FederationError("The order's adapter is not one of the proxy that was handed out.")
+        self._orders[client, number] += 1
+        limits, times, began = self._limits, self._orders[client, number], time.monotonic()
+        if limits is not None and times > 1 + limits.max_repeats:
+            raise DeclinedError(
+                f"round {number} was ordered {times} times, this client allows {limits.max_repeats} repeats at most "
+                "(max_repeats)."
+            )
+
+        def stepped(step: int, steps: int, loss: float) -> None:
+            spent = time.monotonic() - began
+            if limits is not None and step < steps and spent > limits.max_time:
+                raise DeclinedError(
+                    f"round {number} took {spent:.0f} s for {step} of {steps} steps, this client allows "
+                    f"{limits.max_time:g} s at most (max_time)."
+                )
+            if on_step is not None:
+                on_step(number, step, steps, loss)
+
         return answer(
             order,
             client,
@@ -128,7 +151,7 @@ class Session:
             pad=padding(self._tokenizer),
             seed=self._offer.seed,
             state=ClientState(self._state / client),
-            on_step=on_step and (lambda step, steps, loss: on_step(number, step, steps, loss)),
+            on_step=stepped,
         )
 
     def answer(self, client: str, data: bytes, on_step: OnStep | None = None) -> tuple[bytes, FedproxyError | None]:
@@ -155,7 +178,8 @@ class Session:
             fault = explained(error)
             if not isinstance(fault, ResourceError):
                 raise
-        return encode_reply(Refusal(client, number, str(fault))), fault
+        kind: Literal["declined", "failed"] = "declined" if isinstance(fault, DeclinedError) else "failed"
+        return encode_reply(Refusal(client, number, str(fault), kind)), fault
 
     def _order(self, data: bytes) -> Order:
         """The order in `data`.

@@ -1,7 +1,9 @@
 import contextlib
 import json
 import os
+import pwd
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -263,6 +265,28 @@ def test_where_proxies_are_kept(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/h")
     assert default_cache() == Path("/h/.cache/fedproxy/proxies")
+
+
+def test_without_a_home_a_cache_is_asked_for(monkeypatch):
+    def nobody(*_):
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(UsageError, match="--cache"):
+        default_cache()
+
+
+def test_a_proxy_that_is_larger_than_allowed_is_not_fetched(serve, proxy, ca, tmp_path):
+    hub = serve(proxy)
+    size = hub.listing.size
+    arguments = (hub.url, hub.token, hub.listing.sha256, tmp_path, ca)
+    with pytest.raises(FederationError) as refused:
+        fetch_proxy(*arguments, most=size - 1)
+    assert {"max_download", str(size), str(size - 1)} <= set(re.findall(r"\w+", str(refused.value)))
+    assert hub.server.sent == {}
+    assert same(fetch_proxy(*arguments, most=size), proxy)
 
 
 def test_what_arrives_is_the_proxy_and_nothing_of_the_rest(tiny_checkpoint, calibration, serve, ca, tmp_path):

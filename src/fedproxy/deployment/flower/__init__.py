@@ -41,16 +41,21 @@ ANSWERED_VARIABLE = "FEDPROXY_ANSWERED"
 """Names the folder in which the gateway announces to Flower's ServerApp what became of each order."""
 
 
+def spare_loopback() -> None:
+    """Let nothing that this process or one that it starts asks of this machine go through a proxy."""
+    spared = [part for name in ("no_proxy", "NO_PROXY") for part in os.environ.get(name, "").split(",") if part]
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(dict.fromkeys([*spared, "127.0.0.1", "localhost"]))
+
+
 def prepare() -> None:
-    """Set this process up for Flower, before it is imported: its settings, and no proxy on the way to this machine.
+    """Set this process up for Flower, before it is imported.
 
     Raises:
         MissingExtraError: Flower is not installed.
     """
     os.environ.update(SETTINGS)
-    spared = [part for name in ("no_proxy", "NO_PROXY") for part in os.environ.get(name, "").split(",") if part]
-    for name in ("no_proxy", "NO_PROXY"):
-        os.environ[name] = ",".join(dict.fromkeys([*spared, "127.0.0.1", "localhost"]))
+    spare_loopback()
     require_flower()
 
 

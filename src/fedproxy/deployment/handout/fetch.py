@@ -18,7 +18,7 @@ from fedproxy.artifacts import locked, new_file, os_error, parse_json, read_json
 from fedproxy.deployment.handout.download import Crew, Progress, open_file, tried
 from fedproxy.deployment.handout.link import Link
 from fedproxy.deployment.handout.parts import LISTING_BYTES, File, Listing, Part, hash_range
-from fedproxy.errors import ArtifactError, ResourceError
+from fedproxy.errors import ArtifactError, FederationError, ResourceError, UsageError
 from fedproxy.federation.protocol import is_sha256
 
 _LISTING, _COMPLETE = ".listing.json", ".complete.json"
@@ -26,8 +26,15 @@ _SPARE_BYTES = 1 << 20
 
 
 def default_cache() -> Path:
-    """Where proxies are kept: $XDG_CACHE_HOME/fedproxy/proxies, by default below ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedproxy" / "proxies"
+    """Where proxies are kept: $XDG_CACHE_HOME/fedproxy/proxies, by default below ~/.cache.
+
+    Raises:
+        UsageError: there is no home directory.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedproxy" / "proxies"
+    except RuntimeError as error:
+        raise UsageError("This user has no home directory to keep proxies in. Give --cache DIR.") from error
 
 
 def fetch_proxy(
@@ -38,6 +45,7 @@ def fetch_proxy(
     ca: bytes | None,
     on_bytes: Callable[[int, int], None] | None = None,
     connections: int = 2,
+    most: int | None = None,
 ) -> Path:
     """Bring a proxy into the cache, unless it is there.
 
@@ -52,12 +60,13 @@ def fetch_proxy(
         ca: The certificate (PEM) that the server's must be signed by; the machine's own authorities if none.
         on_bytes: Told how many bytes are there and how many there will be.
         connections: Parts fetched side by side.
+        most: Bytes that the proxy may have; none for as many as the disk holds.
 
     Returns:
         The folder of the complete, verified proxy.
 
     Raises:
-        FederationError: the server cannot be reached, is not the right one, or refuses.
+        FederationError: the server cannot be reached, is not the right one, or refuses, or the proxy is too large.
         ArtifactError: what it sends is not what it should be.
         ResourceError: the disk is too small, or full.
         UsageError: the cache cannot be written, or an argument is impossible.
@@ -77,6 +86,10 @@ def fetch_proxy(
             links = [Link(url, token, ca) for _ in range(max(1, connections))]
             try:
                 listing = _listing(links[0], listing_sha256, work)
+                if most is not None and listing.size > most:
+                    raise FederationError(
+                        f"The proxy has {listing.size} bytes, this client allows {most} at most (max_download)."
+                    )
                 _fill(work, listing, links, on_bytes or (lambda done, total: None))
             finally:
                 for link in links:

@@ -1,13 +1,16 @@
 """A client's connection to the hand-out: one request after the other, with errors that say what is wrong."""
 
+import base64
 import contextlib
+import io
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from fedproxy.errors import ArtifactError, FederationError, UsageError
 
@@ -16,6 +19,7 @@ SILENCE_SECONDS = 60.0
 _NO_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class BrokenLinkError(Exception):
@@ -23,7 +27,10 @@ class BrokenLinkError(Exception):
 
 
 class Link:
-    """A connection that is opened when needed, kept alive between requests, and opened anew once broken."""
+    """A connection that is opened when needed, kept alive between requests, and opened anew once broken.
+
+    It goes through the proxy that the environment names for it (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY).
+    """
 
     def __init__(self, url: str, token: str | None, ca: bytes | None) -> None:
         """Look at the arguments; nothing is sent.
@@ -34,7 +41,7 @@ class Link:
             ca: The certificate (PEM) that the server's must be signed by; the machine's own authorities if none.
 
         Raises:
-            UsageError: url or token are impossible.
+            UsageError: url or token are impossible, or the environment names a proxy that cannot be used.
             FederationError: the server offers plaintext to a client that knows its CA.
             ArtifactError: the CA's certificate is damaged.
         """
@@ -50,12 +57,39 @@ class Link:
         self.where = f"{host}:{port}"
         self._answer: HTTPResponse | None = None
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._prefix, self._through, self._aborted = "", "", False
+        proxy = _proxy_of(parts.scheme, host, port)
+        at, said = (host, port), {}
+        if proxy is not None:
+            at, said = (str(proxy.hostname), proxy.port or 80), _credentials(proxy)
+            self._through = f" (through the proxy {at[0]}:{at[1]})"
         if parts.scheme == "http":
             if ca is not None:
                 raise FederationError(f"{url}: the server offers the proxy in plaintext, which is refused with a CA.")
-            self._connection = HTTPConnection(host, port, timeout=SILENCE_SECONDS)
+            self._connection = HTTPConnection(*at, timeout=SILENCE_SECONDS)
+            if proxy is not None:
+                self._prefix = url
+                self._headers |= said
         else:
-            self._connection = HTTPSConnection(host, port, timeout=SILENCE_SECONDS, context=_context(ca))
+            self._connection = HTTPSConnection(*at, timeout=SILENCE_SECONDS, context=_context(ca))
+            if proxy is not None:
+                self._connection.set_tunnel(host, port, said)
+
+    def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> HTTPResponse:
+        """Send a request and read the head of its answer, anew if the server had closed the kept connection."""
+        kept = self._connection.sock is not None
+        headers = headers if body is None else {**headers, "Content-Length": str(len(body))}
+        try:
+            # Of a file the connection sends a block at a time, each of which has its own time.
+            content = None if body is None else io.BytesIO(body)
+            self._connection.request(method, self._prefix + path, content, headers)
+            self._answer = self._connection.getresponse()
+        except _CLOSED:
+            self.close()
+            if not kept or self._aborted:
+                raise
+            return self._ask(method, path, headers, body)
+        return self._answer
 
     def get(self, path: str, begin: int = 0) -> HTTPResponse:
         """Ask for `path` from byte `begin` on, and check the answer's head.
@@ -70,8 +104,7 @@ class Link:
         """
         headers = {**self._headers, "Range": f"bytes={begin}-"} if begin else self._headers
         with self.broken():
-            self._connection.request("GET", path, headers=headers)
-            self._answer = answer = self._connection.getresponse()
+            answer = self._ask("GET", path, headers)
         status, expected = answer.status, HTTPStatus.PARTIAL_CONTENT if begin else HTTPStatus.OK
         if status == expected and answer.length is not None:
             return answer
@@ -92,7 +125,7 @@ class Link:
         raise FederationError(f"{self.where} answers {path} with {status}, not {expected}. Is it a fedproxy server?")
 
     def post(self, path: str, body: bytes, most: int) -> tuple[int, bytes]:
-        """Send `body` to `path`.
+        """Send `body` to `path`; twice, if the connection ends before an answer, so it must do no harm to repeat it.
 
         Args:
             path: Where to.
@@ -108,8 +141,7 @@ class Link:
             ArtifactError: the answer is too long.
         """
         with self.broken():
-            self._connection.request("POST", path, body, self._headers)
-            self._answer = answer = self._connection.getresponse()
+            answer = self._ask("POST", path, self._headers, body)
             content = answer.read(most + 1)
             if answer.length and len(content) <= most:  # http.client notices a short body only if all is asked for
                 raise IncompleteRead(content, answer.length)
@@ -146,7 +178,7 @@ class Link:
             raise BrokenLinkError(f"{type(error).__name__}: {str(error)[:80]}") from error
         except (OSError, HTTPException) as error:
             self.close()
-            raise BrokenLinkError(str(error)[:200] or type(error).__name__) from error
+            raise BrokenLinkError((str(error)[:200] or type(error).__name__) + self._through) from error
 
     def close(self) -> None:
         """Close the connection; the next request opens it anew."""
@@ -157,11 +189,44 @@ class Link:
 
     def abort(self) -> None:
         """Wake up a thread that waits for this connection."""
+        self._aborted = True
         connection = self._connection.sock
         if connection is not None:
             with contextlib.suppress(OSError):
                 # Not SSLSocket's own method, which pulls the TLS state from under that thread.
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+def _proxy_of(scheme: str, host: str, port: int) -> SplitResult | None:
+    """The proxy that the environment names for such an address, None for none.
+
+    Raises:
+        UsageError: one that is named is no HTTP proxy; Flower's httpx fails on any such, whatever address is meant.
+    """
+    named = getproxies()
+    found: dict[str, SplitResult] = {
+        kind: _parsed(kind, named[kind]) for kind in ("http", "https", "all") if kind in named
+    }
+    return None if proxy_bypass(f"{host}:{port}") else found.get(scheme) or found.get("all")
+
+
+def _parsed(kind: str, url: str) -> SplitResult:
+    with contextlib.suppress(ValueError):
+        proxy = urlsplit(url if "://" in url else f"http://{url}")
+        if proxy.scheme == "http" and proxy.hostname and proxy.port != 0:
+            return proxy
+    what = f" of the kind {url.partition('://')[0]}://" if "://" in url else ""
+    raise UsageError(
+        f"{kind.upper()}_PROXY names a proxy{what} that cannot be used: it must be http://HOST:PORT. Set it to one, "
+        "or unset it."
+    )
+
+
+def _credentials(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    told = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(told.encode()).decode()}"}
 
 
 def _context(ca: bytes | None) -> ssl.SSLContext:
