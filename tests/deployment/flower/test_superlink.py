@@ -48,7 +48,9 @@ def test_of_all_runs_at_a_superlink_its_own_alone_is_executed(link: SuperLink, t
     app = tmp_path / "evil"
     app.mkdir()
     (app / "pyproject.toml").write_text(_APP.replace("fedproxy.deployment.flower.app", "evil"))
-    (app / "evil.py").write_text('import os, pathlib\npathlib.Path(os.environ["MARK"]).touch()\nserver = client = 1\n')
+    (app / "evil.py").write_text(
+        'import os, pathlib\npathlib.Path(os.environ["MARK"]).touch()\nserver = 1\nclient = 1\n'
+    )
     home = tmp_path / "home"
     home.mkdir()
     where = f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{link.port}"\ninsecure = true\n'
