@@ -41,7 +41,7 @@ def test_good_keys_and_a_free_address_pass(keys):
 
 @pytest.mark.parametrize("name", ["server.crt", "ca.crt"])
 def test_an_expired_certificate_is_told_with_its_date(keys, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(certificates, "VALID_DAYS", -0.5)
+    monkeypatch.setattr(certificates, {"server.crt": "SERVER_DAYS", "ca.crt": "CA_DAYS"}[name], -0.5)
     init_keys(tmp_path / "old")
     shutil.copy(tmp_path / "old" / name, keys / name)
     with pytest.raises(ArtifactError, match=rf"{name}: the certificate expired on 20"):
