@@ -139,6 +139,11 @@ def fingerprint(public_key: str) -> str:
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
+def fingerprint_of_pem(public_key: str) -> str:
+    """The fingerprint of a public key in PEM."""
+    return fingerprint(public_openssh(_loader("load_pem_public_key")(public_key.encode())))
+
+
 def read_small(path: Path) -> bytes:
     """Read a file of a key or certificate.
 
