@@ -56,7 +56,7 @@ class Listen:
     part_bytes: int = PART_BYTES
 
     def check(self, experiment: Experiment) -> None:
-        """Check that clients could be served, before anything is done for them.
+        """Check that clients could be served, before anything is done for them; warn of certificates that end soon.
 
         Raises:
             UsageError: plaintext beyond loopback, a partition, clients without names or keys, or the address is taken.
@@ -79,6 +79,7 @@ class Listen:
         if self.keys is not None:
             _check_members(self.keys, client_names(experiment))
             check_tls(*_certificates(self.keys))
+            _warn_of_ends(self.keys)
         self.address.check_free()
 
 
@@ -104,8 +105,6 @@ def serve(
         ArtifactError: keys or proxy cannot be used.
     """
     run, keys = directory.path.resolve(), listen.keys and listen.keys.resolve()
-    if keys is not None:
-        _warn_of_ends(keys)
     members = Members(keys, run, client_names(experiment))
     certificates = None if keys is None else _certificates(keys)
     listing = describe(run / "proxy", listen.part_bytes)
