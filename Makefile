@@ -3,6 +3,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 # the environment that has bitsandbytes, which slows every import of peft and warns: .venv, and one package more
 QLORA := .venv/qlora
+# the environments of a release: the tools that make it, and what a user gets who installs it
+RELEASE := build/release
 # a folder for each public data set, as benchmarks/training_loop.py reads it
 DATA ?= ../shared/data
 
@@ -13,7 +15,7 @@ ALONE := $(BIN)/python -m pytest
 BASE := tests/aggregation tests/contracts tests/test_artifacts.py tests/test_checkpoint_files.py tests/test_config.py \
 	tests/test_data.py tests/test_layer_map.py tests/test_seeds.py tests/test_tensor_files.py tests/test_tensors.py
 
-.PHONY: setup demo check test test-all qlora lint bench docs clean help
+.PHONY: setup demo check test test-all qlora lint bench docs release clean help
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -75,5 +77,19 @@ docs: setup  ## render docs/benchmarks.md from benchmarks/results
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python scripts/render_configuration.py
 
+release:  ## sdist, wheel, their dependencies with hashes, and what is in them (SBOM), in dist/
+	rm -rf dist $(RELEASE)
+	$(PYTHON) -m venv $(RELEASE)/tools
+	$(RELEASE)/tools/bin/python -m pip install --quiet --constraint constraints.txt build cyclonedx-bom pip-tools
+	$(RELEASE)/tools/bin/python -m build --outdir dist
+	$(RELEASE)/tools/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-index-url \
+		--no-emit-trusted-host --no-emit-find-links --constraint constraints.txt --extra federation \
+		--output-file dist/requirements.lock pyproject.toml
+	$(PYTHON) -m venv --without-pip $(RELEASE)/runtime
+	$(RELEASE)/tools/bin/python -m pip --python $(RELEASE)/runtime/bin/python install --quiet --require-hashes -r dist/requirements.lock
+	$(RELEASE)/tools/bin/python -m pip --python $(RELEASE)/runtime/bin/python install --quiet --no-deps dist/*.whl
+	$(RELEASE)/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+		--output-file dist/sbom.cdx.json $(RELEASE)/runtime
+
 clean:  ## remove what make made
-	rm -rf .venv runs
+	rm -rf .venv build dist runs

@@ -30,6 +30,7 @@ COMMANDS = [
     "fuse",
     "evaluate",
     "report",
+    "audit",
     "doctor",
     "compare",
     "methods",

@@ -16,10 +16,12 @@ from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
 from fedproxy.artifacts import Manifest, write_json
 from fedproxy.deployment import gateway as gateway_module
 from fedproxy.deployment import welcome
+from fedproxy.deployment.audit import Audit, check
 from fedproxy.deployment.certificates import load_private, make_key
 from fedproxy.deployment.flower.announced import Announced
 from fedproxy.deployment.flower.fleet import Fleet
 from fedproxy.deployment.gateway import Gateway, Upstream
+from fedproxy.deployment.handout import https
 from fedproxy.deployment.handout.fetch import fetch_proxy
 from fedproxy.deployment.handout.parts import describe
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, read_client_key, revoke_client
@@ -98,6 +100,7 @@ def start(tmp_path, proxy, superlink):
                 ),
                 upstream=Upstream(upstream or superlink.port, None),
                 fleet=Fleet(Announced(tmp_path), 1000, 0.2),
+                audit=stack.enter_context(Audit(tmp_path / "audit.jsonl")),
             )
             stack.enter_context(gateway)
             return SimpleNamespace(gateway=gateway, keys=keys)
@@ -158,6 +161,38 @@ def test_strangers_are_told_why(start):
     status, said, _ = ask(hub, welcome.PATH, b"{}")
     assert status == 403
     assert b"introduction" in said
+
+
+def test_the_owner_finds_in_its_log_who_came_and_who_was_refused(start, tmp_path):
+    hub = start()
+    bank, stranger = key_of(hub, "bank"), make_key()
+    for process in ("0" * 16, "0" * 16, ""):
+        _, said = enter(hub, bank, process=process)
+    enter(hub, stranger)
+    ask(hub, welcome.PATH, b"{}")
+    ask(hub, "/v1/fleet/get-run", b"", **signed(stranger))
+    ask(hub, "/v1/fleet/start-run", b"", **signed(bank))
+    fetch_proxy(f"http://127.0.0.1:{hub.gateway.port}", said.token, said.offer.proxy, tmp_path / "cache", None)
+    events = [(event["event"], event.get("client")) for event in check(tmp_path / "audit.jsonl")]
+    assert events == [
+        ("joined", "bank"),
+        ("refused", None),
+        ("refused", None),
+        ("unauthenticated", None),
+        ("refused", "bank"),
+        ("handed out", "bank"),
+    ]
+
+
+def test_an_address_that_is_refused_again_and_again_waits(start, monkeypatch):
+    hub, slept = start(), []
+    monkeypatch.setattr(https.time, "sleep", slept.append)
+    statuses = {ask(hub, "/v1/fleet/get-run", b"")[0] for _ in range(https.STRANGERS_AT_ONCE + 2)}
+    assert statuses == {401}
+    assert [bool(delay) for delay in slept] == [False] * https.STRANGERS_AT_ONCE + [True] * 2
+    slept.clear()
+    assert enter(hub, key_of(hub, "bank"))[0] == 200  # who is let in does not wait
+    assert slept == []
 
 
 def test_the_proxy_is_sent_once(start, tmp_path):

@@ -1,3 +1,4 @@
+import datetime
 import json
 import shutil
 import ssl
@@ -11,7 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from fedproxy.deployment import keys
+from fedproxy.deployment import certificates, keys
+from fedproxy.deployment.handout.https import check_tls
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, new_key, read_client_key, read_registry
 from fedproxy.errors import ArtifactError, MissingExtraError, UsageError
 from tests.crashes import moments
@@ -124,6 +126,141 @@ def test_a_revoked_name_takes_another_key_and_never_the_old_one(folder, tmp_path
     assert found.revoked_keys == {old.fingerprint}
     with pytest.raises(UsageError, match="revoked"):
         add_client(folder, "shop", public)
+
+
+def certificate(path):
+    return x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def files(folder):
+    return folder / "server.crt", folder / "server.key", folder / "ca.crt"
+
+
+def usable(folder):
+    """Whether a client that trusts the CA takes the server."""
+    try:
+        check_tls(*files(folder))
+    except ArtifactError:
+        return False
+    return True
+
+
+def test_the_server_certificate_lasts_a_year_and_never_longer_than_the_ca(folder, tmp_path, monkeypatch):
+    now = datetime.datetime.now(datetime.UTC)
+    server, ca = certificate(folder / "server.crt"), certificate(folder / "ca.crt")
+    assert (server.not_valid_after_utc - now).days in (364, 365)
+    assert (ca.not_valid_after_utc - now).days in (3649, 3650)
+    monkeypatch.setattr(certificates, "CA_DAYS", 100)
+    init_keys(tmp_path / "short")
+    ends = [certificate(tmp_path / "short" / name).not_valid_after_utc for name in ("server.crt", "ca.crt")]
+    assert ends[0] == ends[1] < now + datetime.timedelta(days=101)
+
+
+def test_renewing_changes_the_server_alone_and_clients_need_nothing(folder):
+    add_client(folder, "bank")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    old = certificate(folder / "server.crt")
+    assert keys.renew_server(folder) == ["fl.example.org", "192.0.2.7", "::1", "localhost", "127.0.0.1"]
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {"server.crt", "server.key"}
+    new = certificate(folder / "server.crt")
+    names = [c.extensions.get_extension_for_class(x509.SubjectAlternativeName).value for c in (old, new)]
+    assert names[0] == names[1]
+    assert old.public_key() != new.public_key()
+    assert usable(folder)
+    assert mode(folder / "server.key") == 0o600
+
+
+def test_an_expired_server_certificate_is_renewed_and_an_expired_ca_is_not(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(certificates, "SERVER_DAYS", -0.5)
+        init_keys(tmp_path / "server")
+        patch.setattr(certificates, "CA_DAYS", -0.5)
+        init_keys(tmp_path / "ca")
+    assert not usable(tmp_path / "server")
+    keys.renew_server(tmp_path / "server")
+    assert usable(tmp_path / "server")
+    with pytest.raises(ArtifactError, match=r"ca\.crt"):
+        keys.renew_server(tmp_path / "ca")
+
+
+def test_the_cas_key_may_lie_elsewhere(tmp_path):
+    folder, away = tmp_path / "keys", tmp_path / "stick" / "ca.key"
+    init_keys(folder, ca_key_file=away)
+    assert mode(away) == 0o600
+    assert not (folder / "ca.key").exists()
+    assert add_client(folder, "bank").state == "active"
+    assert keys.rotate_client(folder, "bank").state == "active"
+    assert keys.revoke_client(folder, "bank").state == "revoked"
+    assert usable(folder)  # what `serve` asks for
+    with pytest.raises(UsageError, match=r"keys/ca\.key"):
+        keys.renew_server(folder)
+    with pytest.raises(UsageError, match=r"nowhere\.key"):
+        keys.renew_server(folder, tmp_path / "nowhere.key")
+    old = (folder / "server.crt").read_bytes()
+    keys.renew_server(folder, away)
+    assert usable(folder)
+    assert (folder / "server.crt").read_bytes() != old
+
+
+@pytest.mark.parametrize("content", [b"", b"half", "another", "openssh"])
+def test_another_key_signs_nothing(folder, tmp_path, content):
+    other = certificates.make_key()
+    given = {"another": certificates.private_pem(other), "openssh": certificates.private_openssh(other)}
+    (tmp_path / "wrong.key").write_bytes(given.get(content, content))
+    before = [path.read_bytes() for path in files(folder)]
+    with pytest.raises(ArtifactError, match=r"wrong\.key"):
+        keys.renew_server(folder, tmp_path / "wrong.key")
+    assert [path.read_bytes() for path in files(folder)] == before
+
+
+def test_a_file_that_is_there_and_a_place_within_the_folder_take_no_ca_key(tmp_path):
+    (tmp_path / "ca.key").write_text("another's")
+    for place in (tmp_path / "ca.key", tmp_path / "keys" / "ca.key", tmp_path / "keys"):
+        with pytest.raises(UsageError, match=str(place)):
+            init_keys(tmp_path / "keys", ca_key_file=place)
+    assert (tmp_path / "ca.key").read_text() == "another's"
+    assert not (tmp_path / "keys").exists()
+
+
+@pytest.mark.parametrize(("days", "told"), [(31, False), (29, True), (-0.5, True)])
+@pytest.mark.parametrize("name", ["server.crt", "ca.crt"])
+def test_the_owner_is_told_thirty_days_before_a_certificate_ends(tmp_path, monkeypatch, name, days, told):
+    monkeypatch.setattr(certificates, {"server.crt": "SERVER_DAYS", "ca.crt": "CA_DAYS"}[name], days)
+    init_keys(tmp_path / "keys")
+    ending = keys.ending_certificates(tmp_path / "keys")
+    assert (name in ending) == told
+    assert all(end == certificate(tmp_path / "keys" / file).not_valid_after_utc for file, end in ending.items())
+
+
+def test_a_rotated_key_takes_the_place_of_the_old_one_in_one_moment(folder, tmp_path):
+    made, own = add_client(folder, "bank"), add_client(folder, "shop", new_key(tmp_path / "first.key"))
+    with_made, with_own = keys.rotate_client(folder, "bank"), new_key(tmp_path / "second.key")
+    assert keys.rotate_client(folder, "shop", with_own).public_key == with_own.read_text().strip()
+    found = read_registry(folder)
+    assert found.clients["bank"] == with_made
+    assert {client.state for client in found.clients.values()} == {"active"}
+    assert found.revoked_keys == {made.fingerprint, own.fingerprint}
+    held = read_client_key(client_key_file(folder, "bank"))
+    assert keys.public_openssh(certificates.load_private(held.private_openssh).public_key()) == with_made.public_key
+
+
+def test_what_cannot_be_rotated_stays_as_it_is(folder, tmp_path):
+    public, other = new_key(tmp_path / "own.key"), new_key(tmp_path / "other.key")
+    add_client(folder, "bank", public)
+    add_client(folder, "shop", other)
+    before = read_registry(folder)
+    with pytest.raises(UsageError, match='Did you mean "bank"'):
+        keys.rotate_client(folder, "bnak")
+    for key in (public, other):  # its own old one, and another client's
+        with pytest.raises(UsageError, match=key.name):
+            keys.rotate_client(folder, "bank", key)
+    with pytest.raises(ArtifactError, match=r"none\.pub"):
+        keys.rotate_client(folder, "bank", tmp_path / "none.pub")
+    assert read_registry(folder) == before
+    keys.revoke_client(folder, "bank")
+    with pytest.raises(UsageError, match="bank"):
+        keys.rotate_client(folder, "bank")
 
 
 def test_revoking_the_unknown_or_the_revoked(folder):
@@ -257,7 +394,17 @@ def test_no_moment_of_a_change_to_the_keys_leaves_a_folder_that_cannot_be_used(f
         )
         assert client.public_key == keys.public_openssh(private.public_key())
         assert [path.name for path in (state / "clients").iterdir()] == ["shop.key"]
+    old = read_registry(folder).clients["shop"]
+    for state in moments(lambda: keys.rotate_client(folder, "shop"), folder, tmp_path / "rotated"):
+        found = read_registry(state)
+        assert found.clients["shop"].state == "active"
+        assert found.revoked_keys == ({old.fingerprint} if found.clients["shop"] != old else set())
+        assert keys.rotate_client(state, "shop").state == "active"
+    for state in moments(lambda: keys.renew_server(folder), folder, tmp_path / "renewed"):
+        assert usable(state) or keys.renew_server(state)
+        assert usable(state)
     for state in moments(lambda: keys.revoke_client(folder, "shop"), folder, tmp_path / "revoked"):
         found = read_registry(state)
-        assert found.clients["shop"].state == ("revoked" if found.revoked_keys else "active")
-        assert found.revoked_keys or keys.revoke_client(state, "shop").state == "revoked"
+        revoked = found.clients["shop"].fingerprint in found.revoked_keys
+        assert found.clients["shop"].state == ("revoked" if revoked else "active")
+        assert revoked or keys.revoke_client(state, "shop").state == "revoked"

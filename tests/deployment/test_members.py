@@ -4,7 +4,14 @@ import pytest
 
 from fedproxy.deployment import members as members_module
 from fedproxy.deployment.certificates import load_private, make_key
-from fedproxy.deployment.keys import add_client, client_key_file, init_keys, read_client_key, revoke_client
+from fedproxy.deployment.keys import (
+    add_client,
+    client_key_file,
+    init_keys,
+    read_client_key,
+    revoke_client,
+    rotate_client,
+)
 from fedproxy.deployment.members import Members, read_members
 from fedproxy.deployment.welcome import StrangerError, public_pem
 from fedproxy.errors import ArtifactError, UsageError
@@ -71,6 +78,19 @@ def test_a_change_of_the_register_counts_at_once(keys, run):
     assert read_members(run)["bank"] == heir.public_key
     with pytest.raises(StrangerError, match="revoked"):
         members.enter(bank, "")
+
+
+def test_a_rotated_key_is_the_clients_from_the_next_request_on(keys, run):
+    members = Members(keys, run)
+    old, before = public_key(keys, "bank"), members.all["bank"]
+    rotate_client(keys, "bank")
+    assert not members.knows(old)
+    assert not members.holds(before.identity)
+    now = members.enter(public_key(keys, "bank"), "")
+    assert (now.name, now.public_key) == ("bank", public_key(keys, "bank"))
+    assert read_members(run) == {"bank": now.public_key, "shop": public_key(keys, "shop")}
+    with pytest.raises(StrangerError, match="revoked"):
+        members.enter(old, "")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"format": 9, "clients": [], "revoked_keys": []}'])

@@ -41,11 +41,21 @@ def test_good_keys_and_a_free_address_pass(keys):
 
 @pytest.mark.parametrize("name", ["server.crt", "ca.crt"])
 def test_an_expired_certificate_is_told_with_its_date(keys, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(certificates, "VALID_DAYS", -0.5)
+    monkeypatch.setattr(certificates, {"server.crt": "SERVER_DAYS", "ca.crt": "CA_DAYS"}[name], -0.5)
     init_keys(tmp_path / "old")
     shutil.copy(tmp_path / "old" / name, keys / name)
     with pytest.raises(ArtifactError, match=rf"{name}: the certificate expired on 20"):
         at(keys).check(EXPERIMENT)
+
+
+@pytest.mark.parametrize(("name", "days", "told"), [("SERVER_DAYS", 29, 1), ("CA_DAYS", 29, 2), ("CA_DAYS", 31, 0)])
+def test_the_owner_is_warned_of_certificates_that_end_soon(tmp_path, monkeypatch, caplog, name, days, told):
+    monkeypatch.setattr(certificates, name, days)
+    init_keys(tmp_path / "keys")
+    add_client(tmp_path / "keys", "colours")
+    at(tmp_path / "keys").check(EXPERIMENT)
+    named = {record.args[0].name for record in caplog.records}
+    assert named == set(["server.crt", "ca.crt"][:told])  # what ends with the CA ends as well
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fedproxy.deployment.audit import AUDIT, check
 from fedproxy.deployment.flower.superlink import free_port
-from fedproxy.deployment.keys import add_client, client_key_file, init_keys, new_key, revoke_client
+from fedproxy.deployment.keys import add_client, client_key_file, init_keys, new_key, revoke_client, rotate_client
 from tests.deployment.conftest import Federation, eventually
 
 pytestmark = pytest.mark.long
@@ -90,15 +91,24 @@ def test_strangers_stay_outside(federation, tmp_path) -> None:
         assert "The federation is complete" in client.ends()
     assert set(one.record("run", 8)["clients"]) == {"animals", "numbers"}
     assert eventually(lambda: not owner.family())
+    noted = [(event["event"], event.get("client")) for event in check(tmp_path / "run" / AUDIT)]
+    known = [("registered", name) for name in ("animals", "colours", "numbers")]
+    assert [pair for pair in noted if pair[0] in ("registered", "started", "revoked", "ended")] == [
+        *known,
+        ("started", None),
+        ("revoked", "colours"),
+        ("ended", None),
+    ]
 
 
-def test_a_key_that_is_registered_while_the_federation_runs_is_asked_from_the_next_round_on(federation) -> None:
+def test_a_key_that_is_registered_or_rotated_while_the_federation_runs_is_asked_from_the_next_round_on(
+    federation, tmp_path
+) -> None:
     one: Federation = federation(rounds=500, quorum=2, max_norm_ratio=1000.0)
     one.experiment.write_text(re.sub(r"(\[\[client\]\]\n.*\n.*\n)+", "", one.experiment.read_text()))
     revoke_client(one.keys, "numbers")
     owner = one.serve("run")
-    for name in ("animals", "colours"):
-        one.join(name)
+    old, _ = [one.join(name) for name in ("animals", "colours")]
     one.opened("run", 2)
     add_client(one.keys, "numbers")
     newcomer = one.join("numbers")
@@ -107,5 +117,17 @@ def test_a_key_that_is_registered_while_the_federation_runs_is_asked_from_the_ne
     one.opened("run", asked + 1)
     assert set(one.record("run", asked)["clients"]) == {"animals", "colours", "numbers"}
     assert newcomer.code is None
+    rotate_client(one.keys, "animals")
+    assert "This key was revoked" in old.ends(4)
+    asked = one.events("run", "round_opened")[-1]["round"]
+    one.opened("run", asked + 2)
+    one.join("animals", log="rotated")
+    assert eventually(lambda: "animals" in one.events("run", "round_opened")[-1]["asked"])
+    asked = one.events("run", "round_opened")[-1]["round"]
+    one.opened("run", asked + 1)
+    assert set(one.record("run", asked)["clients"]) == {"animals", "colours", "numbers"}
     os.kill(owner.pid, signal.SIGTERM)
     assert "interrupted" in owner.ends(130)
+    animals = [event for event in check(tmp_path / "run" / AUDIT) if event.get("client") == "animals"]
+    assert [event["event"] for event in animals if "key" in event] == ["registered", "revoked", "registered"]
+    assert animals[0]["key"] == animals[1]["key"] != animals[2]["key"]

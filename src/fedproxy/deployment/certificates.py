@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509 import Certificate, GeneralName
 
-VALID_DAYS = 3650
-"""How long certificates are valid."""
+CA_DAYS, SERVER_DAYS = 3650, 365
+"""How long the certificates of an authority and of a server are valid."""
 _KEY_BYTES = 64 << 10
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
@@ -51,7 +51,7 @@ def make_ca(key: "ec.EllipticCurvePrivateKey") -> "Certificate":
 def make_server_certificate(
     key: "ec.EllipticCurvePrivateKey", ca: "Certificate", ca_key: "ec.EllipticCurvePrivateKey", hosts: Sequence[str]
 ) -> "Certificate":
-    """Make the certificate of a server that clients reach by `hosts`, names or IP addresses.
+    """Make the certificate of a server that clients reach by `hosts`, names or IP addresses; the CA's outlasts it.
 
     Raises:
         UsageError: a host is neither.
@@ -83,6 +83,7 @@ def _signed(
 
     who = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
     authority, now = issuer is None, datetime.datetime.now(datetime.UTC)
+    end = now + datetime.timedelta(days=CA_DAYS if authority else SERVER_DAYS)
     uses = {"digital_signature": not authority, "key_cert_sign": authority, "crl_sign": authority}
     builder = (
         x509.CertificateBuilder()
@@ -91,7 +92,7 @@ def _signed(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+        .not_valid_after(end if issuer is None else min(end, issuer.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
         .add_extension(x509.KeyUsage(**uses, **dict.fromkeys(_NOT_USED, False)), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -138,6 +139,11 @@ def fingerprint(public_key: str) -> str:
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
+def fingerprint_of_pem(public_key: str) -> str:
+    """The fingerprint of a public key in PEM."""
+    return fingerprint(public_openssh(_loader("load_pem_public_key")(public_key.encode())))
+
+
 def read_small(path: Path) -> bytes:
     """Read a file of a key or certificate.
 
@@ -181,19 +187,54 @@ def check_private_key(content: bytes, what: str | Path) -> None:
     _loaded(lambda: make(content, None), what, "private key in OpenSSH's format without a passphrase")
 
 
+def load_ca_key(content: bytes, ca: "Certificate", what: str | Path) -> "ec.EllipticCurvePrivateKey":
+    """The private key with which the authority `ca` signs.
+
+    Raises:
+        ArtifactError: `content` is another key, or none in PEM without a passphrase.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        key: ec.EllipticCurvePrivateKey = _loader("load_pem_private_key")(content, None)
+        if key.public_key() != ca.public_key():
+            raise ValueError("it belongs to another certificate")
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ArtifactError(f"{what} is not the CA's private key in PEM ({str(error).rstrip('.')}).") from error
+    return key
+
+
+def load_certificate(content: bytes, what: str | Path) -> "Certificate":
+    """The certificate in `content`, valid still or no more.
+
+    Raises:
+        ArtifactError: it is none in PEM.
+    """
+    make_key()
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificate(content)
+    except ValueError as error:
+        raise ArtifactError(f"{what} holds no certificate in PEM, or a damaged one. Get a fresh copy.") from error
+
+
+def hosts_of(certificate: "Certificate") -> list[str]:
+    """The names and IP addresses that a server's certificate is for."""
+    from cryptography import x509
+
+    return [
+        str(name.value) for name in certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    ]
+
+
 def check_certificate(content: bytes, what: str | Path) -> bytes:
     """Return `content` after checking that it is a certificate in PEM, still valid.
 
     Raises:
         ArtifactError: it is not.
     """
-    make_key()
-    from cryptography import x509
-
-    try:
-        certificate = x509.load_pem_x509_certificate(content)
-    except ValueError as error:
-        raise ArtifactError(f"{what} holds no certificate in PEM, or a damaged one. Get a fresh copy.") from error
+    certificate = load_certificate(content, what)
     if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
         raise ArtifactError(f"{what}: the certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d}.")
     return content

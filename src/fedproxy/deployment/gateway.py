@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedproxy.deployment import welcome
+from fedproxy.deployment.audit import Audit
+from fedproxy.deployment.certificates import fingerprint_of_pem
 from fedproxy.deployment.flower.requests import FLEET, RefusedError, Said, signer
 from fedproxy.deployment.handout.https import Answer
 from fedproxy.deployment.handout.parts import Listing
 from fedproxy.deployment.handout.server import HandoutServer
-from fedproxy.deployment.members import Members
+from fedproxy.deployment.members import Member, Members
 from fedproxy.federation.offer import Offer
 from fedproxy.federation.protocol import PROTOCOL, version
 from fedproxy.foreign import plain
@@ -64,6 +66,7 @@ class Gateway(HandoutServer):
         offer: Makes the offer for a client's name and the encodings that it agrees to.
         upstream: The SuperLink.
         fleet: What each client may ask of it.
+        audit: Where it is noted who came, and who was refused.
     """
 
     def __init__(
@@ -79,9 +82,11 @@ class Gateway(HandoutServer):
         offer: Callable[[str, frozenset[str]], Offer],
         upstream: Upstream,
         fleet: "Fleet",
+        audit: Audit,
     ) -> None:
         super().__init__(proxy, listing, host, port, certificate, key, members.holds)
         self._members, self._offer, self._upstream, self._fleet = members, offer, upstream, fleet
+        self._audit = audit
         self._local = threading.local()
         self._ended: str | None = None
         self._told: set[str] = set()
@@ -106,7 +111,10 @@ class Gateway(HandoutServer):
         """Bytes that the body of a request may have: many only from members."""
         if path == welcome.PATH:
             return welcome.MOST_BYTES
-        return MOST_BYTES if path.startswith(FLEET) and self._sender(headers) is not None else -1
+        if path.startswith(FLEET) and self._sender(headers) is not None:
+            return MOST_BYTES
+        self._audit.note("unauthenticated", path=path)
+        return -1
 
     def post(self, path: str, headers: Mapping[str, str], body: bytes, alive: Callable[[], bool]) -> Answer:
         """Answer a request."""
@@ -114,15 +122,17 @@ class Gateway(HandoutServer):
             return self._welcome(body)
         name, sender = path.removeprefix(FLEET), self._sender(headers)
         if sender is None:  # it was revoked this moment
+            self._audit.note("unauthenticated", path=path)
             return _said(HTTPStatus.UNAUTHORIZED, "not for this client")
         member, key = sender
-        if name in _SELF_REGISTRATION and self._members.registered:
-            return _said(HTTPStatus.FORBIDDEN, "clients have no use for it")
         passed = {header: value for header, value in headers.items() if _PASSED.fullmatch(header)}
         try:
+            if name in _SELF_REGISTRATION and self._members.registered:
+                raise RefusedError("clients have no use for it")
             said = self._fleet.handle(key, name, body, lambda what, content: self._ask(what, content, passed), alive)
         except RefusedError as error:
             log.warning("%s: %s is refused: %s", member, plain(name, 40), error)
+            self._audit.note("refused", member, request=name, reason=str(error))
             return _said(HTTPStatus.FORBIDDEN, str(error))
         if name == "register-node" and said.status == HTTPStatus.OK:
             self._members.seat(member, key)
@@ -145,11 +155,18 @@ class Gateway(HandoutServer):
     def _welcome(self, body: bytes) -> Answer:
         try:
             said = welcome.check_introduction(body)
+        except welcome.StrangerError as error:
+            self._audit.note("refused", reason=str(error))
+            return _said(HTTPStatus.FORBIDDEN, str(error))
+        try:
             member = self._members.enter(said.public_key, said.name, stay=bool(said.process))
         except welcome.StrangerError as error:
+            self._audit.note("refused", key=fingerprint_of_pem(said.public_key), reason=str(error))
             return _said(HTTPStatus.FORBIDDEN, str(error))
-        if said.process and not self._is_newest(member.name, said.process):
-            return _said(HTTPStatus.FORBIDDEN, f'another process joined as "{member.name}" after this one.')
+        if said.process and not self._is_newest(member, said.process):
+            reason = f'another process joined as "{member.name}" after this one.'
+            self._audit.note("refused", member.name, reason=reason)
+            return _said(HTTPStatus.FORBIDDEN, reason)
         if self._ended is not None:
             return replace(_said(HTTPStatus.GONE, self._ended), sent=lambda: self._told.add(member.name))
         if said.process:
@@ -158,13 +175,21 @@ class Gateway(HandoutServer):
         answer = welcome.Welcome(member.name, self.issue(member.identity), offer)
         return Answer(HTTPStatus.OK, "application/json", answer.encode())
 
-    def _is_newest(self, name: str, process: str) -> bool:
+    def _is_newest(self, member: Member, process: str) -> bool:
         """Whether no other process introduced itself as this client after the first time that this one did."""
         with self._lock:
-            processes = self._processes.setdefault(name, collections.deque(maxlen=_PROCESSES))
+            processes = self._processes.setdefault(member.name, collections.deque(maxlen=_PROCESSES))
             if process not in processes:
                 processes.append(process)
+                self._audit.note("joined", member.name, key=member.fingerprint)
             return processes[-1] == process
+
+    def count_sent(self, name: str, count: int) -> None:
+        """Add to `sent`, and note when a client has had as much as the whole proxy."""
+        before = self.sent[name] // self.listing.size
+        super().count_sent(name, count)
+        if self.sent[name] // self.listing.size > before:
+            self._audit.note("handed out", name.partition(" ")[0], bytes=self.sent[name])
 
     def _ask(self, name: str, body: bytes, headers: Mapping[str, str]) -> Said:
         for last in (False, True):

@@ -1,6 +1,6 @@
 """Who may take part: the owner's folder of keys, and the register of clients in it.
 
-DIR/ca.crt, ca.key          the owner's certificate authority; clients trust what it signed
+DIR/ca.crt, ca.key          the owner's certificate authority; clients trust what it signed. ca.key may lie elsewhere
 DIR/server.crt, server.key  what the server shows to clients
 DIR/clients.json            the register: every client's name and public key
 DIR/clients/NAME.key        to be handed over to a client: its private key, and behind it the CA's certificate
@@ -21,6 +21,9 @@ from fedproxy.deployment.certificates import (
     check_private_key,
     check_public_key,
     fingerprint,
+    hosts_of,
+    load_ca_key,
+    load_certificate,
     make_ca,
     make_key,
     make_server_certificate,
@@ -34,6 +37,8 @@ from fedproxy.errors import ArtifactError, UsageError
 FORMAT = 1
 CA, CA_KEY, SERVER, SERVER_KEY, CLIENTS = "ca.crt", "ca.key", "server.crt", "server.key", "clients.json"
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
+WARNING_DAYS = 30
+"""The owner is warned so many days before a certificate ends."""
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _STATES = ("active", "revoked")
 
@@ -83,19 +88,24 @@ class ClientKey:
     ca: bytes | None
 
 
-def init_keys(folder: Path, hosts: Sequence[str] = ()) -> list[str]:
-    """Make a folder of keys: a certificate authority and a server certificate, on P-384, valid for `VALID_DAYS`.
+def init_keys(folder: Path, hosts: Sequence[str] = (), ca_key_file: Path | None = None) -> list[str]:
+    """Make a folder of keys: a certificate authority and a server certificate, on P-384.
 
     Args:
         folder: The folder to make.
         hosts: Names and IP addresses that clients reach the server by; `LOCAL_HOSTS` are added.
+        ca_key_file: Where the authority's private key goes, outside the folder; into it if not given.
 
     Returns:
         The hosts that the server certificate is for.
 
     Raises:
-        UsageError: the folder exists, or a host is neither a name nor an address.
+        UsageError: the folder or the file exists, or a host is neither a name nor an address.
     """
+    if ca_key_file is not None:
+        _check_new_key(Path(ca_key_file))
+        if Path(ca_key_file).resolve().is_relative_to(Path(folder).resolve()):
+            raise UsageError(f"{ca_key_file} lies in {folder}. Give a place outside it, or none.")
     names = list(dict.fromkeys([*hosts, *LOCAL_HOSTS]))
     ca_key, server_key = make_key(), make_key()
     ca = make_ca(ca_key)
@@ -103,11 +113,53 @@ def init_keys(folder: Path, hosts: Sequence[str] = ()) -> list[str]:
     with new_directory(Path(folder)) as made:
         made.chmod(0o700)
         _write(made / CA, certificate_pem(ca))
-        _write_secret(made / CA_KEY, private_pem(ca_key))
+        _write_secret(ca_key_file or made / CA_KEY, private_pem(ca_key))
         _write(made / SERVER, certificate_pem(server))
         _write_secret(made / SERVER_KEY, private_pem(server_key))
         _write_registry(made, Registry({}))
     return names
+
+
+def renew_server(folder: Path, ca_key_file: Path | None = None) -> list[str]:
+    """Make the server a new key and certificate, for the same hosts and by the same authority: clients need nothing.
+
+    A kill in between leaves a key without its certificate; to renew once more mends that.
+
+    Args:
+        folder: The owner's folder of keys.
+        ca_key_file: The authority's private key, if it lies elsewhere.
+
+    Returns:
+        The hosts that the certificate is for.
+
+    Raises:
+        UsageError: the folder or the authority's private key is missing.
+        ArtifactError: a file cannot be used, the authority's certificate has expired, or the key is another's.
+    """
+    folder = Path(folder)
+    source = Path(ca_key_file or folder / CA_KEY)
+    with _changing(folder):
+        if not source.exists():
+            raise UsageError(f"{source}, the CA's private key, is missing. Give the file with --ca-key FILE.")
+        ca = load_certificate(check_certificate(read_small(folder / CA), folder / CA), folder / CA)
+        hosts = hosts_of(load_certificate(read_small(folder / SERVER), folder / SERVER))
+        key = make_key()
+        certificate = make_server_certificate(key, ca, load_ca_key(read_small(source), ca, source), hosts)
+        _write_secret(folder / SERVER_KEY, private_pem(key))
+        _write(folder / SERVER, certificate_pem(certificate))
+    return hosts
+
+
+def ending_certificates(folder: Path) -> dict[str, datetime.datetime]:
+    """The files of certificates that end within `WARNING_DAYS`, and when.
+
+    Raises:
+        ArtifactError: one of them cannot be used.
+    """
+    files = [Path(folder) / name for name in (CA, SERVER)]
+    ends = {file.name: load_certificate(read_small(file), file).not_valid_after_utc for file in files}
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=WARNING_DAYS)
+    return {name: end for name, end in ends.items() if end < soon}
 
 
 def add_client(folder: Path, name: str, public_key: Path | None = None) -> Client:
@@ -130,26 +182,47 @@ def add_client(folder: Path, name: str, public_key: Path | None = None) -> Clien
         raise UsageError(
             f"client name {name!r}: must be 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit."
         )
-    folder = Path(folder)
-    with _changing(folder) as registry:
+    with _changing(Path(folder)) as registry:
         if name in registry.clients and registry.clients[name].state == "active":
-            raise UsageError(f'"{name}" is registered already. Revoke it first, or choose another name.')
-        ca = check_certificate(read_small(folder / CA), folder / CA)
-        if public_key is None:
-            private = make_key()
-            text = public_openssh(private.public_key())
-            _write_secret(client_key_file(folder, name), private_openssh(private) + ca)
-        else:
-            text = check_public_key(read_small(public_key), public_key)
-        client = Client(
-            name, text, fingerprint(text), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        )
-        if client.fingerprint in registry.revoked_keys:
-            raise UsageError(f"{public_key}: this key was revoked. Register another one.")
-        for other in registry.clients.values():
-            if other.fingerprint == client.fingerprint:
-                raise UsageError(f'{public_key}: this key is registered as "{other.name}". Every client needs its own.')
-        _write_registry(folder, replace(registry, clients={**registry.clients, name: client}))
+            raise UsageError(f'"{name}" is registered already. Rotate its key, or choose another name.')
+        return _enter(Path(folder), registry, name, public_key)
+
+
+def rotate_client(folder: Path, name: str, public_key: Path | None = None) -> Client:
+    """Give a client another key, and revoke its old one in the same moment.
+
+    Args:
+        folder: The owner's folder of keys.
+        name: The client's name.
+        public_key: As of `add_client`.
+
+    Returns:
+        The client with its new key.
+
+    Raises:
+        UsageError: the folder is missing, there is no such client or it is revoked, or the key is taken or revoked.
+        ArtifactError: the public key or a file of the folder cannot be used.
+    """
+    with _changing(Path(folder)) as registry:
+        return _enter(Path(folder), _without(registry, name, folder), name, public_key)
+
+
+def _enter(folder: Path, registry: Registry, name: str, public_key: Path | None) -> Client:
+    """Write `registry` with a client of this name, whose key is made if it is not given."""
+    ca = check_certificate(read_small(folder / CA), folder / CA)
+    if public_key is None:
+        private = make_key()
+        text = public_openssh(private.public_key())
+        _write_secret(client_key_file(folder, name), private_openssh(private) + ca)
+    else:
+        text = check_public_key(read_small(public_key), public_key)
+    client = Client(name, text, fingerprint(text), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    if client.fingerprint in registry.revoked_keys:
+        raise UsageError(f"{public_key}: this key was revoked. Register another one.")
+    for other in registry.clients.values():
+        if other.fingerprint == client.fingerprint:
+            raise UsageError(f'{public_key}: this key is registered as "{other.name}". Every client needs its own.')
+    _write_registry(folder, replace(registry, clients={**registry.clients, name: client}))
     return client
 
 
@@ -169,8 +242,7 @@ def new_key(path: Path) -> Path:
     """
     public = Path(f"{path}.pub")
     for file in (Path(path), public):
-        if file.exists():
-            raise UsageError(f"{file} exists. Give another path; a key is never overwritten.")
+        _check_new_key(file)
     key = make_key()
     _write_secret(Path(path), private_openssh(key))
     _write(public, f"{public_openssh(key.public_key())}\n".encode())
@@ -188,16 +260,20 @@ def revoke_client(folder: Path, name: str) -> Client:
         ArtifactError: clients.json is damaged.
     """
     with _changing(Path(folder)) as registry:
-        client = registry.clients.get(name)
-        if client is None:
-            raise UsageError(f'There is no client "{name}" in {folder}.{did_you_mean(name, registry.clients)}')
-        if client.state == "revoked":
-            raise UsageError(f'"{name}" is revoked already.')
-        client = replace(client, state="revoked")
-        _write_registry(
-            Path(folder), Registry({**registry.clients, name: client}, registry.revoked_keys | {client.fingerprint})
-        )
-    return client
+        left = _without(registry, name, folder)
+        _write_registry(Path(folder), left)
+    return left.clients[name]
+
+
+def _without(registry: Registry, name: str, folder: Path) -> Registry:
+    """The register in which this client's key is revoked."""
+    client = registry.clients.get(name)
+    if client is None:
+        raise UsageError(f'There is no client "{name}" in {folder}.{did_you_mean(name, registry.clients)}')
+    if client.state == "revoked":
+        raise UsageError(f'"{name}" is revoked already.')
+    clients = {**registry.clients, name: replace(client, state="revoked")}
+    return Registry(clients, registry.revoked_keys | {client.fingerprint})
 
 
 def read_registry(folder: Path) -> Registry:
@@ -268,6 +344,11 @@ def _changing(folder: Path) -> Iterator[Registry]:
 def _write_registry(folder: Path, registry: Registry) -> None:
     clients = [asdict(client) for _, client in sorted(registry.clients.items())]
     write_json(folder / CLIENTS, {"format": FORMAT, "clients": clients, "revoked_keys": sorted(registry.revoked_keys)})
+
+
+def _check_new_key(path: Path) -> None:
+    if path.exists():
+        raise UsageError(f"{path} exists. Give another path; a key is never overwritten.")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -9,11 +9,10 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.config import CLIENT_NAME
-from fedproxy.deployment.certificates import fingerprint, public_openssh
+from fedproxy.deployment.certificates import fingerprint_of_pem
 from fedproxy.deployment.keys import CLIENTS, read_registry
 from fedproxy.deployment.welcome import StrangerError, public_pem
 from fedproxy.errors import ArtifactError, FedproxyError
@@ -41,6 +40,11 @@ class Member:
     def identity(self) -> str:
         """Name and key together: whoever inherits a name does not inherit what was issued to the key before."""
         return f"{self.name} {self.public_key}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The key's, as the register has it."""
+        return fingerprint_of_pem(self.public_key)
 
 
 class Members:
@@ -150,7 +154,7 @@ class Members:
     def _why_not(self, public_key: str) -> str:
         if public_key in self._others:
             return f"{self._others[public_key]} takes no part in this federation."
-        if _fingerprint(public_key) in self._revoked:
+        if fingerprint_of_pem(public_key) in self._revoked:
             return "This key was revoked. Ask the owner of the model for a new one."
         return "This key is not registered. Send its public key to the owner of the model."
 
@@ -190,10 +194,3 @@ def _pem(openssh: str) -> str:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ArtifactError("a registered key is no ECDSA key")
     return public_pem(key)
-
-
-def _fingerprint(pem: str) -> str:
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    key: Any = load_pem_public_key(pem.encode())
-    return fingerprint(public_openssh(key))

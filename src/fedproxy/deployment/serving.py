@@ -1,5 +1,6 @@
 """The owner's side of the engine `deployment`: SuperLink, gateway and run, held together while the rounds last."""
 
+import contextlib
 import logging
 import secrets
 import tempfile
@@ -11,14 +12,15 @@ from pathlib import Path
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.config import Experiment
 from fedproxy.deployment.address import Address
+from fedproxy.deployment.audit import AUDIT, Audit
 from fedproxy.deployment.flower import ANSWERED_VARIABLE, OUTCOME_VARIABLE, RUN_VARIABLE, require_flower
 from fedproxy.deployment.flower.announced import Announced
 from fedproxy.deployment.flower.superlink import SuperLink
 from fedproxy.deployment.gateway import Gateway, Upstream
 from fedproxy.deployment.handout.https import check_tls
 from fedproxy.deployment.handout.parts import PART_BYTES, describe
-from fedproxy.deployment.keys import CA, SERVER, SERVER_KEY, read_registry
-from fedproxy.deployment.members import Members
+from fedproxy.deployment.keys import CA, SERVER, SERVER_KEY, ending_certificates, read_registry
+from fedproxy.deployment.members import Member, Members
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.federation.client_rows import client_names
 from fedproxy.federation.messages import Order
@@ -57,7 +59,7 @@ class Listen:
     part_bytes: int = PART_BYTES
 
     def check(self, experiment: Experiment) -> None:
-        """Check that clients could be served, before anything is done for them.
+        """Check that clients could be served, before anything is done for them; warn of certificates that end soon.
 
         Raises:
             UsageError: plaintext beyond loopback, a partition, clients without names or keys, or the address is taken.
@@ -80,6 +82,7 @@ class Listen:
         if self.keys is not None:
             _check_members(self.keys, client_names(experiment))
             check_tls(*_certificates(self.keys))
+            _warn_of_ends(self.keys)
         self.address.check_free()
 
 
@@ -90,7 +93,7 @@ def serve(
     on_ready: Callable[[str], None],
     on_poll: Callable[[], None],
 ) -> None:
-    """Serve the rounds that are left to clients elsewhere.
+    """Serve the rounds that are left to clients elsewhere, and keep RUN/audit.jsonl.
 
     Args:
         experiment: The experiment.
@@ -111,11 +114,10 @@ def serve(
     members = Members(keys, run, names)
     certificates = None if keys is None else _certificates(keys)
     listing = describe(run / "proxy", listen.part_bytes)
-    start = read_adapter(run / START)[1]
-    federate = experiment.federate
-    most = reply_limit(Order(1, start), federate.wire, federate.wire_options)
+    adapter, federate = read_adapter(run / START)[1], experiment.federate
+    start, most = digest(adapter), reply_limit(Order(1, adapter), federate.wire, federate.wire_options)
     identity = run_identity(run)
-    with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
+    with Audit(run / AUDIT) as audit, tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
         outcome, answered = Path(folder) / "outcome.json", Path(folder) / "answered"
         answered.mkdir()
         environment = {RUN_VARIABLE: str(run), OUTCOME_VARIABLE: str(outcome), ANSWERED_VARIABLE: str(answered)}
@@ -129,24 +131,29 @@ def serve(
             certificates and certificates[1],
             members=members,
             offer=lambda name, spoken: make_offer(
-                experiment, name, run_id=identity, proxy=listing.sha256, start=digest(start), spoken=spoken
+                experiment, name, run_id=identity, proxy=listing.sha256, start=start, spoken=spoken
             ),
             upstream=Upstream(link.port, link.ca),
             fleet=Fleet(Announced(answered), most, max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(names or members.all))),
+            audit=audit,
         )
         ended: str | None = None
         try:
             link.start()
             known: set[str] = set()
+            there: frozenset[Member] = frozenset()
             if keys is not None:
-                _register(link, members, known)
+                there = _register(link, members, known, there, audit)
             gateway.start()
             link.run()
-            on_ready(str(Address(listen.address.host, gateway.port)))
+            address = str(Address(listen.address.host, gateway.port))
+            audit.note("started", address=address)
+            on_ready(address)
             while not raise_outcome(outcome):
                 link.check()
                 if keys is not None:
-                    _register(link, members, known)
+                    there = _register(link, members, known, there, audit)
+                audit.flush()
                 on_poll()
                 time.sleep(POLL_SECONDS)
             ended = "complete"
@@ -158,6 +165,8 @@ def serve(
             if ended is not None:  # else the clients wait for the run to be resumed
                 _say_farewell(gateway, ended)
             gateway.close()
+            with contextlib.suppress(FedproxyError):  # a full disk, perhaps; what ended the run is what is told
+                audit.note("ended", how=ended or "interrupted")
 
 
 def run_identity(run: Path) -> str:
@@ -201,9 +210,23 @@ def _check_members(keys: Path, names: list[str]) -> None:
         raise UsageError(f"{keys} holds no client's key. Add one with: fedproxy keys add {keys} NAME")
 
 
-def _register(link: SuperLink, members: Members, known: set[str]) -> None:
-    """Tell the SuperLink the keys of members it does not know yet."""
-    fresh = {member.public_key for member in members.refresh().values()} - known
+def _register(
+    link: SuperLink, members: Members, known: set[str], there: frozenset[Member], audit: Audit
+) -> frozenset[Member]:
+    """Tell the SuperLink the keys of members it does not know yet, and note who came and went since `there`."""
+    now = frozenset(members.refresh().values())
+    fresh = {member.public_key for member in now} - known
     if fresh:
         link.register([key.encode() for key in sorted(fresh)])
         known |= fresh
+    for event, changed in (("revoked", there - now), ("registered", now - there)):
+        for member in sorted(changed, key=lambda member: member.name):
+            audit.note(event, member.name, key=member.fingerprint)
+    return now
+
+
+def _warn_of_ends(keys: Path) -> None:
+    """Warn of certificates that end soon."""
+    for name, end in ending_certificates(keys).items():
+        remedy = f"Renew it with: fedproxy keys renew {keys}" if name == SERVER else "Then all clients need new files"
+        log.warning("%s ends on %s. %s.", keys / name, f"{end:%Y-%m-%d}", remedy)

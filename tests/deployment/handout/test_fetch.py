@@ -21,6 +21,7 @@ from fedproxy.deployment.handout import fetch
 from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
 from fedproxy.deployment.handout.server import _Handler
 from fedproxy.deployment.keys import init_keys
+from fedproxy.deployment.limits import Allowance
 from fedproxy.errors import ArtifactError, FederationError, ResourceError, UsageError
 from tests.crashes import failing, moments
 
@@ -342,6 +343,7 @@ def test_a_killed_process_goes_on_where_it_was(serve, proxy, keys, tmp_path, req
 
 def test_at_no_moment_of_a_fetch_half_a_proxy_passes_for_whole(serve, proxy, ca, tmp_path, requests):
     hub, place = serve(proxy), tmp_path / "place"
+    hub.server.bytes = Allowance(1e12, 1.0)
     place.mkdir()
     arguments = (hub.url, hub.token, hub.listing.sha256)
     parts = sum(len(file.parts) for file in hub.listing.files)

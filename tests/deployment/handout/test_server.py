@@ -7,8 +7,10 @@ import pytest
 
 from fedproxy.deployment.handout import https as module
 from fedproxy.deployment.handout import server as sending
+from fedproxy.deployment.handout.fetch import fetch_proxy
 from fedproxy.deployment.handout.server import HandoutServer
-from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.deployment.limits import Allowance
+from fedproxy.errors import ArtifactError, FederationError, UsageError
 
 
 def ask(hub, path, **headers):
@@ -210,3 +212,13 @@ def test_closing_breaks_off_what_is_open(hub):
         assert time.monotonic() - began < 3
         assert ends(connection, 5)
     hub.server.close()
+
+
+def test_nobody_fetches_the_proxy_without_end(serve, proxy, ca, tmp_path):
+    hub = serve(proxy)
+    hub.server.bytes = Allowance(2 * hub.listing.size, 1e-9)
+    for number in range(2):
+        fetch_proxy(hub.url, hub.token, hub.listing.sha256, tmp_path / str(number), ca)
+    with pytest.raises(FederationError, match="429"):
+        fetch_proxy(hub.url, hub.token, hub.listing.sha256, tmp_path / "third", ca)
+    fetch_proxy(hub.url, hub.server.issue("shop"), hub.listing.sha256, tmp_path / "another", ca)

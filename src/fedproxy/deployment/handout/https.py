@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.deployment.certificates import check_certificate, read_small
+from fedproxy.deployment.limits import Allowance, Places, neighbourhood
 from fedproxy.errors import ArtifactError, FedproxyError
 from fedproxy.foreign import plain
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 512
-"""Connections at one time; one more is closed at once, and its client tries again."""
+CONNECTIONS, CONNECTIONS_EACH = 1024, 768
+"""Connections at one time, and those of one address; one more is closed at once, and its client tries again."""
+STRANGERS_AT_ONCE, STRANGERS_A_SECOND, LONGEST_DELAY = 60, 1.0, 5.0
+"""An address has so many refusals at once and a second; the answer to one more is held back for some seconds."""
 HANDSHAKE_SECONDS, REQUEST_SECONDS, PIECE_SECONDS = 15.0, 30.0, 60.0
 """How long a client may take for its TLS handshake, its next request, and for a piece of a body."""
 PIECE_BYTES = 64 << 10
@@ -111,6 +114,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.owner: Any = owner
         self._context = context
         self._slots = threading.BoundedSemaphore(CONNECTIONS)
+        self._places = Places(CONNECTIONS_EACH)
+        self.strangers = Allowance(STRANGERS_AT_ONCE, STRANGERS_A_SECOND)
         self._deadlines: dict[socket.socket, float] = {}
         self._closing = False
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -118,13 +123,19 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a connection's thread, unless there are too many."""
+        address = neighbourhood(client_address[0])
+        if not self._places.enter(address):
+            self.shutdown_request(request)
+            return
         if not self._slots.acquire(blocking=False):
+            self._places.leave(address)
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
         except BaseException:  # no thread could be started
             self._slots.release()
+            self._places.leave(address)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -146,6 +157,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self._deadlines.pop(request, None)
             self.shutdown_request(request)
             self._slots.release()
+            self._places.leave(neighbourhood(client_address[0]))
 
     def allow(self, connection: socket.socket, seconds: float) -> None:
         """Give a connection so much time from now; none once the server closes."""
@@ -201,6 +213,7 @@ class Handler(BaseHTTPRequestHandler):
             if most < 0 or "transfer-encoding" in headers or not _LENGTH.fullmatch(length) or int(length) > most:
                 self.close_connection = True
                 refused = HTTPStatus.UNAUTHORIZED if most < 0 else HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+                self.hold_back(refused)
                 self.send_error(refused, "not for this client" if most < 0 else f"a body has {most} bytes at most")
                 return
             body = bytearray()
@@ -219,6 +232,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, "try again")
             return
+        self.hold_back(answer.status)
         self.send_response(answer.status)
         said = {"Content-Type": answer.kind, "Content-Length": str(len(answer.content)), **answer.headers}
         for header, value in said.items():
@@ -226,6 +240,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.content)
         answer.sent()
+
+    def hold_back(self, status: HTTPStatus) -> None:
+        """Let an address that is refused again and again wait for its answers."""
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            delay = self.server.strangers.take(neighbourhood(self.client_address[0]))
+            time.sleep(min(delay, LONGEST_DELAY))
 
     def _is_awaited(self) -> bool:
         """Whether the client still waits for its answer: who says something meanwhile, or nothing more, does not."""

@@ -14,10 +14,13 @@ from pathlib import Path
 
 from fedproxy.deployment.handout.https import PIECE_SECONDS, Handler, Owner, Server, tls
 from fedproxy.deployment.handout.parts import BUFFER_BYTES, Listing, opened
+from fedproxy.deployment.limits import Allowance
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 
 log = logging.getLogger(__name__)
 
+TIMES_AT_ONCE, SECONDS_A_TIME = 8, 600.0
+"""A client gets the proxy so often at once, and once more in so many seconds."""
 _PART = re.compile(r"/parts/([0-9a-f]{64})")
 _RANGE = re.compile(r"bytes=([0-9]{1,19})-")
 
@@ -56,6 +59,7 @@ class HandoutServer(Owner):
         """
         self.listing = listing
         self.allowed = allowed
+        self.bytes = Allowance(TIMES_AT_ONCE * listing.size, listing.size / SECONDS_A_TIME)
         self.sent: Counter[str] = Counter()
         """Bytes of parts sent, by client."""
         self._tokens: dict[str, str] = {}
@@ -140,6 +144,7 @@ class _Handler(Handler):
         kind, _, token = self.headers.get("Authorization", "").partition(" ")
         name = owner.holder(token) if kind == "Bearer" else None
         if name is None:
+            self.hold_back(HTTPStatus.UNAUTHORIZED)
             self.send_error(HTTPStatus.UNAUTHORIZED, "no valid token")
             return
         try:
@@ -154,7 +159,11 @@ class _Handler(Handler):
             self._head(HTTPStatus.OK, len(owner.listing.content))
             self.wfile.write(owner.listing.content)
         elif (part := _PART.fullmatch(self.path)) and part[1] in owner.places:
-            self._send_part(name, *owner.places[part[1]])
+            _, _, length = owner.places[part[1]]
+            if owner.bytes.take(name, length):
+                self.send_error(HTTPStatus.TOO_MANY_REQUESTS, "this client had the proxy often enough, try again later")
+            else:
+                self._send_part(name, *owner.places[part[1]])
         else:
             self.send_error(HTTPStatus.NOT_FOUND, "no such part")
 
