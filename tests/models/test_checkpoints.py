@@ -46,6 +46,12 @@ def test_a_checkpoint_keeps_its_own_dtype_and_bits(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_modes_follow_the_umask(tiny_checkpoint: Checkpoint, tmp_path: Path, umask: int) -> None:
+    (tmp_path / "copy").mkdir()
+    save_checkpoint(tmp_path / "copy", load_model(tiny_checkpoint()), tiny_checkpoint())
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "copy").iterdir()} == {0o666 & ~umask}
+
+
 def test_a_skeleton_has_names_and_shapes_but_no_weights(tiny_checkpoint: Checkpoint) -> None:
     skeleton = load_skeleton(tiny_checkpoint())
     assert {p.device.type for p in skeleton.parameters()} == {"meta"}

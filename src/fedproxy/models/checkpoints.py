@@ -273,7 +273,6 @@ def copy_tokenizer(source: Path, directory: Path, *, whole: bool = False) -> Non
     for pattern in _WHOLE_FILES if whole else _SIDE_FILES:
         for file in filter(Path.is_file, source.glob(pattern)):
             shutil.copyfile(file, directory / file.name)
-            (directory / file.name).chmod(0o644)
     named = {file.stem: file.read_text("utf-8") for file in sorted(source.glob(f"{CHAT_TEMPLATE_DIR}/*.jinja"))}
     if named:
         settings, single = directory / "tokenizer_config.json", directory / CHAT_TEMPLATE_FILE
@@ -299,5 +298,5 @@ def save_checkpoint(directory: Path, model: PreTrainedModel, source: Path) -> No
             raise ResourceError(f"{directory}: no space left on device. Free some space.") from error
         raise
     for file in directory.iterdir():
-        file.chmod(0o644)
+        file.chmod(directory.stat().st_mode & 0o666)  # safetensors makes files of mode 0600 whatever the umask
     copy_tokenizer(source, directory)
