@@ -282,6 +282,18 @@ def read_json(path: Path, most: int = 64 << 20) -> Any:
     return parse_json(content, str(path))
 
 
+def inside(directory: Path, name: str) -> Path:
+    """A path in a directory that may be a stranger's: nothing outside is read because of a link in it.
+
+    Raises:
+        ArtifactError: a link leads out of the directory.
+    """
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise ArtifactError(f"{path} leads out of {directory}, for it is or lies in a link. Put the file itself there.")
+    return path
+
+
 def parse_json(content: str | bytes, source: str) -> Any:
     """The value of a JSON text from outside, all of whose strings are text.
 
@@ -311,10 +323,14 @@ def event_of(line: str | bytes) -> dict[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
+SHAPING = ("fedproxy", "torch", "transformers", "peft", "safetensors", "lm_eval")
+"""The packages that shape results."""
+
+
 def versions() -> dict[str, str]:
-    """Versions of fedproxy and of the libraries that shape its results."""
+    """Versions of `SHAPING`, as far as they are installed."""
     found = {}
-    for name in ("fedproxy", "torch", "transformers", "peft", "safetensors", "lm_eval"):
+    for name in SHAPING:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
