@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -43,6 +44,23 @@ def test_a_failed_directory_leaves_the_old_one_and_nothing_else(tmp_path):
     with new_directory(tmp_path / "d", overwrite=True) as folder:
         (folder / "y").write_text("new")
     assert [p.name for p in tmp_path.rglob("*")] == ["d", "y"]
+
+
+def modes(folder):
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.rglob("*")]}
+
+
+def test_modes_follow_the_umask_at_every_moment(tmp_path, umask):
+    with new_directory(tmp_path / "d") as folder:
+        assert modes(folder) == {folder.name: 0o777 & ~umask}
+        write_json(folder / MANIFEST, 1)
+        with new_file(folder / "secret", mode=0o600) as secret:
+            assert stat.S_IMODE(os.fstat(secret.fileno()).st_mode) == 0o600
+    with new_directory(tmp_path / "d", overwrite=True) as folder:
+        write_json(folder / MANIFEST, 2)
+        with new_file(folder / "secret", mode=0o600):
+            pass
+    assert modes(tmp_path / "d") == {"d": 0o777 & ~umask, MANIFEST: 0o666 & ~umask, "secret": 0o600}
 
 
 def test_existing_output_needs_overwrite(tmp_path):

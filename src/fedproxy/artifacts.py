@@ -12,9 +12,9 @@ import importlib.metadata
 import json
 import math
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -92,6 +92,11 @@ def _abandoned(path: Path) -> bool:
         return _lock(handle) is True
     finally:
         os.close(handle)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """A free name beside `path` for what is not complete yet, or not wanted any more."""
+    return path.with_name(f".{path.name}.{kind}-{secrets.token_hex(4)}")
 
 
 def _clear_up(path: Path) -> None:
@@ -179,19 +184,20 @@ def new_directory(path: Path, *, overwrite: bool = False, sign: str = MANIFEST) 
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_up(path)
         _check_free(path, overwrite, sign)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+        temporary = _beside(path, "tmp")
+        temporary.mkdir()
     except OSError as error:
         raise os_error(error, path) from error
     try:
         with locked(temporary):
-            temporary.chmod(0o755)
             yield temporary
             for item in sorted(temporary.rglob("*")):
                 sync(item)
             sync(temporary)
             _check_free(path, overwrite, sign)
             if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
+                old = _beside(path, "old")
+                old.mkdir()
                 with locked(old):
                     path.rename(old / path.name)
                     temporary.rename(path)
@@ -220,10 +226,11 @@ def check_file(path: Path, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+def new_file(path: Path, *, overwrite: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Give a binary file to write; it becomes `path` only if the block ends well.
 
-    What a killed process left of an earlier attempt is removed first.
+    What a killed process left of an earlier attempt is removed first. Its mode, at every moment, is `mode` without what
+    the umask takes away.
 
     Raises:
         UsageError: `path` exists and `overwrite` is false, or it is no file, or it cannot be written.
@@ -235,9 +242,9 @@ def new_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_up(path)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
-        temporary = Path(name)
-        temporary.chmod(0o644)
+        made = _beside(path, "tmp")
+        handle = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        temporary = made
         with os.fdopen(handle, "wb") as file, locked(temporary):
             yield file
             file.flush()
@@ -275,6 +282,18 @@ def read_json(path: Path, most: int = 64 << 20) -> Any:
     return parse_json(content, str(path))
 
 
+def inside(directory: Path, name: str) -> Path:
+    """A path in a directory that may be a stranger's: nothing outside is read because of a link in it.
+
+    Raises:
+        ArtifactError: a link leads out of the directory.
+    """
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise ArtifactError(f"{path} leads out of {directory}, for it is or lies in a link. Put the file itself there.")
+    return path
+
+
 def parse_json(content: str | bytes, source: str) -> Any:
     """The value of a JSON text from outside, all of whose strings are text.
 
@@ -304,10 +323,14 @@ def event_of(line: str | bytes) -> dict[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
+SHAPING = ("fedproxy", "torch", "transformers", "peft", "safetensors", "lm_eval")
+"""The packages that shape results."""
+
+
 def versions() -> dict[str, str]:
-    """Versions of fedproxy and of the libraries that shape its results."""
+    """Versions of `SHAPING`, as far as they are installed."""
     found = {}
-    for name in ("fedproxy", "torch", "transformers", "peft", "safetensors", "lm_eval"):
+    for name in SHAPING:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

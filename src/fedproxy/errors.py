@@ -68,6 +68,21 @@ def error_of(code: int, text: str) -> FedproxyError:
     return kinds.get(code, FedproxyError)(text)
 
 
+def told(error: FedproxyError) -> str:
+    """What the other side of a federation is told of an error: its kind, and its text without this machine's paths.
+
+    All from the first path's beginning to the last one's name goes, since the names of folders may hold anything.
+
+    Example:
+        >>> told(ArtifactError("/home/my name/cache/0002.safetensors is truncated."))
+        'ArtifactError: …0002.safetensors is truncated.'
+    """
+    text = str(error)
+    if places := [place for place, letter in enumerate(text) if letter in "/\\"]:
+        text = f"{text[: text.rfind(' ', 0, places[0]) + 1]}…{text[places[-1] + 1 :]}"
+    return f"{type(error).__name__}: {text}"
+
+
 def explained(error: Exception) -> FedproxyError:
     """What an error that nobody expected means: want of disk or memory, or our bug."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

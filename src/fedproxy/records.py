@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import field_validator as field
 from pydantic import model_validator as whole
 
-from fedproxy.artifacts import read_json
+from fedproxy.artifacts import inside, read_json
 from fedproxy.errors import ArtifactError
 from fedproxy.metrics import gap_closed, main_metric
 
@@ -27,6 +27,8 @@ MODELS = {
 """The models that are evaluated, as people call them."""
 _LARGEST = 1e30
 """No quantity comes near it; larger ones have no room in a figure, and sums of the largest would overflow."""
+_MOST_CELLS, _MOST_ROWS, _MOST_DIFFERENCES, _MOST_BLOCKS = 10_000, 400, 4_000, 10_000
+"""No comparison comes near them, and a page has no room for more."""
 _SHOWN = 60
 """Letters of a wrong value that are shown."""
 
@@ -167,8 +169,12 @@ class Analysis(Record):
 
     def of(self, name: str) -> list[float | None]:
         """A client's heterogeneity, weight and retention; None where there is none."""
+        return [column.get(name) for column in self._columns]
+
+    @cached_property
+    def _columns(self) -> list[dict[str, float]]:
         columns = (self.heterogeneity, self.weights, self.retention)
-        return [dict(zip(self.names, column, strict=False)).get(name) for column in columns]
+        return [dict(zip(self.names, column, strict=False)) for column in columns]
 
 
 class Round(Record):
@@ -200,8 +206,8 @@ class Proxy(Record):
     """The proxy: the LLM block of each of its blocks, and the score of every LLM block."""
 
     parameters: Whole | None = None
-    layer_map: list[Whole] = []
-    scores: list[Number] = []
+    layer_map: list[Whole] = Field(default=[], max_length=_MOST_BLOCKS)
+    scores: list[Number] = Field(default=[], max_length=_MOST_BLOCKS)
 
 
 class Cost(Record):
@@ -370,15 +376,19 @@ class Comparison(Record):
     methods: Given[Given[str]] = {}
     flops: str = ""
     commit: str = ""
-    cells: list[Cell] = Field(min_length=1)
-    differences: list[Difference] = []
+    cells: list[Cell] = Field(min_length=1, max_length=_MOST_CELLS)
+    differences: list[Difference] = Field(default=[], max_length=_MOST_DIFFERENCES)
 
     @field("cells")
     @classmethod
     def _once(cls, value: list[Cell]) -> list[Cell]:
-        keys = [(cell.method, cell.seed, cell.remove) for cell in value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise ValueError(f"two cells are of {twice[0]:.60}, seed {twice[1]}, remove {twice[2]:g}")
+        seen = set()
+        for key in ((cell.method, cell.seed, cell.remove) for cell in value):
+            if key in seen:
+                raise ValueError(f"two cells are of {key[0]:.60}, seed {key[1]}, remove {key[2]:g}")
+            seen.add(key)
+        if (rows := len({(method, remove) for method, _, remove in seen})) > _MOST_ROWS:
+            raise ValueError(f"{rows} methods and ratios, at most {_MOST_ROWS} have room on a page")
         return value
 
 
@@ -418,9 +428,10 @@ def read_run(run: Path) -> Results:
     """Read a run's results.json; rounds that it leaves out are taken from RUN/rounds.
 
     Raises:
-        ArtifactError: there is no results.json, or it or a round is damaged.
+        ArtifactError: there is no results.json, it or a round is damaged, or a link leads out of the run.
     """
-    path = Path(run) / "results.json"
+    run = Path(run)
+    path = inside(run, "results.json")
     if not path.is_file():
         raise ArtifactError(
             f"{path} is missing. Give the folder of a finished run; `fedproxy run --resume` finishes one."
@@ -428,5 +439,6 @@ def read_run(run: Path) -> Results:
     found = read_record(path, Results)
     if "rounds" in found.model_fields_set:
         return found
-    rounds = [read_record(file, Round) for file in sorted(Path(run).glob("rounds/*/round.json"))]
+    files = (inside(run, str(file.relative_to(run))) for file in sorted(run.glob("rounds/*/round.json")))
+    rounds = [read_record(file, Round) for file in files]
     return found.model_copy(update={"rounds": rounds})

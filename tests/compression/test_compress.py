@@ -14,10 +14,11 @@ from fedproxy.checkpoint_files import model_identity
 from fedproxy.compression import Proxy, compress
 from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, UsageError
-from fedproxy.models.checkpoints import load_model
+from fedproxy.models.checkpoints import load_model, load_tokenizer
 from tests.conftest import BLOCKS, FAMILIES, make_model
 from tests.in_memory import skipping
 from tests.models.test_source import with_own_code
+from tests.test_side_files import STRANGERS
 
 Checkpoint = Callable[..., Path]
 IDS = torch.arange(30).reshape(2, 15)
@@ -121,7 +122,8 @@ def test_what_a_proxy_holds(tiny_checkpoint: Checkpoint, calibration: Path, tmp_
     assert (proxy.path / "tokenizer.json").read_bytes() == (llm / "tokenizer.json").read_bytes()
     tokens = AutoTokenizer.from_pretrained(proxy.path)("long " * 50)["input_ids"]
     assert tokens == AutoTokenizer.from_pretrained(llm)("long " * 50)["input_ids"]
-    assert {file.stat().st_mode & 0o777 for file in proxy.path.iterdir()} == {0o644}
+    (tmp_path / "new").touch()
+    assert {file.stat().st_mode for file in proxy.path.iterdir()} == {(tmp_path / "new").stat().st_mode}
     assert (proxy.path / "generation_config.json").is_file()
     assert [f for f, _ in told] == sorted(f for f, _ in told)
     assert (told[0][0], told[-1][0]) == (0.0, 1.0)
@@ -251,6 +253,28 @@ def test_a_proxy_of_an_llm_with_its_own_code_brings_the_code(
     with torch.no_grad():
         found = load_model(proxy.path, trust_remote_code=True)(IDS).logits
         assert torch.equal(found, AutoModelForCausalLM.from_pretrained(plain.path)(IDS).logits)
+
+
+def test_no_path_of_the_llms_settings_is_in_the_proxy_and_it_computes_the_same(
+    tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
+) -> None:
+    llm = Path(shutil.copytree(tiny_checkpoint(), tmp_path / "llm"))
+    planted = {"_name_or_path": "/home/ann", "data": {"rows": ["/home/ann/rows.jsonl"]}, "/home/ann": 1}
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        record = json.loads((llm / name).read_text())
+        (llm / name).write_text(json.dumps(record | planted))
+    for name in STRANGERS:
+        (llm / name).write_text("stays")
+    proxy = compress(llm, tmp_path / "out", calibration=calibration)
+    plain = compress(tiny_checkpoint(), tmp_path / "plain", calibration=calibration)
+    assert {file.name for file in proxy.path.iterdir()} == {file.name for file in plain.path.iterdir()}
+    for file in (file for file in proxy.path.iterdir() if file.name != "fedproxy.json"):
+        assert b"ann" not in file.read_bytes()
+        if not file.name.endswith("config.json"):
+            assert file.read_bytes() == (plain.path / file.name).read_bytes()
+    assert load_tokenizer(proxy.path)("a long </s> text").input_ids == load_tokenizer(llm)("a long </s> text").input_ids
+    with torch.no_grad():
+        assert torch.equal(load_model(proxy.path)(IDS).logits, load_model(plain.path)(IDS).logits)
 
 
 def test_a_tokenizer_of_another_model_is_refused(

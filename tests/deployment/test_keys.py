@@ -46,13 +46,14 @@ def test_the_server_certificate_is_for_the_hosts_and_signed_by_the_ca(folder):
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(folder / "server.crt", folder / "server.key")
 
 
-def test_secrets_are_for_their_owner_alone(folder, tmp_path):
+def test_secrets_are_for_their_owner_alone(tmp_path, umask):
+    folder = tmp_path / "new"
+    init_keys(folder)
     add_client(folder, "bank")
     new_key(tmp_path / "own.key")
     secrets = [folder / "ca.key", folder / "server.key", client_key_file(folder, "bank"), tmp_path / "own.key"]
     assert {mode(path) for path in secrets} == {0o600}
-    init_keys(tmp_path / "new")
-    assert mode(tmp_path / "new") == 0o700
+    assert mode(folder) == mode(folder / "clients") == 0o700
 
 
 def test_an_existing_folder_is_left_alone(folder):

@@ -15,7 +15,7 @@ from fedproxy.federation.wire import ENCODINGS
 from tests.federation.test_offer import OFFER
 
 KEY = make_key()
-WELCOME = Welcome("bank", "token", OFFER)
+WELCOME = Welcome("bank", "token", OFFER, 1.5)
 
 
 def test_an_introduction_comes_back_as_made():

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from fedproxy.errors import ArtifactError
 from fedproxy.models.checkpoints import (
-    _TOKENIZER_FILES,
     copy_tokenizer,
     hub_id,
     load_model,
@@ -23,6 +22,8 @@ from fedproxy.models.checkpoints import (
     load_tokenizer,
     save_checkpoint,
 )
+from fedproxy.side_files import TOKENIZER_FILES
+from tests.test_side_files import STRANGERS
 
 Checkpoint = Callable[..., Path]
 
@@ -44,6 +45,12 @@ def test_a_checkpoint_keeps_its_own_dtype_and_bits(
     before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "copy" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_modes_follow_the_umask(tiny_checkpoint: Checkpoint, tmp_path: Path, umask: int) -> None:
+    (tmp_path / "copy").mkdir()
+    save_checkpoint(tmp_path / "copy", load_model(tiny_checkpoint()), tiny_checkpoint())
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "copy").iterdir()} == {0o666 & ~umask}
 
 
 def test_a_skeleton_has_names_and_shapes_but_no_weights(tiny_checkpoint: Checkpoint) -> None:
@@ -154,20 +161,20 @@ def test_every_file_that_transformers_tokenizers_read_travels() -> None:
         for table in re.findall(r"VOCAB_FILES_NAMES = \{(.*?)\}", file.read_text(encoding="utf-8"), re.DOTALL):
             found.update(re.findall(r':\s*"([^"]+)"', table))
     assert len(found) > 15
-    assert [name for name in found if not any(fnmatch.fnmatch(name, one) for one in _TOKENIZER_FILES)] == []
+    assert [name for name in found if not any(fnmatch.fnmatch(name, one) for one in TOKENIZER_FILES)] == []
 
 
 def test_only_files_travel_and_only_those_of_the_tokenizer(damaged: Path, tmp_path: Path) -> None:
-    (damaged / "tokenizer.bak").mkdir()
-    (damaged / "tokenizer.gone").symlink_to(damaged / "nowhere")
-    os.mkfifo(damaged / "tokenizer.pipe")
+    (damaged / "tokenizer.model").mkdir()
+    (damaged / "spiece.model").symlink_to(damaged / "nowhere")
+    os.mkfifo(damaged / "merges.txt")
     (damaged / "tekken.json").write_text("{}")
-    for name in ("training_args.bin", "optimizer.pt", "notes.txt", ".env", "trainer_state.json"):
+    for name in STRANGERS:
         (damaged / name).write_text("stays")
     with socket.socket(socket.AF_UNIX) as listener:
         place = os.getcwd()
         os.chdir(damaged)
-        listener.bind("tokenizer.sock")
+        listener.bind("vocab.txt")
         os.chdir(place)
         (tmp_path / "proxy").mkdir()
         copy_tokenizer(damaged, tmp_path / "proxy")

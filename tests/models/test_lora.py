@@ -230,6 +230,45 @@ def test_other_configurations_are_refused(tmp_path: Path, change: dict[str, Any]
         lora.read_adapter(tmp_path / "a")
 
 
+EVIL = r"(model\.)?(([a-z0-9_.])+)+!"
+
+
+@pytest.mark.parametrize(
+    "value", [EVIL, [EVIL], ["up_proj", EVIL], "a" * 300, ["a"] * 100_001, [5], {"a": 1}, r".*\.q"]
+)
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "layers_pattern", "modules_to_save"])
+def test_what_peft_would_match_as_a_pattern_is_refused_by_its_key(tmp_path: Path, key: str, value: Any) -> None:
+    write(tmp_path / "a")
+    file = tmp_path / "a" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(ArtifactError, match=key):
+        lora.read_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern", "target_parameters"])
+def test_ranks_by_pattern_are_refused_by_their_key(tmp_path: Path, key: str) -> None:
+    write(tmp_path / "a")
+    file = tmp_path / "a" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: {EVIL: 2}}))
+    with pytest.raises(ArtifactError, match=key):
+        lora.read_adapter(tmp_path / "a")
+
+
+def test_a_pattern_in_memory_is_refused_too() -> None:
+    model = attach()
+    model.peft_config["default"].target_modules = EVIL
+    with pytest.raises(ArtifactError, match="target_modules"):
+        lora.held_adapter(model, None, MANIFEST)
+
+
+@pytest.mark.parametrize("names", ["all-linear", "up_proj", ["up_proj", "model.layers.0.mlp.down_proj"]])
+def test_names_of_modules_are_read(tmp_path: Path, names: Any) -> None:
+    write(tmp_path / "a")
+    file = tmp_path / "a" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "target_modules": names}))
+    assert lora.read_adapter(tmp_path / "a")[0]["target_modules"] == names
+
+
 def rewrite(directory: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     file = directory / "adapter_model.safetensors"
     tensors = load_file(file)

@@ -42,7 +42,14 @@ def test_the_policy_lets_the_one_script_run_and_nothing_else(tmp_path):
     html, _ = write(tmp_path, sample(rounds=1))
     script = re.search("<script>(.*?)</script>", html, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
+    policy = re.search('http-equiv="Content-Security-Policy" content="(.*?)"', html)[1]
+    assert dict(rule.split(" ", 1) for rule in policy.split("; ")) == {
+        "default-src": "'none'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "style-src": "'unsafe-inline'",
+        "script-src": f"'sha256-{digest}'",
+    }
 
 
 def test_full_page_shows_every_number_of_the_table(tmp_path):

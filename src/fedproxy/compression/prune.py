@@ -16,6 +16,7 @@ from fedproxy.models.checkpoints import Model, copy_tokenizer
 from fedproxy.models.families import per_block_lists
 from fedproxy.models.loading import restored
 from fedproxy.models.source import Source, open_source
+from fedproxy.side_files import cleaned
 
 _PROBE_TOKENS = 4
 
@@ -57,7 +58,7 @@ def _new_name(source: Source, stored_name: str, keep: Sequence[int]) -> str | No
 
 
 def pruned_config(source: Source, keep: Sequence[int]) -> dict[str, Any]:
-    """Return config.json of the proxy: the LLM's, with the new number of blocks and every per-block list sliced.
+    """Return config.json of the proxy: what may leave of the LLM's, its own number of blocks, per-block lists sliced.
 
     Lists that the LLM's config.json leaves to be derived from a block's number (sliding windows every other block, for
     example) are written out, because the proxy's numbers would give others.
@@ -69,7 +70,7 @@ def pruned_config(source: Source, keep: Sequence[int]) -> dict[str, Any]:
     for name in per_block_lists(config, source.count):
         record[name] = [getattr(config, name)[block] for block in keep]
     record[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(keep)
-    return record
+    return cleaned(CONFIG, record)
 
 
 def check_proxy(source: Source, keep: Sequence[int], made: Path | Model) -> None:

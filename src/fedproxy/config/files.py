@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from fedproxy.config.tables import VARIED, Client, Experiment, Variant, map_path
 from fedproxy.errors import ArtifactError, ConfigError
 from fedproxy.registry import axis
 
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+"""Keys of TOML that need no quotes."""
 _ONCE = (tables.LLM, tables.Compress, tables.Heal, tables.Train, tables.Federate, tables.Fuse, tables.Evaluate)
 _TABLES: dict[str, type] = {kind.__name__.lower(): kind for kind in (*_ONCE, tables.Partition, tables.Compare)}
 
@@ -153,7 +156,7 @@ def to_toml(values: dict[str, Any]) -> str:
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, str):
-            escaped = "".join("\\" + c if c in '"\\' else (c if c.isprintable() else f"\\u{ord(c):04x}") for c in value)
+            escaped = "".join("\\" + c if c in '"\\' else (c if c.isprintable() else f"\\U{ord(c):08x}") for c in value)
             return f'"{escaped}"'
         if isinstance(value, (list, tuple)):
             return "[" + ", ".join(literal(v) for v in value) + "]"
@@ -161,9 +164,12 @@ def to_toml(values: dict[str, Any]) -> str:
             return "{" + ", ".join(f"{literal(str(k))} = {literal(v)}" for k, v in value.items()) + "}"
         return repr(value)
 
-    lines = [f"{k} = {literal(v)}" for k, v in values.items() if not isinstance(v, (dict, list))]
+    def key(name: object) -> str:
+        return str(name) if _BARE.fullmatch(str(name)) else literal(str(name))
+
+    lines = [f"{key(k)} = {literal(v)}" for k, v in values.items() if not isinstance(v, (dict, list))]
     for name, table in values.items():
         for entry in table if isinstance(table, list) else [table] if isinstance(table, dict) else []:
-            lines += ["", f"[[{name}]]" if isinstance(table, list) else f"[{name}]"]
-            lines += [f"{k} = {literal(v)}" for k, v in entry.items()]
+            lines += ["", f"[[{key(name)}]]" if isinstance(table, list) else f"[{key(name)}]"]
+            lines += [f"{key(k)} = {literal(v)}" for k, v in entry.items()]
     return "\n".join(lines) + "\n"

@@ -23,7 +23,7 @@ from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
 from fedproxy.deployment.handout.link import BrokenLinkError, Link
 from fedproxy.deployment.keys import read_client_key
 from fedproxy.deployment.welcome import MOST_BYTES, PATH, Welcome, introduce
-from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError
+from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError, told
 from fedproxy.federation.client_rows import rows_of
 from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.session import Session
@@ -188,7 +188,7 @@ def _work(
         task.answer(pack(ANSWER, answer))
     except (FederationError, ValueError) as error:
         with contextlib.suppress(FederationError):
-            task.refuse(plain(str(error), 500))
+            task.refuse(plain(told(FederationError(str(error))), 500))
         on_refusal(str(error))
         return None
     if isinstance(fault, UsageError | ArtifactError | ResourceError):

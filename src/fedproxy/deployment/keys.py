@@ -8,7 +8,6 @@ DIR/clients/NAME.key        to be handed over to a client: its private key, and 
 
 import contextlib
 import datetime
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -362,6 +361,5 @@ def _write_secret(path: Path, content: bytes) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise os_error(error, path.parent) from error
-    with new_file(path) as file:
-        os.fchmod(file.fileno(), 0o600)
+    with new_file(path, mode=0o600) as file:
         file.write(content)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from fedproxy.aggregation.space import SPACES, trained
-from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained
+from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained, told
 from fedproxy.federation.client import answer
 from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.messages import Order, Refusal, Reply
@@ -163,9 +163,9 @@ class Session:
             on_step: Told every optimizer step.
 
         Returns:
-            The bytes of the reply, and none; or those of the refusal, and what went wrong. That is a `FederationError`
-            if the order cannot be used; the other errors with exit codes of their own are about this side's state, disk
-            or memory.
+            The bytes of the reply, and none; or those of the refusal, which hold no path of this machine, and what went
+            wrong in full. That is a `FederationError` if the order cannot be used; the other errors with exit codes of
+            their own are about this side's state, disk or memory.
         """
         number = 1
         try:
@@ -179,7 +179,7 @@ class Session:
             if not isinstance(fault, ResourceError):
                 raise
         kind: Literal["declined", "failed"] = "declined" if isinstance(fault, DeclinedError) else "failed"
-        return encode_reply(Refusal(client, number, str(fault), kind)), fault
+        return encode_reply(Refusal(client, number, told(fault), kind)), fault
 
     def _order(self, data: bytes) -> Order:
         """The order in `data`.

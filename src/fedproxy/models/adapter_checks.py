@@ -6,6 +6,7 @@ modules (`modules_to_save`), in the blocks or outside. Their values are absolute
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none", "lora_only", "all"),
     "init_lora_weights": (True, False, "gaussian"),
 }
+_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
+"""What PEFT matches the names of modules with, some of it as regular expressions, which can take for ever."""
+_NAME, _MOST_NAMES = re.compile(r"[\w.-]{1,256}"), 100_000
 _SIDES = {"lora_A.weight": "lora_B.weight", "lora_B.weight": "lora_A.weight"}
 _SIDE_LENGTH = len("lora_A.weight")
 
@@ -56,7 +60,8 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
 def check_config(config: Any, path: Path) -> None:
     """Check that a PEFT configuration is of LoRA that can be moved between blocks.
 
-    That is LoRA of one rank, rank-stabilised or not, with trained biases and saved modules or without.
+    That is LoRA of one rank, rank-stabilised or not, with trained biases and saved modules or without, on modules that
+    are named: a regular expression from outside may never end.
 
     Raises:
         ArtifactError: it is not.
@@ -74,9 +79,15 @@ def check_config(config: Any, path: Path) -> None:
     extra += [name for name, plain in _PLAIN.items() if config.get(name, plain[0]) not in plain]
     if extra:
         raise ArtifactError(f"{path} uses {', '.join(extra)}; only plain LoRA can be moved between blocks.")
-    saved = config.get("modules_to_save")
-    if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) and name for name in saved)):
-        raise ArtifactError(f"{path}: modules_to_save must be a list of names, got {saved!r}.")
+    for key in _PATTERNS:
+        held = config.get(key) or []
+        names = [held] if isinstance(held, str) and key != "modules_to_save" else held
+        if not isinstance(names, list) or len(names) > _MOST_NAMES or not all(map(_is_name, names)):
+            raise ArtifactError(f"{path}: {key} must be a list of names of modules, no pattern, got {held!r:.80}.")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def is_lora(name: str) -> bool:

@@ -28,22 +28,16 @@ from fedproxy.checkpoint_files import CONFIG, numbered_lists, open_checkpoint, w
 from fedproxy.errors import ArtifactError, ResourceError
 from fedproxy.models.loading import Loader, quiet
 from fedproxy.models.tokens import prepare
+from fedproxy.side_files import SIDE_FILES, TOKENIZER_CONFIG, TOKENIZER_FILES, cleaned, is_settings
 
 Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_SNAPSHOT = re.compile(r".*/models--([^/]+)/snapshots/[^/]+")
-_TOKENIZER_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*vocab*.json", "*vocab*.txt", "merges.txt"),
-    *("*.model", "*.tiktoken", "*tekken*.json", "*.spm", "*.tokenizer", "*.codes", "dict.txt", "emoji.json"),
-    *("byte_maps.json", "normalizer.json", "word_pronunciation.json", "word_shape.json"),
-)
-"""What transformers' tokenizers read; all else beside the weights stays with their owner (docs/threat_model.md)."""
-_SIDE_FILES = (*_TOKENIZER_FILES, "generation_config.json", "chat_template*")
-_WHOLE_FILES = (*_SIDE_FILES, "*processor_config.json", "audio_tokenizer_config.json")
+_WHOLE_FILES = (*SIDE_FILES, "*processor_config.json", "audio_tokenizer_config.json", "chat_template.json")
 _MOST_BLOCKS = 10_000
-_HUB_FILES = [*_SIDE_FILES, "*.json", "*.txt", "*.jinja", "*.py"]
+_HUB_FILES = [*SIDE_FILES, "*.json", "*.txt", "*.jinja", "*.py"]
 
 
 def resolve(path: str | Path, *, weights: bool = True) -> Path:
@@ -242,7 +236,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
                 directory, local_files_only=True, trust_remote_code=trust_remote_code
             )
     except Exception as error:
-        if not any(file.is_file() for pattern in _TOKENIZER_FILES for file in directory.glob(pattern)):
+        if not any(file.is_file() for pattern in TOKENIZER_FILES for file in directory.glob(pattern)):
             raise ArtifactError(
                 f"{path} holds no tokenizer. Copy the files of the tokenizer that belongs to the model there "
                 "(tokenizer.json, tokenizer_config.json)."
@@ -267,16 +261,23 @@ def padding(tokenizer: Tokenizer) -> int:
 def copy_tokenizer(source: Path, directory: Path, *, whole: bool = False) -> None:
     """Copy the files beside the weights: tokenizer, chat templates, generation settings; if `whole`, processors, too.
 
-    To the byte, because a loaded tokenizer remembers settings of its use, such as truncation. Only templates of their
-    own folder move, into the tokenizer's configuration, so that a proxy is a folder of plain files.
+    To the byte, because a loaded tokenizer remembers settings of its use, such as truncation. Only what settings hold
+    that may not leave goes (`side_files.cleaned`), unless `whole`, and templates of their own folder move, into the
+    tokenizer's configuration, so that a proxy is a folder of plain files.
+
+    Raises:
+        ArtifactError: a file of settings is no JSON.
     """
-    for pattern in _WHOLE_FILES if whole else _SIDE_FILES:
+    for pattern in _WHOLE_FILES if whole else SIDE_FILES:
         for file in filter(Path.is_file, source.glob(pattern)):
-            shutil.copyfile(file, directory / file.name)
-            (directory / file.name).chmod(0o644)
+            record = None if whole or not is_settings(file.name) else read_json(file)
+            if record is not None and record != (left := cleaned(file.name, record)):
+                write_json(directory / file.name, left)
+            else:
+                shutil.copyfile(file, directory / file.name)
     named = {file.stem: file.read_text("utf-8") for file in sorted(source.glob(f"{CHAT_TEMPLATE_DIR}/*.jinja"))}
     if named:
-        settings, single = directory / "tokenizer_config.json", directory / CHAT_TEMPLATE_FILE
+        settings, single = directory / TOKENIZER_CONFIG, directory / CHAT_TEMPLATE_FILE
         record = read_json(settings) if settings.is_file() else {}
         if single.is_file():
             named["default"] = single.read_text("utf-8")
@@ -299,5 +300,5 @@ def save_checkpoint(directory: Path, model: PreTrainedModel, source: Path) -> No
             raise ResourceError(f"{directory}: no space left on device. Free some space.") from error
         raise
     for file in directory.iterdir():
-        file.chmod(0o644)
+        file.chmod(directory.stat().st_mode & 0o666)  # safetensors makes files of mode 0600 whatever the umask
     copy_tokenizer(source, directory)

@@ -225,7 +225,6 @@ def _write_config(source: Path, target: Path, untied: bool) -> None:
     """Copy a configuration to the byte, or with embedding and head declared to be two tensors."""
     if not untied:
         shutil.copyfile(source, target)
-        target.chmod(0o644)
         return
     record = read_json(source)
     record["tie_word_embeddings"] = False

@@ -1,7 +1,6 @@
 """Several runs side by side on one self-contained page."""
 
 import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from fedproxy.errors import UsageError
 from fedproxy.records import MODELS, Results, read_run
 from fedproxy.reporting import plots
 from fedproxy.reporting.html import Column, column_of, fill, write_page
-from fedproxy.reporting.page import grouped, plain
+from fedproxy.reporting.page import argument, grouped, plain
 from fedproxy.reporting.rows import Spread
 from fedproxy.reporting.svg import drawing, label
 from fedproxy.reporting.units import count, duration, percent, points, size
@@ -81,7 +80,7 @@ def render_comparison(runs: Mapping[str, Results], pages: Mapping[str, str]) -> 
         sentences=sentences(runs),
         columns=_columns(runs),
         links={name: quote(page) for name, page in pages.items()},
-        folders={name: shlex.quote(os.path.dirname(page) or ".") for name, page in pages.items()},
+        folders={name: argument(os.path.dirname(page) or ".") for name, page in pages.items()},
         tasks={task: {name: scores.get(task) for name, scores in fused.items()} for task in tasks},
         figures=_figures(runs),
         differences=differences(runs),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fedproxy.artifacts import inside
 from fedproxy.errors import ArtifactError
 from fedproxy.layer_map import split_name
 from fedproxy.tensor_files import load_tensors
@@ -78,9 +79,14 @@ def load_conflict(run_dir: Path, layer_map: list[int]) -> list[Conflict]:
         layer_map: LLM block of each proxy block.
 
     Raises:
-        ArtifactError: a file is damaged, or of another proxy.
+        ArtifactError: a file is damaged, or of another proxy, or a link leads out of the run.
     """
+    names = sorted(path.parent.name for path in Path(run_dir).glob("rounds/*/conflict.safetensors"))
     return [
-        Conflict(int(path.parent.name), *mean_conflict(load_tensors(path), layer_map))
-        for path in sorted(Path(run_dir).glob("rounds/[0-9]*/conflict.safetensors"))
+        Conflict(
+            int(name),
+            *mean_conflict(load_tensors(inside(Path(run_dir), f"rounds/{name}/conflict.safetensors")), layer_map),
+        )
+        for name in names
+        if name.isdecimal()
     ]

@@ -1,9 +1,11 @@
 """A comparison of methods as one self-contained HTML page, made of its compare.json alone."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedproxy.artifacts import inside
 from fedproxy.config import to_toml
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT
 from fedproxy.records import Cell, Difference, read_record
@@ -17,6 +19,7 @@ from fedproxy.reporting.svg import drawing
 from fedproxy.reporting.units import duration, operations, percent, points, size
 
 FILE = "compare.json"
+_COMMIT = re.compile("[0-9a-f]{7,64}(-dirty)?")
 _NAMED = (FEDPROXY, CENTRALIZED, ZERO_SHOT)
 _UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
@@ -37,11 +40,11 @@ def report_comparison(path: Path | str, out: Path | str | None = None) -> Path:
         The page's path.
 
     Raises:
-        ArtifactError: compare.json is missing or damaged.
+        ArtifactError: compare.json is missing or damaged, or a link that leads out of the folder.
         MissingExtraError: the extra `report` is not installed.
         UsageError: the page cannot be written.
     """
-    file = Path(path) if Path(path).is_file() else Path(path) / FILE
+    file = Path(path) if Path(path).is_file() else inside(Path(path), FILE)
     html = render_methods(read_record(file, Compared))
     page = file.with_name("report.html") if out is None else Path(out)
     write_page(page, html)
@@ -84,6 +87,7 @@ def render_methods(found: Compared) -> str:
         settings=grouped(found.experiment),
         environment=grouped(found.environment),
         toml=to_toml(found.experiment | {"compare": found.compare}) if found.experiment else "",
+        commit=found.commit if _COMMIT.fullmatch(found.commit) else "",
         pins=pins(found.environment),
     )
 

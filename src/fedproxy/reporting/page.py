@@ -1,11 +1,13 @@
 """The run as one self-contained HTML page: no network, light and dark, from phone to wide screen; script only sorts."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedproxy.artifacts import event_of
+from fedproxy import foreign
+from fedproxy.artifacts import SHAPING, event_of, inside
 from fedproxy.records import MODELS, Results, Round, read_run
 from fedproxy.reporting import heat_maps, plots
 from fedproxy.reporting.conflict import Conflict, load_conflict
@@ -15,6 +17,8 @@ from fedproxy.reporting.svg import drawing
 from fedproxy.reporting.units import duration
 
 _EVENTS = 500
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,5}((a|b|rc|\.post|\.dev)[0-9]{1,9}){0,3}(\+[a-z0-9.]{1,40})?")
+"""As of PEP 440."""
 
 
 def report(run_dir: Path | str) -> Path:
@@ -27,7 +31,7 @@ def report(run_dir: Path | str) -> Path:
         The page's path.
 
     Raises:
-        ArtifactError: results.json or a round's conflict is missing or damaged.
+        ArtifactError: results.json or a round's conflict is missing or damaged, or a link leads out of the run.
         MissingExtraError: the extra `report` is not installed.
         UsageError: the page cannot be written.
 
@@ -74,7 +78,7 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
         environment=grouped(results.environment),
         precision=_precision(results),
         events=[", ".join(f"{key}: {value}" for key, value in event.items()) for event in events[-_EVENTS:]],
-        run=shlex.quote(run),
+        run=argument(run),
         pins=pins(results.environment),
     )
 
@@ -134,8 +138,12 @@ def _same_in_all(rounds: Sequence[Round], field: str) -> bool:
 
 
 def load_events(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of RUN/events.jsonl that are JSON objects; a last line cut short by a crash is left out."""
-    path = Path(run_dir) / "events.jsonl"
+    """The lines of RUN/events.jsonl that are JSON objects; a last line cut short by a crash is left out.
+
+    Raises:
+        ArtifactError: it is a link that leads out of the run.
+    """
+    path = inside(Path(run_dir), "events.jsonl")
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -143,11 +151,26 @@ def load_events(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def pins(environment: Mapping[str, Any]) -> str:
-    """What pip installs to get the run's versions; empty if they were not recorded."""
-    versions = environment.get("versions")
-    if not isinstance(versions, Mapping):
-        return ""
-    return shlex.join(f"{name}=={version}" for name, version in versions.items() if isinstance(version, str))
+    """What pip installs to get the run's versions: of the packages that shape results, what is a version.
+
+    Example:
+        >>> pins({"versions": {"torch": "2.13.0+cpu", "peft": "1; rm -rf ~", "other": "1.0"}})
+        'torch==2.13.0+cpu'
+    """
+    found = environment.get("versions")
+    held = {name: str(found.get(name)) for name in SHAPING} if isinstance(found, Mapping) else {}
+    return " ".join(f"{name}=={version}" for name, version in held.items() if _VERSION.fullmatch(version))
+
+
+def argument(path: str) -> str:
+    """A path as an argument, and no option, on the one line of a command.
+
+    Example:
+        >>> argument("my run"), argument("-x")
+        ("'my run'", './-x')
+    """
+    path = foreign.plain(path)
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
 def _precision(results: Results) -> str | None:

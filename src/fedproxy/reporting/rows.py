@@ -113,13 +113,15 @@ class Compared(Comparison):
     @cached_property
     def rows(self) -> list[Row]:
         """A method at a ratio each, in the comparison's order."""
-        return [self._row(*key) for key in dict.fromkeys((cell.method, cell.remove) for cell in self.cells)]
+        found: dict[tuple[str, float], list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault((cell.method, cell.remove), []).append(cell)
+        return [self._row(*key, cells) for key, cells in found.items()]
 
-    def _row(self, method: str, remove: float) -> Row:
+    def _row(self, method: str, remove: float, cells: list[Cell]) -> Row:
         label = method if len(self.ratios) == 1 else f"{method} {100 * remove:g} %"
         copies = self.clients if self.methods.get(method, {}).get("data") in ("each", "clients") else 1
-        found = [cell for cell in self.cells if (cell.method, cell.remove) == (method, remove)]
-        return Row(method, remove, label, found, copies)
+        return Row(method, remove, label, cells, copies)
 
     @cached_property
     def seeds(self) -> list[int]:

@@ -33,7 +33,7 @@ def proxy(tmp_path):
     folder.mkdir()
     content = random.Random(0).randbytes(5 * PART + 12345)
     (folder / "model.safetensors").write_bytes(content)
-    (folder / "empty.txt").write_bytes(b"")
+    (folder / "merges.txt").write_bytes(b"")
     write_json(folder / "config.json", {"model_type": "llama"})
     Manifest("proxy", "0" * 64, 4, [0, 3]).write(folder)
     return folder

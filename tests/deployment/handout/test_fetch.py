@@ -69,6 +69,13 @@ def test_a_proxy_arrives_once(serve, proxy, ca, tmp_path, requests, tls):
     assert requests == []
 
 
+def test_modes_follow_the_umask(serve, proxy, ca, tmp_path, umask):
+    hub = serve(proxy)
+    path = fetch_proxy(hub.url, hub.token, hub.listing.sha256, tmp_path / "cache", ca)
+    assert path.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o666 & ~umask}
+
+
 def test_three_clients_at_once(serve, proxy, ca, tmp_path):
     hub = serve(proxy)
     tokens = [hub.server.issue(name) for name in ("bank", "shop", "clinic")]

@@ -44,7 +44,7 @@ def tried(request: Callable[[], T], what: str, stop: threading.Event) -> T:
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[int]:
     """A handle to read and write a plain file, which is made if it is missing."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         yield handle
     finally:

@@ -10,13 +10,16 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fedproxy.artifacts import MANIFEST, Manifest, read_json
+from fedproxy.checkpoint_files import CONFIG, INDEX, SINGLE, weight_names
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.protocol import is_sha256
+from fedproxy.side_files import SIDE_FILES, TOKENIZER_CONFIG, cleaned, is_settings
 
 FORMAT = 1
 PART_BYTES = 64 << 20
@@ -26,10 +29,9 @@ LISTING_BYTES = 16 << 20
 _PART_LIMITS = (1 << 20, (2 << 30) - 1)
 _MOST_PARTS, _MOST_FILES, _MOST_BYTES = 100_000, 1_000, 1 << 50
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
-_PUBLIC = (MANIFEST, "special_tokens_map.json")
 _PUBLIC_MANIFEST = ("format", "kind", "versions", "llm", "layer_map")
-_ORIGINS = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
-"""Keys under which transformers notes where a model or tokenizer was loaded from."""
+_LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "NOTICE.md")
+"""What the LLM's licence may oblige its owner to pass on."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,14 @@ def hash_range(handle: int, offset: int, length: int) -> str:
 
 @contextlib.contextmanager
 def opened(proxy: Path) -> Iterator[dict[str, int]]:
-    """Open what is handed out of a proxy: a file handle by name; hidden files stay out.
+    """Open what is handed out of a proxy: a file handle by name; what is on no list stays.
 
-    Configurations leave without the paths that transformers notes in them, `fedproxy.json` with no more than a client
-    needs. Links are refused, so that nothing from outside the folder can leave.
+    That is its weights and settings, what transformers' tokenizers read, licences, and Python code if its settings name
+    some. Settings leave cleaned (`side_files.cleaned`), `fedproxy.json` with no more than a client needs. Links are
+    refused, so that nothing from outside the folder can leave.
 
     Raises:
-        ArtifactError: the folder is no proxy, or holds anything but plain files.
+        ArtifactError: the folder is no proxy, or one of these is no plain file, or has another name elsewhere.
     """
     proxy = Path(proxy)
     kind = Manifest.read(proxy).kind
@@ -151,22 +154,35 @@ def opened(proxy: Path) -> Iterator[dict[str, int]]:
         raise ArtifactError(f'{proxy} is a "{kind}", and only a proxy is handed out.')
     with contextlib.ExitStack() as stack:
         handles = {}
-        for name in sorted(name for name in os.listdir(proxy) if not name.startswith(".")):
+        for name in _leaving(proxy):
             if not _NAME.fullmatch(name):
                 raise ArtifactError(f"{proxy / name}: only letters, digits and ._+- may stand in a name. Rename it.")
             handles[name] = _open(proxy / name)
             stack.callback(os.close, handles[name])
-            if not stat.S_ISREG(os.fstat(handles[name]).st_mode):
-                raise ArtifactError(f"{proxy / name} is no plain file, and a proxy holds nothing else. Remove it.")
-            if name in _PUBLIC or name.endswith("config.json"):
+            status = os.fstat(handles[name])
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise ArtifactError(f"{proxy / name} is no plain file, or a hard link. Put a copy of the file there.")
+            if name in (MANIFEST, INDEX) or is_settings(name):
                 record = read_json(proxy / name)
-                cleaned = _cleaned(name, record)
-                if cleaned != record:
+                left = cleaned(name, _public(record) if name == MANIFEST else record)
+                if left != record:
                     file = stack.enter_context(tempfile.TemporaryFile())
-                    file.write((json.dumps(cleaned, indent=2) + "\n").encode())
+                    file.write((json.dumps(left, indent=2) + "\n").encode())
                     file.flush()
                     handles[name] = file.fileno()
         yield handles
+
+
+def _leaving(proxy: Path) -> list[str]:
+    """The names of what a proxy holds of all that may leave, in order."""
+    weights = weight_names(proxy)
+    names = (MANIFEST, CONFIG, *weights, *_LICENCES, *([] if weights == [SINGLE] else [INDEX]))
+    settings = (proxy / name for name in (CONFIG, TOKENIZER_CONFIG))
+    code = any(file.is_file() and cleaned(file.name, read_json(file)).get("auto_map") for file in settings)
+    patterns = (*SIDE_FILES, *(["[!.]*.py"] if code else []))
+    return sorted(
+        name for name in os.listdir(proxy) if name in names or any(fnmatchcase(name, each) for each in patterns)
+    )
 
 
 def _open(path: Path) -> int:
@@ -177,18 +193,10 @@ def _open(path: Path) -> int:
         raise ArtifactError(f"{path} cannot be handed out: {reason}.") from error
 
 
-def _cleaned(name: str, record: Any) -> Any:
-    """A configuration as it leaves."""
-    if name == MANIFEST:
-        record = {key: record[key] for key in _PUBLIC_MANIFEST if key in record}
-        record["llm"] = {key: record["llm"][key] for key in ("sha256", "blocks")}
-    return _without_origins(record)
-
-
-def _without_origins(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_origins(item) for key, item in value.items() if key not in _ORIGINS}
-    return [_without_origins(item) for item in value] if isinstance(value, list) else value
+def _public(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a client needs of a manifest."""
+    record = {key: manifest[key] for key in _PUBLIC_MANIFEST if key in manifest}
+    return {**record, "llm": {key: manifest["llm"][key] for key in ("sha256", "blocks")}}
 
 
 def describe(proxy: Path, part_bytes: int = PART_BYTES) -> Listing:
