@@ -10,7 +10,7 @@ from fedproxy.config import Federate
 from fedproxy.errors import FederationError
 from fedproxy.federation.coordinator import Coordinator, QuorumError
 from fedproxy.federation.messages import Refusal
-from fedproxy.federation.reply_checks import strikes
+from fedproxy.federation.reply_checks import FAILURES_IN_A_ROW, failures, strikes
 from tests.federation.replies import PHI, coordinator, reply, take, update
 
 NAMES = [f"client-{number:02d}" for number in range(20)]
@@ -293,8 +293,47 @@ def test_repeated_offenders_are_not_asked_again_and_resuming_does_not_forgive():
         follower.begin("xyz")
         order = follower.order("y")
         assert (order.round, order.voters, follower.asked) == (3, 2, ("y", "z"))
-    with pytest.raises(FederationError, match=r"No longer asked after 2 invalid replies: x\."):
+    with pytest.raises(FederationError, match=r"No longer asked.*: x\."):
         coordinator("xyz", rounds=9, strikes=2, quorum=3, records=records).begin("xyz")
+
+
+def test_a_client_that_fails_for_ever_is_at_last_not_asked_any_more():
+    server, records = coordinator("xyz", rounds=40, quorum=1), []
+
+    def play(*fails):
+        server.begin("xyz")
+        asked = server.asked
+        for name in asked:
+            server.receive(
+                name,
+                Refusal(name, server.completed + 1, "?") if name in fails else reply(name, round=server.completed + 1),
+            )
+        records.append(server.close().record)
+        return asked
+
+    for _ in range(FAILURES_IN_A_ROW - 1):
+        assert play("x") == ("x", "y", "z")
+    assert play() == ("x", "y", "z")  # a reply that counts, and it begins anew
+    for _ in range(FAILURES_IN_A_ROW):
+        assert play("x") == ("x", "y", "z")
+    assert play("x") == ("y", "z")
+    assert server.failures == failures(records) == {"x": FAILURES_IN_A_ROW}
+    assert server.strikes["x"] == 0
+    assert coordinator("xyz", rounds=40, quorum=1, records=records).eligible == {"y", "z"}
+
+
+def test_times_without_a_reply_count_in_failed_attempts_too():
+    server = coordinator("xy", rounds=3, quorum=2)
+    for _ in range(2):
+        server.begin("xy")
+        server.receive("x", reply("x"))
+        with pytest.raises(QuorumError):
+            server.close()
+    assert server.failures == {"y": 2}
+    server.begin("xy")
+    for name in "xy":
+        server.receive(name, reply(name))
+    assert failures([server.close().record]) == server.failures == {}
 
 
 def test_strikes_of_failed_attempts_survive():

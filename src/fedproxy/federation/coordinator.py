@@ -26,7 +26,7 @@ from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError
 from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, order_size
 from fedproxy.federation.parcel import wrap_adapter
-from fedproxy.federation.reply_checks import checked_norm, outliers, strikes
+from fedproxy.federation.reply_checks import FAILURES_IN_A_ROW, checked_norm, failing, failures, outliers, strikes
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.foreign import plain
 from fedproxy.seeds import derive_seed
@@ -113,7 +113,7 @@ class Coordinator:
         self.clients = tuple(sorted(clients))
         self.adapter, self.settings = adapter, settings
         self.completed = len(records)
-        self.strikes = strikes(records)
+        self.strikes, self.failures = strikes(records), failures(records)
         self._seed, self._conflict, self._server_state, self._state = seed, conflict, server_state, state
         self._regulariser, self._wire = REGULARISERS.choose(settings.regulariser), ENCODINGS.choose(settings.wire)
         self._rule, self._rule_options = configured(settings.merge, settings.merge_options)
@@ -134,8 +134,10 @@ class Coordinator:
 
     @property
     def eligible(self) -> frozenset[str]:
-        """The clients that may be asked: those with fewer strikes than the limit."""
-        return frozenset(name for name in self.clients if self.strikes[name] < self.settings.strikes)
+        """The clients that may be asked: those with fewer strikes than the limit, which have not failed for ever."""
+        least = self.settings.strikes
+        fit = (name for name in self.clients if self.failures[name] < FAILURES_IN_A_ROW)
+        return frozenset(name for name in fit if self.strikes[name] < least)
 
     @property
     def target(self) -> int:
@@ -243,7 +245,9 @@ class Coordinator:
             f"Round {self.completed + 1} needs {self.needed} clients (quorum {self.settings.quorum}), "
             f"there are {len(present)}: {', '.join(sorted(present)) or 'none'}. "
             f"Missing: {', '.join(sorted(self.eligible.difference(present))) or 'none'}."
-            + f" No longer asked after {self.settings.strikes} invalid replies: {', '.join(struck)}." * bool(struck)
+            + f" No longer asked, after {self.settings.strikes} invalid replies or {FAILURES_IN_A_ROW} times in a row "
+            f"without one that counts: {', '.join(struck)}."
+            * bool(struck)
             + " Start the missing clients and go on with --resume, or lower [federate] quorum."
         )
 
@@ -324,6 +328,7 @@ class Coordinator:
         for name, reason in odd.items():
             del state.replies[name]
             self._fault(state, name, "invalid", reason)
+        self.failures.update(failing(state.record()))
         if len(state.replies) < state.needed:
             raise self._miss(state)
         replies = [state.replies[name] for name in sorted(state.replies)]
@@ -348,6 +353,8 @@ class Coordinator:
         self._retention = self._retained(analysis.names, analysis.heterogeneity)
         self._server_state, self._state = server_state, carried_on or None
         self._counted |= dict.fromkeys(analysis.names, state.round)
+        for name in analysis.names:
+            del self.failures[name]
         self.completed, self._attempts = closed.round, []
         return closed
 

@@ -60,6 +60,26 @@ def outliers(norms: Mapping[str, float], ratio: float) -> dict[str, str]:
     }
 
 
+FAILURES_IN_A_ROW = 10
+"""A client that failed so often, one time after the other, is not asked again."""
+
+
+def failing(record: Mapping[str, Any]) -> set[str]:
+    """The clients that were asked in a round, or in a failed attempt at one, and gave no valid reply."""
+    faults = [*record.get("refused", ()), *record.get("quarantined", ())]
+    return {str(fault["client"]) for fault in faults} | set(record.get("dropouts", ()))
+
+
+def failures(records: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """How often each client failed since its last reply that counted, over rounds and their failed attempts."""
+    found: Counter[str] = Counter()
+    for part in (part for record in records for part in (*record.get("attempts", ()), record)):
+        found.update(failing(part))
+        for name in part.get("clients", ()):
+            del found[name]
+    return found
+
+
 def strikes(records: Sequence[Mapping[str, Any]]) -> Counter[str]:
     """How many invalid replies each client sent, over the records of rounds and of their failed attempts."""
     rounds = [part for record in records for part in (record, *record.get("attempts", ()))]
