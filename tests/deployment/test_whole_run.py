@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fedproxy.artifacts import Manifest, read_json
+from fedproxy.deployment.flower.command import command
+from fedproxy.deployment.flower.superlink import free_port
+from fedproxy.deployment.keys import client_key_file, read_client_key
 from tests.deployment.conftest import FEDPROXY, WORDS, Federation
 
 
@@ -67,7 +70,12 @@ def test_the_whole_run_over_tls(one: Federation, tiny_checkpoint) -> None:
     first.clear()
     fetched = {path: path.stat().st_ctime_ns for path in (one.folder / "cache-animals").rglob("*") if path.is_file()}
     assert any(path.suffix == ".safetensors" for path in fetched)
-    clients = [one.join(name, cache=f"cache-{name}", command=FEDPROXY) for name in WORDS]
+    clients = [
+        one.join(
+            name, *(stock_supernode(one, name) if name == "numbers" else ()), cache=f"cache-{name}", command=FEDPROXY
+        )
+        for name in WORDS
+    ]
     owner.ends()
     for client in clients:
         assert "The federation is complete" in client.ends()
@@ -75,6 +83,21 @@ def test_the_whole_run_over_tls(one: Federation, tiny_checkpoint) -> None:
     again = {path: path.stat().st_ctime_ns for path in (one.folder / "cache-animals").rglob("*") if path.is_file()}
     assert again == fetched  # neither a second join nor a round fetches anything
     check_hidden(one, Path(tiny_checkpoint()), [one.folder / f"cache-{name}" for name in WORDS])
+
+
+def stock_supernode(one: Federation, name: str) -> list[object]:
+    """Start a SuperNode as Flower's documentation says, of a client's key; how to join beside it."""
+    folder = one.folder / "supernode"
+    folder.mkdir()
+    (folder / "secret").write_bytes(b"not to be guessed")
+    (folder / "key").write_bytes(read_client_key(client_key_file(one.keys, name)).private_openssh)
+    port = free_port()
+    secure = ["--root-certificates", one.keys / "ca.crt", "--auth-supernode-private-key", folder / "key"]
+    alone = ["--isolation", "process", "--superexec-auth-secret-file", folder / "secret"]
+    where = ["--superlink", one.address, "--host", "127.0.0.1", "--port", port]
+    own = ["env", "NO_PROXY=127.0.0.1", *command("flower-supernode")]  # its operator knows the network
+    one.start("supernode", *where, *alone, *secure, command=own)
+    return ["--supernode", f"127.0.0.1:{port}", "--supernode-secret", folder / "secret"]
 
 
 def check_hidden(one: Federation, llm: Path, caches: list[Path]) -> None:

@@ -60,6 +60,13 @@ def join(
         list[str] | None,
         typer.Option(help="Encoding of updates that you agree to beside fp32 (repeatable; default: all)."),
     ] = None,
+    supernode: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Answer for a SuperNode that runs already (--isolation process).")
+    ] = "",
+    supernode_secret: Annotated[
+        Path | None, typer.Option(help="With --supernode: its --superexec-auth-secret-file.")
+    ] = None,
+    supernode_ca: Annotated[Path | None, typer.Option(help="With --supernode: CA of its Runtime API.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without key and TLS, on loopback only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --insecure: beyond loopback, too.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -67,7 +74,7 @@ def join(
     """Take part in a federation with your data, which stay here, until its last round."""
     from fedproxy.config import Client, Evaluate
     from fedproxy.deployment.address import Address
-    from fedproxy.deployment.joining import Joining
+    from fedproxy.deployment.joining import Elsewhere, Joining
     from fedproxy.deployment.joining import join as take_part
     from fedproxy.deployment.joining import look as ask
     from fedproxy.federation.offer import Limits
@@ -77,6 +84,8 @@ def join(
         raise UsageError("Give --key FILE, or --insecure for a federation without keys.")
     if data is None and not task and not look:
         raise UsageError("Give --data FILE, or --task NAME.")
+    if (supernode_secret or supernode_ca) and not supernode:
+        raise UsageError("--supernode-secret and --supernode-ca are of a SuperNode that --supernode names.")
     if offer and not re.fullmatch("[0-9a-fA-F]{64}", offer):
         raise UsageError(f"--offer {offer}: must be 64 hex digits, as --look shows them.")
     limits = Limits(
@@ -105,6 +114,7 @@ def join(
         _seconds("--patience", patience),
         tuple(ENCODINGS) if wire is None else tuple(encoding(name, {})[0].name for name in wire),
         offer.lower(),
+        Elsewhere(Address.parse(supernode), supernode_secret, supernode_ca) if supernode else None,
     )
     rounds = 1
 

@@ -18,7 +18,7 @@ from fedproxy.deployment.address import Address
 from fedproxy.deployment.certificates import check_certificate, load_private, make_key, private_openssh, read_small
 from fedproxy.deployment.flower import prepare, spare_loopback
 from fedproxy.deployment.flower.runtime import AGENT_APP, CLIENT_APP, Task
-from fedproxy.deployment.flower.supernode import SuperNode
+from fedproxy.deployment.flower.supernode import OtherSuperNode, SuperNode
 from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
 from fedproxy.deployment.handout.link import BrokenLinkError, Link
 from fedproxy.deployment.keys import read_client_key
@@ -43,6 +43,21 @@ CLOCK_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """A SuperNode that somebody else operates.
+
+    Attributes:
+        address: Of its Runtime API.
+        secret: The file that its `--superexec-auth-secret-file` names; none if it was started without.
+        ca: Certificate of the CA that vouches for its Runtime API; none for plaintext.
+    """
+
+    address: Address
+    secret: Path | None = None
+    ca: Path | None = None
+
+
+@dataclass(frozen=True)
 class Joining:
     """What a data owner brings.
 
@@ -60,6 +75,7 @@ class Joining:
         patience: Seconds that a server which is away is waited for.
         wires: Encodings of updates that it agrees to; plain updates it always sends.
         offer: SHA-256 of the offer that it takes, and of no other; "" takes any that the limits allow.
+        supernode: The SuperNode that somebody else operates for it; without one it starts its own.
     """
 
     address: Address
@@ -75,6 +91,7 @@ class Joining:
     patience: float = 600.0
     wires: tuple[str, ...] = tuple(ENCODINGS)
     offer: str = ""
+    supernode: Elsewhere | None = None
 
 
 def look(joining: Joining) -> Welcome:
@@ -133,7 +150,8 @@ def join(
     session = Session.open(proxy, offer, limits, state=state, trust_remote_code=joining.trust_remote_code)
     steps = session.add(name, session.encode(rows))
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
-        node, answered, asked = _node(Path(folder), owner, welcome), -ANSWER_SECONDS, time.monotonic()
+        node, answered = _node(Path(folder), owner, welcome, joining.supernode), -ANSWER_SECONDS
+        asked = heard = time.monotonic()
         try:
             on_ready(len(rows), steps)
             while True:
@@ -142,8 +160,14 @@ def join(
                         break
                     asked = time.monotonic()
                 node.revive()
-                with contextlib.suppress(ConnectionError):  # it is starting, or ending
-                    if task := node.runtime.acquire((CLIENT_APP, AGENT_APP)):
+                try:
+                    task = node.runtime.acquire((CLIENT_APP, AGENT_APP))
+                    heard = time.monotonic()
+                except ConnectionError as error:  # it is starting, or ending
+                    if time.monotonic() - heard > joining.patience:
+                        raise FederationError(f"the SuperNode does not answer ({error}).") from error
+                else:
+                    if task is not None:
                         fault, answered = _work(task, name, session, on_step, on_answer, on_refusal), time.monotonic()
                         if fault is not None:
                             raise fault
@@ -156,8 +180,12 @@ def join(
             node.close()
 
 
-def _node(folder: Path, owner: "Owner", welcome: Welcome) -> SuperNode:
-    """The SuperNode of this client, started."""
+def _node(folder: Path, owner: "Owner", welcome: Welcome, elsewhere: Elsewhere | None) -> SuperNode | OtherSuperNode:
+    """The SuperNode of this client, started unless it is another's."""
+    if elsewhere is not None:
+        secret = None if elsewhere.secret is None else read_small(elsewhere.secret)
+        ca = None if elsewhere.ca is None else check_certificate(read_small(elsewhere.ca), elsewhere.ca)
+        return OtherSuperNode(str(elsewhere.address), secret, ca)
     superlink = str(owner.address)
     if owner.ca is None:  # a SuperNode without TLS has a key of its own, and cannot say whose it is
         superlink = f"{welcome.name}:{welcome.token}@{superlink}"

@@ -95,3 +95,23 @@ class SuperNode:
         if self._process is not None:
             stop(self._process)
             self._process = None
+
+
+class OtherSuperNode:
+    """A SuperNode that somebody else operates, with `--isolation process`: it is asked for tasks, and no more.
+
+    Args:
+        address: HOST:PORT of its Runtime API.
+        secret: What its `--superexec-auth-secret-file` holds; none if it was started without.
+        ca: Certificate of the CA that vouches for its Runtime API, PEM; none for plaintext.
+    """
+
+    def __init__(self, address: str, secret: bytes | None, ca: bytes | None) -> None:
+        self.runtime = Runtime(address, secret, ca)
+
+    def revive(self) -> None:
+        """Nothing: it is another's affair."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.runtime.close()
