@@ -34,6 +34,8 @@ from fedproxy.models.training import optimizer_steps
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+SUPERNODE_SECONDS = 120.0
+"""How long a SuperNode may take to start, or be away."""
 STATUS_SECONDS = 3.0
 """How often a client asks whether the federation goes on."""
 ANSWER_SECONDS = 5.0
@@ -164,7 +166,7 @@ def join(
                     task = node.runtime.acquire((CLIENT_APP, AGENT_APP))
                     heard = time.monotonic()
                 except ConnectionError as error:  # it is starting, or ending
-                    if time.monotonic() - heard > joining.patience:
+                    if time.monotonic() - heard > SUPERNODE_SECONDS:
                         raise FederationError(f"the SuperNode does not answer ({error}).") from error
                 else:
                     if task is not None:

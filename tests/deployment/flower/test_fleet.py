@@ -273,6 +273,22 @@ def test_an_order_whose_arrival_was_not_confirmed_is_delivered_to_a_node_that_en
     assert hub.announced.done("order-b") is None
 
 
+def test_a_node_that_was_killed_may_enter_again_at_once(hub):
+    """The SuperLink holds it for online until its heartbeats have been missed, and takes no other in its place."""
+    hub.enter("bank")
+    real, answers = hub.superlink.activate_node, [409]
+
+    def refusing(name, body):
+        hub.superlink.seen.append(name)
+        if name == "activate-node" and answers:
+            return Said(answers.pop(), b"")
+        return Said(200, real(body).SerializeToString() if name == "activate-node" else b"")
+
+    request = ActivateNodeRequest(public_key=b"bank").SerializeToString()
+    assert hub.fleet.handle("bank", "activate-node", request, refusing, lambda: True).status == 200
+    assert hub.superlink.seen[-3:] == ["activate-node", "deactivate-node", "activate-node"]
+
+
 def test_no_order_is_taken_for_a_client_that_hung_up(hub):
     hub.enter("bank")
     assert hub.pull("bank", alive=lambda: False) == []

@@ -137,6 +137,10 @@ class Fleet:
         if _parsed(kind, body).public_key != key.encode():
             raise RefusedError("a SuperNode enters with its own key")
         said = ask(name, body)
+        if name == "activate-node" and said.status != HTTPStatus.OK and node.number:
+            # It was killed, and the SuperLink holds it for online until its heartbeats have been missed.
+            ask("deactivate-node", DeactivateNodeRequest(node_id=node.number).SerializeToString())
+            said = ask(name, body)
         if name == "activate-node" and said.status == HTTPStatus.OK:
             with node.lock:
                 node.number = ActivateNodeResponse.FromString(said.content).node_id

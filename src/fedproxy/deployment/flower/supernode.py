@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 LONG_ENOUGH_SECONDS = 60.0
 """A SuperNode that lived for so long ended for a reason of its own time, not because it cannot run here."""
-SHORT_LIVES = 3
-"""So many short lives in a row, and it is not started again."""
+PATIENCE_SECONDS = 150.0
+"""After so long a time of short lives it is not started again."""
 REVIVAL_SECONDS = 1.0
 
 
@@ -49,7 +49,7 @@ class SuperNode:
         self._command = command("flower-supernode", "--superlink", superlink, *alone, *secure)
         self._process: subprocess.Popen[bytes] | None = None
         self._runtime: Runtime | None = None
-        self._began, self._short = 0.0, 0
+        self._began = self._well = time.monotonic()
 
     @property
     def runtime(self) -> Runtime:
@@ -81,10 +81,11 @@ class SuperNode:
         lived = time.monotonic() - self._began
         if self.alive or lived < REVIVAL_SECONDS:
             return
-        self._short = self._short + 1 if lived < LONG_ENOUGH_SECONDS else 0
+        if lived > LONG_ENOUGH_SECONDS:
+            self._well = time.monotonic()
         end = tail(self.log)
-        if self._short >= SHORT_LIVES:
-            raise FederationError(f"Flower's SuperNode ended {self._short} times in a row. The end of its log:\n{end}")
+        if time.monotonic() - self._well > PATIENCE_SECONDS:
+            raise FederationError(f"Flower's SuperNode ends again and again. The end of its log:\n{end}")
         log.warning("Flower's SuperNode ended. It is started again. The end of its log:\n%s", end)
         self.start()
 
