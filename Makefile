@@ -5,6 +5,9 @@ READY := .venv/.ready
 QLORA := .venv/qlora
 # the environments of a release: the tools that make it, and what a user gets who installs it
 RELEASE := build/release
+# the environment that has the oldest release of Flower that is supported, over .venv, which has the newest
+FLOWER := .venv/flower
+FLOWER_VERSION := 1.41.0
 # a folder for each public data set, as benchmarks/training_loop.py reads it
 DATA ?= ../shared/data
 
@@ -15,7 +18,7 @@ ALONE := $(BIN)/python -m pytest
 BASE := tests/aggregation tests/contracts tests/test_artifacts.py tests/test_checkpoint_files.py tests/test_config.py \
 	tests/test_data.py tests/test_layer_map.py tests/test_seeds.py tests/test_tensor_files.py tests/test_tensors.py
 
-.PHONY: setup demo check test test-all qlora lint bench docs release clean help
+.PHONY: setup demo check test test-all qlora flower lint bench docs release clean help
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -39,12 +42,23 @@ test: setup  ## all but the long tests
 	$(PYTEST) -m "not slow and not long"
 	$(ALONE) -m "slow and not long"
 
-test-all: setup qlora  ## everything, as CI runs it
+test-all: setup qlora flower  ## everything, as CI runs it
 	$(PYTEST) -m "not slow and not long"
 	$(ALONE) -m "slow or long"
 
 qlora: $(QLORA)/.ready  ## the tests of 4-bit weights, in an environment that has bitsandbytes
 	$(QLORA)/bin/python -m pytest -m qlora -W 'ignore:.torch.jit.script:DeprecationWarning' tests/models
+
+flower: $(FLOWER)/.ready  ## the tests of deployments with the oldest release of Flower that is supported
+	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest -n auto --dist loadfile -m "not slow and not long" tests/deployment tests/hostile
+	$(FLOWER)/bin/python -m pytest -m "slow or long" tests/deployment tests/hostile
+
+$(FLOWER)/.ready: $(READY)
+	$(PYTHON) -m venv $(FLOWER)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$($(FLOWER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	$(FLOWER)/bin/python -m pip install --quiet --no-deps flwr==$(FLOWER_VERSION)
+	touch $@
 
 $(QLORA)/.ready: $(READY)
 	$(PYTHON) -m venv $(QLORA)
