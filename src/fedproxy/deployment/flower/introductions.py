@@ -192,9 +192,9 @@ class Introductions:
                 raise FederationError(f"it asks for parts that do not exist, or that it was sent: {missing!r:.200}")
             if not missing:
                 break
-            wanted = [sha256 for sha256 in lacks if sha256 in missing]
-            parts = self._read(wanted)
-            lacks = [sha256 for sha256 in wanted if sha256 not in parts]
+            asked = {*missing}
+            parts = self._read([sha256 for sha256 in lacks if sha256 in asked])
+            lacks = [sha256 for sha256 in lacks if sha256 in asked and sha256 not in parts]
         write_json(self._run / MEMBERS, {**read_members(self._run), node.name: node.public_key})
         self._on_event("node_ready", client=node.name, rows=rows)
 
