@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Annotated
 
 from fedproxy.config import Experiment, Federate, Rule, Train, read_table, table
@@ -128,7 +128,7 @@ def make_offer(
     )
 
 
-@dataclass(frozen=True)
+@table
 class Limits:
     """What a client allows; whoever asks for more, or for so little that its rows could be guessed, is refused.
 

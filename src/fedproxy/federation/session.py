@@ -39,6 +39,9 @@ class Session:
         limits: What the client allows; none where server and clients are one.
         state: Folder in which clients keep what they remember from round to round.
 
+    Attributes:
+        orders: How often each round was ordered of a client: (client, round) → times.
+
     Raises:
         FederationError: the server builds on first values of the adapter that are not those drawn here.
     """
@@ -48,7 +51,7 @@ class Session:
     ) -> None:
         self._model, self._tokenizer, self._offer, self._state = model, tokenizer, offer, state
         self._limits = limits
-        self._orders: Counter[tuple[str, int]] = Counter()
+        self.orders: Counter[tuple[str, int]] = Counter()
         base: Any = model.get_base_model()
         self.longest = readable(base.config, offer.train.max_length)
         owned, chosen = trained_blocks(offer.train.blocks, len(blocks(base))), SPACES.choose(offer.federate.space)
@@ -123,8 +126,8 @@ class Session:
             raise FederationError(f"round {number} was ordered of {self._offer.federate.rounds} that were offered.")
         if _shapes(order.adapter) != _shapes(self._start):
             raise FederationError("The order's adapter is not one of the proxy that was handed out.")
-        self._orders[client, number] += 1
-        limits, times, began = self._limits, self._orders[client, number], time.monotonic()
+        self.orders[client, number] += 1
+        limits, times, began = self._limits, self.orders[client, number], time.monotonic()
         if limits is not None and times > 1 + limits.max_repeats:
             raise DeclinedError(
                 f"round {number} was ordered {times} times, this client allows {limits.max_repeats} repeats at most "

@@ -9,6 +9,7 @@
     supernode.py   the process of a data owner: a SuperNode
     command.py     runs Flower's commands;  process.py lets nothing of them outlive their owner
     app.py         what Flower loads: ServerApp and ClientApp
+    introductions.py, site.py    the two sides where SuperLink and SuperNodes are Flower's own, and other people's
 
 Only this package imports flwr. Flower is used as it is: nothing of it is replaced.
 """

@@ -18,6 +18,8 @@ from fedproxy.federation.wire import PLAIN
 ORDER = "fedproxy.order"
 ANSWER = "fedproxy.answer"
 TO = "fedproxy.to"
+OFFER, LISTING, PARTS, READY = "fedproxy.offer", "fedproxy.listing", "fedproxy.parts", "fedproxy.ready"
+"""Of the introduction of a stock SuperNode: what it is sent, and what it says."""
 
 POLL_SECONDS = 0.1
 PUSHED_AT_ONCE = 16
@@ -29,9 +31,14 @@ FOREVER = 30 * 24 * 3600.0
 """Seconds that a message lives where there is no deadline: Flower's messages must end."""
 
 
+def record(entries: Mapping[str, bytes]) -> ArrayRecord:
+    """Bytes as a record of a Flower message; Flower sends them in chunks, and the same bytes once."""
+    return ArrayRecord({key: Array("uint8", (len(data),), "fedproxy.bytes", data) for key, data in entries.items()})
+
+
 def pack(key: str, data: bytes) -> RecordDict:
-    """Bytes as the content of a Flower message; Flower sends them in chunks, and the same bytes once."""
-    return RecordDict({key: ArrayRecord({"bytes": Array("uint8", (len(data),), "fedproxy.bytes", data)})})
+    """Bytes as the content of a Flower message."""
+    return RecordDict({key: record({"bytes": data})})
 
 
 def unpack(content: RecordDict, key: str) -> bytes:
@@ -59,6 +66,7 @@ class GridExchange:
         wire: The encoding of updates.
         options: Its options.
         announced: What the gateway announces; without a gateway all that is waited for is asked for again and again.
+        offers: What was offered to clients whose processes end after each answer, which is sent along: name → offer.
     """
 
     def __init__(
@@ -70,9 +78,10 @@ class GridExchange:
         options: Mapping[str, Any] | None = None,
         *,
         announced: Announced | None = None,
+        offers: Mapping[str, str] | None = None,
     ) -> None:
         self._grid, self._nodes, self._spool, self._wire = grid, nodes, spool, (wire, options)
-        self._announced = announced
+        self._announced, self._offers = announced, offers or {}
         self._late: dict[str, tuple[str, int]] = {}
 
     def available(self) -> Sequence[str]:
@@ -133,7 +142,8 @@ class GridExchange:
                 order = orders[name]
                 if encoded is None or encoded[0] is not order:
                     encoded = order, pack(ORDER, encode_order(order))
-                content = RecordDict({ORDER: encoded[1][ORDER], TO: ConfigRecord({"client": name})})
+                to = ConfigRecord({"client": name, "offer": self._offers.get(name, "")})
+                content = RecordDict({ORDER: encoded[1][ORDER], TO: to})
                 messages.append(Message(content, nodes[name], "train", ttl=life, group_id=str(order.round)))
             yield from zip(self._grid.push_messages(messages), group, strict=True)
 
@@ -150,7 +160,7 @@ class GridExchange:
         except httpx.HTTPError:
             raise  # the SuperLink is away
         except Exception as error:
-            return _unreadable(error, name, number)
+            return unreadable(error, name, number)
         answer = next((answer for answer in found if answer.metadata.reply_to_message_id == identifier), None)
         if answer is None and self._announced is not None:
             return Refusal(name, number, "Flower did not take its answer")
@@ -170,10 +180,10 @@ class GridExchange:
         except (UsageError, ResourceError):
             raise  # this machine's disk
         except Exception as error:
-            return _unreadable(error, sender, order.round)
+            return unreadable(error, sender, order.round)
 
 
-def _unreadable(error: Exception, sender: str, number: int) -> Refusal:
+def unreadable(error: Exception, sender: str, number: int) -> Refusal:
     """Whatever is wrong with an answer, its sender sent it; but for want of memory here, which is raised."""
     if isinstance(known := explained(error), ResourceError):
         raise known from error

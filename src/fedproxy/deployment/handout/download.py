@@ -113,7 +113,7 @@ class Crew:
                 if count == 0:
                     link.close()
                     raise BrokenLinkError(f"it ended after {have} of {part.length} bytes")
-                _write(handle, buffer[:count], part.offset + have)
+                write(handle, buffer[:count], part.offset + have)
                 digest.update(buffer[:count])
                 have += count
                 self._progress.add(count)
@@ -125,7 +125,8 @@ class Crew:
             )
 
 
-def _write(handle: int, piece: memoryview, offset: int) -> None:
+def write(handle: int, piece: memoryview, offset: int) -> None:
+    """Write all of a piece to its place in an open file."""
     while piece:
         count = os.pwrite(handle, piece, offset)
         piece, offset = piece[count:], offset + count

@@ -1,4 +1,4 @@
-"""Fetches a proxy: missing parts only, each checked by its hash while it arrives, into a cache on the client's disk.
+"""A client's cache of proxies: missing parts only are fetched or taken, each checked by its hash.
 
 What is there after a kill is found out by hashing it, not by notes: notes can be ahead of a disk that lost power,
 and hashing costs little beside a network. A complete copy is taken for good while size and time of the last
@@ -6,16 +6,17 @@ change of every file are those noted when it was completed, so a file that anyon
 hashed, and the damaged parts alone are fetched again. What a failing disk changes by itself is not noticed.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fedproxy.artifacts import locked, new_file, os_error, parse_json, read_json, sync, write_json
-from fedproxy.deployment.handout.download import Crew, Progress, open_file, tried
+from fedproxy.deployment.handout.download import Crew, Progress, open_file, tried, write
 from fedproxy.deployment.handout.link import Link
 from fedproxy.deployment.handout.parts import LISTING_BYTES, File, Listing, Part, hash_range
 from fedproxy.errors import ArtifactError, FederationError, ResourceError, UsageError
@@ -71,34 +72,102 @@ def fetch_proxy(
         ResourceError: the disk is too small, or full.
         UsageError: the cache cannot be written, or an argument is impossible.
     """
-    if not is_sha256(listing_sha256):
-        raise ArtifactError(f"the proxy's identity {listing_sha256!r:.80} is no SHA-256.")
-    place, work = Path(cache) / listing_sha256, Path(cache) / f".{listing_sha256}.partial"
+    place = Path(cache) / listing_sha256
+    with _unfinished(Path(cache), listing_sha256) as work:
+        if work is None:
+            return place
+        links = [Link(url, token, ca) for _ in range(max(1, connections))]
+        first = links[0]
+
+        def asked() -> bytes:
+            return tried(lambda: _get_listing(first), f"the listing from {first.where}", threading.Event())
+
+        try:
+            listing = _listing(work, listing_sha256, asked, first.where, most)
+            missing = _missing(work, listing)
+            lacking = sum(part.length for _, part in missing)
+            progress = Progress(on_bytes or (lambda done, total: None), listing.size - lacking, listing.size)
+            Crew(work, links, missing, progress).work()
+        finally:
+            for link in links:
+                link.close()
+        _finish(work, place, listing)
+    return place
+
+
+def take_parts(
+    listing: bytes, parts: Mapping[str, bytes], listing_sha256: str, cache: Path, most: int | None = None
+) -> list[str]:
+    """Take what comes of a proxy into the cache, where it comes by itself, a message at a time.
+
+    Args:
+        listing: The listing, as it came.
+        parts: SHA-256 → what came as this part; those that are not missing are passed over.
+        listing_sha256: Which proxy; it and the rest are as of `fetch_proxy`.
+        cache: Folder of proxies.
+        most: Bytes that the proxy may have.
+
+    Returns:
+        The SHA-256 of the parts that are still missing, sorted; none once the proxy is complete and verified.
+
+    Raises:
+        FederationError: the proxy is too large.
+        ArtifactError: listing or parts are not what they should be.
+        ResourceError: the disk is too small, or full.
+        UsageError: the cache cannot be written.
+    """
+    left = set()
+    with _unfinished(Path(cache), listing_sha256) as work:
+        if work is None:
+            return []
+        known = _listing(work, listing_sha256, lambda: listing, "the server", most)
+        for file, part in _missing(work, known):
+            if (content := parts.get(part.sha256)) is None:
+                left.add(part.sha256)
+                continue
+            if hashlib.sha256(content).hexdigest() != part.sha256:
+                raise ArtifactError(f"part {part.sha256[:12]} of {file.name} from the server has another SHA-256.")
+            with open_file(work / file.name) as handle:
+                write(handle, memoryview(content), part.offset)
+        if not left:
+            _finish(work, Path(cache) / listing_sha256, known)
+    return sorted(left)
+
+
+def find_proxy(listing_sha256: str, cache: Path) -> Path | None:
+    """The folder of a proxy that is in the cache, complete."""
+    place = Path(cache) / listing_sha256
+    return place if is_sha256(listing_sha256) and _is_intact(place) else None
+
+
+@contextlib.contextmanager
+def _unfinished(cache: Path, sha256: str) -> Iterator[Path | None]:
+    """The folder in which a proxy is put together, for this process alone; none if it is there, complete."""
+    if not is_sha256(sha256):
+        raise ArtifactError(f"the proxy's identity {sha256!r:.80} is no SHA-256.")
+    place, work = cache / sha256, cache / f".{sha256}.partial"
     try:
-        Path(cache).mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locked(Path(cache) / f".{listing_sha256}.lock"):
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(cache / f".{sha256}.lock"):
             if _is_intact(place):
-                return place
+                yield None
+                return
             if place.exists():
                 shutil.rmtree(work, ignore_errors=True)
                 place.rename(work)
             work.mkdir(exist_ok=True)
-            links = [Link(url, token, ca) for _ in range(max(1, connections))]
-            try:
-                listing = _listing(links[0], listing_sha256, work)
-                if most is not None and listing.size > most:
-                    raise FederationError(
-                        f"The proxy has {listing.size} bytes, this client allows {most} at most (max_download)."
-                    )
-                _fill(work, listing, links, on_bytes or (lambda done, total: None))
-            finally:
-                for link in links:
-                    link.close()
-            work.rename(place)
-            sync(Path(cache))
+            yield work
     except OSError as error:
         raise os_error(error, place) from error
-    return place
+
+
+def _finish(work: Path, place: Path, listing: Listing) -> None:
+    """Note that all of a proxy is there, and put it in its place."""
+    for file in listing.files:
+        sync(work / file.name)
+    write_json(work / _COMPLETE, _state(work))
+    work.rename(place)
+    sync(place.parent)
 
 
 def _state(folder: Path) -> dict[str, list[int]]:
@@ -115,17 +184,20 @@ def _is_intact(place: Path) -> bool:
         return False
 
 
-def _listing(link: Link, sha256: str, work: Path) -> Listing:
+def _listing(work: Path, sha256: str, asked: Callable[[], bytes], where: str, most: int | None) -> Listing:
     """The listing: the one kept in `work`, or the server's."""
     path = work / _LISTING
     content = path.read_bytes() if path.is_file() and path.stat().st_size <= LISTING_BYTES else b""
     if hashlib.sha256(content).hexdigest() != sha256:
-        content = tried(lambda: _get_listing(link), f"the listing from {link.where}", threading.Event())
+        content = asked()
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise ArtifactError(f"{link.where} sent a listing other than {sha256[:12]}: it hands out another proxy.")
+            raise ArtifactError(f"{where} sent a listing other than {sha256[:12]}: it hands out another proxy.")
         with new_file(path) as file:
             file.write(content)
-    return Listing.parse(parse_json(content, f"the listing from {link.where}"))
+    listing = Listing.parse(parse_json(content, f"the listing from {where}"))
+    if most is not None and listing.size > most:
+        raise FederationError(f"The proxy has {listing.size} bytes, this client allows {most} at most (max_download).")
+    return listing
 
 
 def _get_listing(link: Link) -> bytes:
@@ -137,8 +209,12 @@ def _get_listing(link: Link) -> bytes:
         return answer.read()
 
 
-def _fill(work: Path, listing: Listing, links: list[Link], on_bytes: Callable[[int, int], None]) -> None:
-    """Fetch what `work` lacks and note that it is complete."""
+def _missing(work: Path, listing: Listing) -> list[tuple[File, Part]]:
+    """The parts that are not there whole; what is no file of the proxy is removed, and every file gets its size.
+
+    Raises:
+        ResourceError: the disk has no room for them.
+    """
     known = {file.name for file in listing.files}
     for entry in list(os.scandir(work)):
         if entry.is_dir(follow_symlinks=False):
@@ -149,22 +225,6 @@ def _fill(work: Path, listing: Listing, links: list[Link], on_bytes: Callable[[i
         with open_file(work / file.name) as handle:
             if os.fstat(handle).st_size != file.size:
                 os.ftruncate(handle, file.size)
-    missing = _missing(work, listing)
-    lacking = sum(part.length for _, part in missing)
-    free = shutil.disk_usage(work).free
-    if lacking + _SPARE_BYTES > free:
-        raise ResourceError(
-            f"{work.parent}: {lacking / 1e9:.3g} GB of the proxy are to be fetched, {free / 1e9:.3g} GB of disk space "
-            "are free. Free some space, or keep proxies on another disk."
-        )
-    Crew(work, links, missing, Progress(on_bytes, listing.size - lacking, listing.size)).work()
-    for file in listing.files:
-        sync(work / file.name)
-    write_json(work / _COMPLETE, _state(work))
-
-
-def _missing(work: Path, listing: Listing) -> list[tuple[File, Part]]:
-    """The parts that are not there whole."""
 
     def is_there(job: tuple[File, Part]) -> bool:
         file, part = job
@@ -175,4 +235,11 @@ def _missing(work: Path, listing: Listing) -> list[tuple[File, Part]]:
 
     jobs = [(file, part) for file in listing.files for part in file.parts]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return [job for job, there in zip(jobs, pool.map(is_there, jobs), strict=True) if not there]
+        missing = [job for job, there in zip(jobs, pool.map(is_there, jobs), strict=True) if not there]
+    lacking, free = sum(part.length for _, part in missing), shutil.disk_usage(work).free
+    if lacking + _SPARE_BYTES > free:
+        raise ResourceError(
+            f"{work.parent}: {lacking / 1e9:.3g} GB of the proxy are to be fetched, {free / 1e9:.3g} GB of disk space "
+            "are free. Free some space, or keep proxies on another disk."
+        )
+    return missing

@@ -1,0 +1,1 @@
+"""fedproxy as a Flower app."""
