@@ -51,7 +51,7 @@ def test_its_metadata_and_example_are_sound():
     own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert len(project["description"]) < 200
     assert (project["version"], project["description"]) == (own["version"], own["description"])
-    assert set(own["optional-dependencies"]["federation"]) & set(project["dependencies"]) == {"flwr>=1.41,<1.42"}
+    assert set(own["optional-dependencies"]["federation"]) & set(project["dependencies"]) == {"flwr>=1.41,<1.43"}
     assert (APP / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     experiment = load_experiment(APP / "experiment.toml", remote=True)
     assert [client.name for client in experiment.client] == ["finance", "news"]
