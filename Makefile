@@ -11,10 +11,10 @@ FLOWER_VERSION := 1.41.0
 # a folder for each public data set, as benchmarks/training_loop.py reads it
 DATA ?= ../shared/data
 
-# Short tests run side by side, a thread each; a file's stay together, so that they share what they made. Those that train
-# or start processes run one after the other: two trainings of two threads on two cores slow each other down fourfold.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
-ALONE := $(BIN)/python -m pytest
+# Tests run side by side, a thread each: two trainings of two threads on two cores slow each other down fourfold. A file's
+# stay together, so that they share what they made. Those that train or start processes run two at a time, however many
+# cores there are.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 BASE := tests/aggregation tests/contracts tests/test_artifacts.py tests/test_checkpoint_files.py tests/test_config.py \
 	tests/test_data.py tests/test_layer_map.py tests/test_seeds.py tests/test_tensor_files.py tests/test_tensors.py
 
@@ -36,22 +36,21 @@ demo: setup  ## the whole job on the bundled LLM and data
 	$(BIN)/fedproxy demo --out runs/demo --overwrite
 
 check: lint  ## lint, types, maths, contracts, configuration
-	$(PYTEST) -m "not slow and not long" $(BASE)
+	$(PYTEST) -n auto -m "not slow and not long" $(BASE)
 
 test: setup  ## all but the long tests
-	$(PYTEST) -m "not slow and not long"
-	$(ALONE) -m "slow and not long"
+	$(PYTEST) -n auto -m "not slow and not long"
+	$(PYTEST) -n 2 -m "slow and not long"
 
 test-all: setup qlora flower  ## everything, as CI runs it
-	$(PYTEST) -m "not slow and not long"
-	$(ALONE) -m "slow or long"
+	$(PYTEST) -n auto -m "not slow and not long"
+	$(PYTEST) -n 2 -m "slow or long"
 
 qlora: $(QLORA)/.ready  ## the tests of 4-bit weights, in an environment that has bitsandbytes
 	$(QLORA)/bin/python -m pytest -m qlora -W 'ignore:.torch.jit.script:DeprecationWarning' tests/models
 
 flower: $(FLOWER)/.ready  ## the tests of deployments with the oldest release of Flower that is supported
-	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest -n auto --dist loadfile -m "not slow and not long" tests/deployment tests/hostile
-	$(FLOWER)/bin/python -m pytest -m "slow or long" tests/deployment tests/hostile
+	$(subst $(BIN)/,$(FLOWER)/bin/,$(PYTEST)) -n 2 tests/deployment tests/hostile
 
 $(FLOWER)/.ready: $(READY)
 	$(PYTHON) -m venv $(FLOWER)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -61,15 +62,29 @@ class BytesExchange:
             yield name, take_reply(answer, self._folder / f"{order.round}-{name}", order, name, *self._wire)
 
 
+def write(folder, llm, calibration, extra, rounds=3):
+    path = write_experiment(folder, llm, calibration, extra=extra, rounds=rounds)
+    if "regulariser" in extra:
+        path.write_text(path.read_text().replace("regulariser_strength = 1.0\n", ""))
+    return path
+
+
 @pytest.fixture
 def make(tmp_path, tiny_checkpoint, calibration):
-    def written(extra, rounds=3):
-        path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=rounds)
-        if "regulariser" in extra:
-            path.write_text(path.read_text().replace("regulariser_strength = 1.0\n", ""))
-        return path
+    return functools.partial(write, tmp_path, tiny_checkpoint(), calibration)
 
-    return written
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory, tiny_checkpoint, calibration):
+    """A function that gives a variant's experiment and its run inline, made once: do not write into it."""
+
+    @functools.cache
+    def made(variant):
+        folder = tmp_path_factory.mktemp("inline")
+        experiment = write(folder, tiny_checkpoint(), calibration, VARIANTS[variant])
+        return experiment, fedproxy.federate(experiment, folder / "run")
+
+    return made
 
 
 def by_bytes(experiment, out, folder, kind=BytesExchange):
@@ -89,11 +104,10 @@ def same_rounds(first, second):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_inline_and_by_bytes_end_in_the_same_bits(make, tmp_path, variant):
-    experiment = make(VARIANTS[variant])
-    run = fedproxy.federate(experiment, tmp_path / "inline")
+def test_inline_and_by_bytes_end_in_the_same_bits(inline, tmp_path, variant):
+    experiment, run = inline(variant)
     exchange = by_bytes(experiment, tmp_path / "bytes", tmp_path / "spool")
-    assert same_rounds(tmp_path / "inline", tmp_path / "bytes")
+    assert same_rounds(run.path, tmp_path / "bytes")
     for record in run.rounds:
         for name, found in record["clients"].items():
             assert found["bytes_up"] < exchange.sent[record["round"], name] < found["bytes_up"] + 8000
@@ -125,19 +139,17 @@ def killed_at(call, experiment, out):
     [(variant, 4) for variant in VARIANTS]
     + [(variant, call) for variant in ("int4", "top-k", "scaffold") for call in (3, 5)],
 )
-def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(make, tmp_path, variant, call):
+def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(inline, tmp_path, variant, call):
     """With two clients the third and fourth training are those of round 2; before the fifth it is complete."""
-    experiment = make(VARIANTS[variant])
-    fedproxy.federate(experiment, tmp_path / "whole")
+    experiment, whole = inline(variant)
     killed_at(call, experiment, tmp_path / "killed")
     fedproxy.federate(experiment, tmp_path / "killed", resume=True)
-    assert same_rounds(tmp_path / "whole", tmp_path / "killed")
+    assert same_rounds(whole.path, tmp_path / "killed")
 
 
 @pytest.mark.parametrize("variant", ["int4", "scaffold", "frozen-a, int4"])
-def test_a_round_whose_storing_failed_is_done_again_in_the_same_bits(make, tmp_path, monkeypatch, variant):
-    experiment = make(VARIANTS[variant])
-    fedproxy.federate(experiment, tmp_path / "whole")
+def test_a_round_whose_storing_failed_is_done_again_in_the_same_bits(inline, tmp_path, monkeypatch, variant):
+    experiment, whole = inline(variant)
     real = RoundStore.save
 
     def save(store, closed, *, seconds):
@@ -150,13 +162,13 @@ def test_a_round_whose_storing_failed_is_done_again_in_the_same_bits(make, tmp_p
         fedproxy.federate(experiment, tmp_path / "killed")
     monkeypatch.undo()
     fedproxy.federate(experiment, tmp_path / "killed", resume=True)
-    assert same_rounds(tmp_path / "whole", tmp_path / "killed")
+    assert same_rounds(whole.path, tmp_path / "killed")
 
 
-def test_less_precise_wires_send_fewer_bytes(make, tmp_path):
+def test_less_precise_wires_send_fewer_bytes(inline, make, tmp_path):
+    runs = {name: inline(name)[1] for name in ("bf16", "int8", "int4", "top-k 10 %")}
     up, down = {}, {}
-    for variant in ("fp32", "bf16", "int8", "int4", "top-k 10 %"):
-        run = fedproxy.federate(make(VARIANTS.get(variant, "")), tmp_path / variant)
+    for variant, run in {"fp32": fedproxy.federate(make(""), tmp_path / "fp32"), **runs}.items():
         last = run.rounds[-1]["clients"]["colours"]
         up[variant], down[variant] = last["bytes_up"], last["bytes_down"]
     assert up["bf16"] == up["fp32"] / 2
@@ -178,8 +190,8 @@ def test_a_plain_and_a_lossy_wire_learn_alike(make, tmp_path):
     assert apart < 0.5 * moved
 
 
-def test_on_a_frozen_a_only_b_moves_and_travels(make, tmp_path):
-    run = fedproxy.federate(make(VARIANTS["frozen-a"]), tmp_path / "run")
+def test_on_a_frozen_a_only_b_moves_and_travels(inline):
+    _, run = inline("frozen-a")
     start, end = (load_file(run.path / name / "adapter_model.safetensors") for name in ("start", "adapter"))
     for name, before in start.items():
         assert torch.equal(before, end[name]) == (".lora_A." in name), name
@@ -202,8 +214,8 @@ def test_clients_of_different_ranks_tune_one_adapter(make, tmp_path):
     assert not (run.path / "rounds" / "0001" / "conflict.safetensors").exists()
 
 
-def test_scaffolds_variate_is_the_mean_of_the_clients(make, tmp_path):
-    check_mean(fedproxy.federate(make(VARIANTS["scaffold"]), tmp_path / "run").path, "0003", "0004")
+def test_scaffolds_variate_is_the_mean_of_the_clients(inline):
+    check_mean(inline("scaffold")[1].path, "0003", "0004")
 
 
 class Deaf(BytesExchange):
@@ -251,10 +263,12 @@ def test_what_a_client_no_longer_has_is_told_and_begins_at_zero(make, tmp_path, 
     assert told == [f"colours no longer has {what}, as it was after round 1: zero again."]
 
 
-def test_scaffold_changes_what_is_learned_from_the_second_round_on(make, tmp_path):
-    first = fedproxy.federate(make('regulariser = "none"\nmerge = "mean"\n'), tmp_path / "none")
-    second = fedproxy.federate(make(VARIANTS["scaffold"]), tmp_path / "scaffold")
-    files = [[run.path / "rounds" / n / "adapter.safetensors" for run in (first, second)] for n in ("0001", "0002")]
+def test_scaffold_changes_what_is_learned_from_the_second_round_on(inline, make, tmp_path):
+    run = fedproxy.federate(make('regulariser = "none"\nmerge = "mean"\n'), tmp_path / "none")
+    files = [
+        [path / "rounds" / n / "adapter.safetensors" for path in (run.path, inline("scaffold")[1].path)]
+        for n in ("0001", "0002")
+    ]
     assert files[0][0].read_bytes() == files[0][1].read_bytes()
     assert files[1][0].read_bytes() != files[1][1].read_bytes()
 

@@ -80,8 +80,8 @@ def test_better_is_only_said_where_it_was_found(verdict, says):
 
 
 def test_compare_prints_one_json_object_and_no_table_without_a_terminal(cli, tmp_path, experiment_file):
-    file = experiment_file('seeds = [0]\nmethods = ["zero-shot", "zero-shot-proxy"]\n')
-    code, out, err = cli("compare", file, "--out", tmp_path / "out", "--json")
+    file = experiment_file('seeds = [0]\nmethods = ["zero-shot", "zero-shot-proxy"]\n', blocks=4)
+    code, out, err = cli("compare", file, "--out", tmp_path / "out", "--jobs", 1, "--json")
     assert (code, "accuracy" in err) == (0, False)
     assert [cell["method"] for cell in json.loads(out)["cells"]] == ["zero-shot", "zero-shot-proxy"]
     code, out, err = cli("compare", file, "--out", tmp_path / "out", "--resume")
@@ -92,9 +92,9 @@ def test_compare_prints_one_json_object_and_no_table_without_a_terminal(cli, tmp
 
 
 def test_compare_writes_a_page_that_report_writes_again(cli, tmp_path, experiment_file, monkeypatch):
-    file = experiment_file('seeds = [0]\nmethods = ["zero-shot", "zero-shot-proxy"]\n')
+    file = experiment_file('seeds = [0]\nmethods = ["zero-shot", "zero-shot-proxy"]\n', blocks=4)
     out, run = tmp_path / "out", tmp_path / "run"
-    code, _, err = cli("compare", file, "--out", out)
+    code, _, err = cli("compare", file, "--out", out, "--jobs", 1)
     assert (code, f"Report:     {out / 'report.html'}" in err) == (0, True)
     page = (out / "report.html").read_bytes()
     (out / "report.html").unlink()

@@ -20,7 +20,9 @@ def experiment_file(
 ) -> Callable[..., Path]:
     """A function that writes an experiment of two clients with a task each, and its [compare] table."""
 
-    def write(compare: str, *, clients: int = 2, rounds: int = 2, extra: str = "", **train: Any) -> Path:
+    def write(
+        compare: str, *, blocks: int = BLOCKS, clients: int = 2, rounds: int = 2, extra: str = "", **train: Any
+    ) -> Path:
         folder = tmp_path_factory.mktemp("experiment")
         tables = ""
         for name, (one, other) in list(WORDS.items())[:clients]:
@@ -31,7 +33,7 @@ def experiment_file(
         settings = {"batch_size": 4, "lora_r": 2, "max_length": 32, "learning_rate": 0.01, **train}
         path = folder / "experiment.toml"
         path.write_text(
-            f'[llm]\npath = "{tiny_checkpoint(num_hidden_layers=BLOCKS)}"\n[compress]\nremove = 0.25\n'
+            f'[llm]\npath = "{tiny_checkpoint(num_hidden_layers=blocks)}"\n[compress]\nremove = 0.25\n'
             f'calibration = "{calibration}"\nmax_length = 16\n{tables}[train]\n'
             + "".join(f"{key} = {value}\n" for key, value in settings.items())
             + f'[federate]\nrounds = {rounds}\n[evaluate]\ninclude = "{folder}"\n'

@@ -184,7 +184,8 @@ def test_what_the_comparison_says(everything: Path) -> None:
 def test_one_client_alone_is_the_pool(experiment_file: Write, tmp_path: Path) -> None:
     """With one client and one round FedAvg is central training, and a client alone is both, to the bit."""
     names = ["fedavg", "centralized-proxy", "local"]
-    compare(experiment_file(f"seeds = [0]\nmethods = {names}\n", clients=1, rounds=1), tmp_path / "out", jobs=1)
+    file = experiment_file(f"seeds = [0]\nmethods = {names}\n", blocks=4, clients=1, rounds=1)
+    compare(file, tmp_path / "out", jobs=1)
     files = [[(run / part).read_bytes() for run in runs(tmp_path / "out", name) for part in PARTS] for name in names]
     assert files[0] == files[1] == files[2]
 
@@ -195,7 +196,7 @@ PARTS = ("rounds/0001/adapter.safetensors", "adapter/adapter_model.safetensors",
 def test_pooled_training_takes_all_clients_steps_also_where_they_are_limited(
     experiment_file: Write, tmp_path: Path
 ) -> None:
-    file = experiment_file('seeds = [0]\nmethods = ["centralized-proxy"]\n', rounds=3, max_steps=1, epochs=4)
+    file = experiment_file('seeds = [0]\nmethods = ["centralized-proxy"]\n', blocks=4, rounds=3, max_steps=1, epochs=4)
     compare(file, tmp_path / "out", jobs=1)
     [run] = runs(tmp_path / "out", "centralized-proxy")
     assert read_json(run / "rounds" / "0001" / "round.json")["clients"]["pooled"]["steps"] == 6
@@ -210,7 +211,7 @@ def test_pooled_and_lone_training_have_no_wire_no_merge_and_no_limits(experiment
     )
     found = []
     for settings in ("", lossy):
-        file, out = experiment_file(f"seeds = [0]\nmethods = {names}\n"), tmp_path / f"out{bool(settings)}"
+        file, out = experiment_file(f"seeds = [0]\nmethods = {names}\n", clients=1), tmp_path / f"out{bool(settings)}"
         file.write_text(file.read_text().replace("[federate]\n", f"[federate]\n{settings}"))
         compare(file, out, jobs=1)
         adapters = [(run / PARTS[1]).read_bytes() for name in names for run in runs(out, name)]
@@ -219,7 +220,7 @@ def test_pooled_and_lone_training_have_no_wire_no_merge_and_no_limits(experiment
 
 
 def test_a_client_alone_has_its_own_rank(experiment_file: Write, tmp_path: Path) -> None:
-    file = experiment_file('seeds = [0]\nmethods = ["local"]\n')
+    file = experiment_file('seeds = [0]\nmethods = ["local"]\n', blocks=4)
     text = file.read_text().replace("[federate]\n", '[federate]\nspace = "product"\nregulariser = "none"\n')
     file.write_text(text.replace('task = "shape"', 'task = "shape"\nlora_r = 1'))
     compare(file, tmp_path / "out", jobs=1)
@@ -233,7 +234,7 @@ def test_a_client_alone_has_its_own_rank(experiment_file: Write, tmp_path: Path)
 def test_baselines_train_as_much_as_the_federation_where_a_round_asks_a_share(
     experiment_file: Write, tmp_path: Path
 ) -> None:
-    file = experiment_file('seeds = [0]\nmethods = ["local", "centralized-proxy", "fedavg"]\n', rounds=3)
+    file = experiment_file('seeds = [0]\nmethods = ["local", "centralized-proxy", "fedavg"]\n', blocks=4, rounds=3)
     out = tmp_path / "out"
     file.write_text(file.read_text().replace("[federate]\n", "[federate]\nparticipation = 0.5\nquorum = 1\n"))
     foretold = {one["method"]: one["flops"]["clients"] for one in forecast_comparison(file, given_speed(1.0))["cells"]}
@@ -266,7 +267,7 @@ FEW = 'seeds = [0, 1]\nmethods = ["zero-shot", "centralized", "fedavg", "fedprox
 
 
 def test_what_a_kill_left_is_gone_on_with(experiment_file: Write, tmp_path: Path) -> None:
-    file, whole, out = experiment_file(FEW), tmp_path / "whole", tmp_path / "killed"
+    file, whole, out = experiment_file(FEW, blocks=4), tmp_path / "whole", tmp_path / "killed"
     told: list[str] = []
     expected = compare(file, whole, jobs=1, on_cell=lambda one: told.append(f"{one['method']} {one['seed']}"))
     assert told == [f"{name} {seed}" for name, seed, _ in cells_of(read_experiment(file))]
@@ -288,7 +289,7 @@ def test_what_a_kill_left_is_gone_on_with(experiment_file: Write, tmp_path: Path
 
 
 def test_methods_can_be_added_later_and_finished_cells_need_no_work(experiment_file: Write, tmp_path: Path) -> None:
-    file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n')
+    file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n', blocks=4)
     compare(file, tmp_path / "out", jobs=1)
     shutil.rmtree(tmp_path / "out" / "work")
     file.write_text(file.read_text().replace('["zero-shot"]', '["zero-shot", "zero-shot-proxy"]'))
@@ -314,8 +315,8 @@ federate = { regulariser = "pcr" }
 
 
 def test_variants_are_methods_with_settings_of_their_own(experiment_file: Write, tmp_path: Path) -> None:
-    file, out = experiment_file(VARIED), tmp_path / "out"
-    found = compare(file, out, jobs=2)
+    file, out = experiment_file(VARIED, blocks=4), tmp_path / "out"
+    found = compare(file, out, jobs=1)
     assert [one["method"] for one in found["cells"]] == ["zero-shot", "pcr", "held", "same"]
     assert runs(out, "same") == runs(out, "pcr") != runs(out, "held")
     rounds = [
@@ -424,7 +425,10 @@ def test_summaries_by_hand() -> None:
 def test_a_cell_that_a_kill_cut_short_at_any_moment_is_made_as_if_there_had_been_none(
     experiment_file: Write, tmp_path: Path
 ) -> None:
-    file, place = experiment_file('seeds = [0]\nmethods = ["fedavg"]\n', rounds=1, clients=1), tmp_path / "place"
+    file, place = (
+        experiment_file('seeds = [0]\nmethods = ["fedavg"]\n', blocks=4, rounds=1, clients=1),
+        tmp_path / "place",
+    )
     place.mkdir()
     states = moments(lambda: compare(file, place / "out", jobs=1), place, tmp_path / "kept", halves=False)
     whole, expected = states[-1] / "out", read_json(states[-1] / "out" / "compare.json")

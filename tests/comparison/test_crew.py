@@ -46,7 +46,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
 
 
 def test_two_processes_make_the_same_cells_as_one(experiment_file: Write, tmp_path: Path) -> None:
-    file, told, seen = experiment_file(TABLE), list[Any](), set[Key]()
+    file, told, seen = experiment_file(TABLE.replace("[0, 1]", "[0]"), blocks=4), list[Any](), set[Key]()
     one = compare(file, tmp_path / "one", jobs=1)
     two = compare(
         file,
@@ -71,7 +71,7 @@ def test_a_process_that_is_killed_is_a_want_of_memory(experiment_file: Write, tm
         if key[0] == "fedavg":
             os.kill(children(os.getpid())[0], signal.SIGKILL)
 
-    file = experiment_file(TABLE)
+    file = experiment_file(TABLE, blocks=4)
     with pytest.raises(ResourceError, match=r"code -9.*--resume"):
         compare(file, tmp_path / "out", jobs=2, on_progress=kill_one)
     assert not children(os.getpid())
@@ -80,7 +80,7 @@ def test_a_process_that_is_killed_is_a_want_of_memory(experiment_file: Write, tm
 
 @pytest.mark.long
 def test_an_error_in_a_process_is_raised_here(experiment_file: Write, tmp_path: Path) -> None:
-    file = experiment_file(TABLE)
+    file = experiment_file(TABLE, blocks=4)
     broken = tmp_path / "out" / "cells" / "fedavg"
 
     def damage(key: Key, *_: object) -> None:
@@ -96,7 +96,7 @@ def test_an_error_in_a_process_is_raised_here(experiment_file: Write, tmp_path: 
 @pytest.fixture
 def running(experiment_file: Write, tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
     """The command with two processes at work, and these."""
-    command = [sys.executable, "-m", "fedproxy", "compare", str(experiment_file(TABLE))]
+    command = [sys.executable, "-m", "fedproxy", "compare", str(experiment_file(TABLE, blocks=4))]
     process = subprocess.Popen(
         [*command, "--out", str(tmp_path / "out"), "--jobs", "2"],
         stderr=subprocess.PIPE,
@@ -122,7 +122,7 @@ def test_no_process_outlives_the_command(
 
 
 def test_as_many_as_memory_allows(experiment_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = read_experiment(experiment_file(TABLE))
+    experiment = read_experiment(experiment_file(TABLE, blocks=4))
     monkeypatch.setattr("fedproxy.comparison.crew.available_memory", lambda: PROGRAM_BYTES // 2)
     assert processes(experiment) == 1
     monkeypatch.setattr("fedproxy.comparison.crew.available_memory", lambda: PROGRAM_BYTES << 10)
@@ -134,7 +134,11 @@ def test_a_cell_that_is_left_has_the_threads_of_the_others(
     experiment_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many are left after a kill: the last bits hang on the number of threads."""
-    file, threads, popen = experiment_file('seeds = [0, 1]\nmethods = ["zero-shot"]\n'), list[str](), subprocess.Popen
+    file, threads, popen = (
+        experiment_file('seeds = [0, 1]\nmethods = ["zero-shot"]\n', blocks=4),
+        list[str](),
+        subprocess.Popen,
+    )
 
     def recorded(*arguments: Any, **options: Any) -> Any:
         if "env" in options:  # not git
@@ -150,7 +154,7 @@ def test_a_cell_that_is_left_has_the_threads_of_the_others(
 
 
 def test_the_number_is_kept(experiment_file: Write, tmp_path: Path) -> None:
-    file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n')
+    file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n', blocks=4)
     compare(file, tmp_path / "out", jobs=3)
     compare(file, tmp_path / "out", resume=True)
     assert read_json(tmp_path / "out" / "jobs.json") == {"jobs": 3}
@@ -163,7 +167,7 @@ def test_the_number_is_kept(experiment_file: Write, tmp_path: Path) -> None:
 
 
 def test_one_comparison_at_a_time(experiment_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n')
+    file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n', blocks=4)
     compare(file, tmp_path / "out", jobs=1)
     monkeypatch.setattr("fedproxy.run_directory.ENDING_SECONDS", 0.1)
 
@@ -178,7 +182,7 @@ def test_one_comparison_at_a_time(experiment_file: Write, tmp_path: Path, monkey
 
 
 def test_a_record_says_nothing_about_the_machine(experiment_file: Write, tmp_path: Path) -> None:
-    file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n')
+    file = experiment_file('seeds = [0]\nmethods = ["zero-shot"]\n', blocks=4)
     text = json.dumps(compare(file, tmp_path / "out", jobs=1)["experiment"])
     assert str(file.parent) not in text
     assert '"include": "."' in text

@@ -22,7 +22,7 @@ Write = Callable[..., Path]
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory, experiment_file: Write) -> Path:
     path = tmp_path_factory.mktemp("compared") / "few"
-    compare(experiment_file(f"seeds = [0, 1]\nmethods = {list(METHODS)}\n"), path)
+    compare(experiment_file(f"seeds = [0, 1]\nmethods = {list(METHODS)}\n", blocks=4), path, jobs=1)
     return path
 
 

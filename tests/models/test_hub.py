@@ -17,33 +17,41 @@ from tests.conftest import make_model, make_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FETCH = """
-import sys
+import json, sys
 from fedproxy.models.checkpoints import load_model, resolve
-place = resolve("bank/small-llm", weights=sys.argv[1] == "all")
-print("\\n".join(sorted(str(file.relative_to(place)) for file in place.rglob("*") if file.is_file())))
-if sys.argv[1] == "all":
-    load_model("bank/small-llm")
+
+def fetched(name, weights):
+    place = resolve(name, weights=weights)
+    return sorted(str(file.relative_to(place)) for file in place.rglob("*") if file.is_file())
+
+found = {}
+for name in sys.argv[1:]:
+    found[name] = fetched(name, False), fetched(name, True)
+    load_model(name)
+print(json.dumps(found))
 """
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves one repository from a folder."""
+    """Serves the repositories of "bank" from a folder, as bank/NAME."""
 
     def __init__(self, folder: Path, *args: object) -> None:
         self.folder = folder
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
+        name = self.path.removeprefix("/api/models").split("/")[2]
+        folder = self.folder / name
         if self.path.startswith("/api/models/"):
-            files = sorted(file for file in self.folder.rglob("*") if file.is_file())
-            names = {str(file.relative_to(self.folder)): file.stat().st_size for file in files}
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            names = {str(file.relative_to(folder)): file.stat().st_size for file in files}
             tree = [{"type": "file", "path": name, "size": size, "oid": name} for name, size in names.items()]
-            info = {"id": "bank/small-llm", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+            info = {"id": f"bank/{name}", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
             self._answer(json.dumps(tree if "/tree/" in self.path else info).encode())
         elif f"/{COMMIT}/" not in self.path:
             self.send_error(404)
         else:
-            self._answer((self.folder / self.path.partition(f"/{COMMIT}/")[2]).read_bytes())
+            self._answer((folder / self.path.partition(f"/{COMMIT}/")[2]).read_bytes())
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -60,11 +68,9 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """A model in shards, with the same weights again as other tools want them."""
-    folder = tmp_path / "repository"
-    make_model().save_pretrained(folder, max_shard_size="40KB")
+def make_repository(folder: Path, shard: str) -> None:
+    """A model in shards of at most so much, with the same weights again as other tools want them."""
+    make_model().save_pretrained(folder, max_shard_size=shard)
     make_tokenizer().save_pretrained(folder)
     twins = (
         "consolidated.safetensors consolidated-00001-of-00002.safetensors original/model.safetensors onnx/model.onnx"
@@ -74,35 +80,36 @@ def repository(tmp_path: Path) -> Path:
         (folder / name).write_bytes(b"the same again")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
-    return folder
 
 
 @pytest.fixture
-def hub(repository: Path) -> Iterator[str]:
+def bank(tmp_path: Path) -> Path:
+    """A repository whose model is one file, and one whose model is several."""
+    make_repository(tmp_path / "bank" / "single", "1GB")
+    make_repository(tmp_path / "bank" / "shards", "40KB")
+    return tmp_path / "bank"
+
+
+@pytest.fixture
+def hub(bank: Path) -> Iterator[str]:
     """Its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, repository))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, bank))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
 
 
-def fetched(hub: str, home: Path, what: str) -> set[str]:
-    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
-    done = subprocess.run([sys.executable, "-c", FETCH, what], env=environment, capture_output=True, encoding="utf-8")
+def test_the_weights_are_fetched_once(hub: str, bank: Path, tmp_path: Path) -> None:
+    fresh = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    command = [sys.executable, "-c", FETCH, "bank/single", "bank/shards"]
+    done = subprocess.run(command, env={**os.environ, **fresh}, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
-
-
-@pytest.mark.parametrize("single", [False, True])
-def test_the_weights_are_fetched_once(hub: str, repository: Path, tmp_path: Path, single: bool) -> None:
-    if single:
-        for file in repository.glob("model*.safetensors*"):
-            file.unlink()
-        make_model().save_pretrained(repository)
-    shards = {file.name for file in repository.glob("model*.safetensors")}
-    assert len(shards) == 1 if single else len(shards) > 1
-    few = fetched(hub, tmp_path / "home", "few")
-    assert few >= {"config.json", "tokenizer.json", "additional_chat_templates/rag.jinja"}
-    assert not {name for name in few if name.endswith((".safetensors", ".bin", ".gguf", ".onnx", "params.json"))}
-    assert fetched(hub, tmp_path / "home", "all") == few | shards
+    found = json.loads(done.stdout)
+    for name in ("single", "shards"):
+        few, everything = map(set, found[f"bank/{name}"])
+        weights = {file.name for file in (bank / name).glob("model*.safetensors")}
+        assert len(weights) == 1 if name == "single" else len(weights) > 1
+        assert few >= {"config.json", "tokenizer.json", "additional_chat_templates/rag.jinja"}
+        assert not {name for name in few if name.endswith((".safetensors", ".bin", ".gguf", ".onnx", "params.json"))}
+        assert everything == few | weights
