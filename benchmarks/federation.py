@@ -7,11 +7,13 @@ the training time of its slowest client (a single step: three clients share the 
 wait for one another's training); the first round, which waits for clients, is left out.
 simulation: Flower's simulation of the demo's LLM with 50 and with 200 clients, three rounds each; the peak memory of
 every process of the server, with and without the pages of files that it has mapped.
+The figures are of the release of Flower that is installed; those of another one stay beside them.
 Every process has one thread. Writes benchmarks/results/federation.json.
 """
 
 import argparse
 import contextlib
+import importlib.metadata as metadata
 import json
 import os
 import signal
@@ -211,7 +213,8 @@ def main() -> None:
     result: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for part in arguments.part or ("deployment", "simulation"):
         if part == "deployment":
-            result[part] = deployment(arguments.rounds, arguments.rows)
+            found = deployment(arguments.rounds, arguments.rows)
+            result.setdefault(part, {})[metadata.version("flwr")] = found
         else:
             result[part] = [simulation(clients, 3) for clients in arguments.clients]
         print(json.dumps({part: result[part]}), flush=True)

@@ -1,6 +1,7 @@
 """Real processes of one owner and three data owners end in the bits of the engine inline; only the proxy leaves."""
 
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +131,27 @@ def test_without_keys_on_loopback(one: Federation) -> None:
     for client in clients:
         client.ends()
     check_run(one, "plain")
+
+
+@pytest.mark.long
+def test_on_machines_as_they_are(one: Federation) -> None:
+    """No PATH and no HOME; a long TMPDIR; one that holds a space and, where it can be had, lets nothing be executed."""
+    long, bare = one.folder / ("x" * 150), one.folder / "no exec"
+    for folder in (long, bare):
+        folder.mkdir()
+    mounted = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o noexec tmpfs "{bare}" && exec "$@"', "sh"]
+    allowed = subprocess.run([*mounted, "true"], capture_output=True).returncode == 0
+    commands = {
+        "animals": ["env", "-u", "PATH", "-u", "HOME", *FEDPROXY],
+        "colours": ["env", f"TMPDIR={long}", *FEDPROXY],
+        "numbers": [*(mounted if allowed else ()), "env", f"TMPDIR={bare}", *FEDPROXY],
+    }
+    owner = one.serve("machines", command=["env", "-u", "PATH", f"TMPDIR={long}", *FEDPROXY])
+    clients = [one.join(name, cache=f"cache-{name}", command=command) for name, command in commands.items()]
+    owner.ends()
+    for client in clients:
+        assert "The federation is complete" in client.ends()
+    check_run(one, "machines")
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ from fedproxy.models.training import optimizer_steps
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.05
 SUPERNODE_SECONDS = 120.0
 """How long a SuperNode may take to start, or be away."""
 STATUS_SECONDS = 3.0

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 IDENTITY = "identity.json"
 """RUN/identity.json: the number by which clients know the run, drawn once."""
 POLL_SECONDS = 0.1
-FASTEST_PAUSE, PAUSE_A_CLIENT = 0.2, 0.01
+FASTEST_PAUSE, PAUSE_A_CLIENT = 1.0, 0.02
 """The SuperLink is asked for each client's messages every so many seconds; with many of them, less often."""
 FAREWELL_SECONDS = 15.0
 """How long the clients that were there in as many seconds before may take to ask how it ended."""

@@ -21,7 +21,8 @@ TO = "fedproxy.to"
 OFFER, LISTING, PARTS, READY = "fedproxy.offer", "fedproxy.listing", "fedproxy.parts", "fedproxy.ready"
 """Of the introduction of a stock SuperNode: what it is sent, and what it says."""
 
-POLL_SECONDS = 0.1
+POLL_SECONDS, LOOK_SECONDS = 0.1, 0.03
+"""How often Flower is asked for answers, or looked at what is announced."""
 PUSHED_AT_ONCE = 16
 
 PRESENCE_SECONDS = 5.0
@@ -100,6 +101,8 @@ class GridExchange:
         for identifier, name in self._pushed(asked, nodes, FOREVER if deadline is None else deadline + 60.0):
             if identifier:
                 waiting[identifier] = name
+                if self._announced is not None:
+                    self._announced.send()
             else:
                 yield name, Refusal(name, number, "Flower did not take its order")
         looked = time.monotonic()
@@ -129,7 +132,7 @@ class GridExchange:
                             del waiting[identifier]
                             self._late[identifier] = name, number
                             yield name, Refusal(name, number, "it left before it answered")
-                time.sleep(POLL_SECONDS)
+                time.sleep(POLL_SECONDS if self._announced is None else LOOK_SECONDS)
         self._late |= {identifier: (name, number) for identifier, name in waiting.items()}
 
     def _pushed(self, orders: Mapping[str, Order], nodes: Mapping[str, int], life: float) -> Iterator[tuple[str, str]]:

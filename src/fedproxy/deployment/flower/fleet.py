@@ -40,6 +40,8 @@ from fedproxy.deployment.flower.requests import Ask, RefusedError, Said
 HOLD_SECONDS = 20.0
 """How long a question is held. Flower's clients give up after 30 s."""
 OBJECT_PAUSE = 0.03
+LOOKS = 50
+"""How often between two questions to the SuperLink it is looked whether orders were sent."""
 DELIVERIES = 3
 """So often an order is delivered whose arrival was not confirmed: the answer to a question may be lost on its way."""
 HEAD_BYTES, PART_HEAD_BYTES = 64 << 10, 256
@@ -87,7 +89,7 @@ class Fleet:
     Args:
         announced: Where it is announced what became of an order.
         most: Bytes that an answer takes at most.
-        pause: Seconds between two questions to the SuperLink for a client's orders.
+        pause: Seconds between two questions to the SuperLink for a client's orders, unless some were sent meanwhile.
     """
 
     def __init__(self, announced: Announced, most: int, pause: float) -> None:
@@ -164,6 +166,7 @@ class Fleet:
                 self._lose(node, "its SuperNode gave its order up")
         until, nothing = time.monotonic() + HOLD_SECONDS, Said(HTTPStatus.OK, b"")
         while alive():  # a message that is asked for counts as delivered
+            sent = self._announced.sent
             with node.lock:
                 if (order := node.order) is not None:
                     order.deliveries += 1
@@ -177,8 +180,9 @@ class Fleet:
                 return said
             if time.monotonic() > until:
                 break
-            nothing = said
-            time.sleep(self._pause)
+            nothing, again = said, time.monotonic() + self._pause
+            while self._announced.sent == sent and time.monotonic() < again:
+                time.sleep(self._pause / LOOKS)
         return nothing
 
     def _pull_object(self, node: _Node, body: bytes, ask: Ask, alive: Callable[[], bool]) -> Said:
