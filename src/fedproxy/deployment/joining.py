@@ -16,7 +16,7 @@ from typing import Any
 from fedproxy.config import Client, Evaluate
 from fedproxy.deployment.address import Address
 from fedproxy.deployment.certificates import check_certificate, load_private, make_key, private_openssh, read_small
-from fedproxy.deployment.flower import prepare, spare_loopback
+from fedproxy.deployment.flower import CLIENT_SETTINGS, prepare, spare_loopback
 from fedproxy.deployment.flower.runtime import AGENT_APP, CLIENT_APP, Task
 from fedproxy.deployment.flower.supernode import OtherSuperNode, SuperNode
 from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
@@ -137,7 +137,7 @@ def join(
         UsageError: plaintext beyond loopback, or the cache cannot be written.
         ResourceError: the disk is full, or memory does not suffice.
     """
-    prepare()
+    prepare(CLIENT_SETTINGS)
     owner, cache, limits = Owner(joining), joining.cache or default_cache(), joining.limits
     welcome = owner.ask()
     on_welcome(welcome)

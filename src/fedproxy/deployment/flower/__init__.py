@@ -15,22 +15,29 @@ Only this package imports flwr. Flower is used as it is: nothing of it is replac
 """
 
 import os
+from collections.abc import Mapping
 
 from fedproxy.errors import MissingExtraError
-
-PART_BYTES = 256 << 10
-"""Flower cuts what it sends into parts of so many bytes. A part must be over within the 30 s after which a SuperNode
-sends it again, and within the 180 s after which a SuperLink forgets the whole: so 12 kB a second suffice."""
 
 SETTINGS = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Environment of every Flower process: no telemetry, no update check, no dependency synchronisation."""
+
+PART_BYTES = 320 << 10
+"""A client cuts its answer into parts of so many bytes, and sends one at a time. A part must be over within the 30 s
+after which a SuperNode sends it again, and within the 180 s after which a SuperLink forgets the whole: so 12 kB a
+second suffice. What a client gets is bound by neither."""
+
+CLIENT_SETTINGS = {
+    **SETTINGS,
     "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(PART_BYTES),
     "FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES": "1",
 }
-"""Environment of every Flower process: no telemetry, no update check, no dependency synchronisation, parts as above."""
+"""Environment of a client's Flower processes."""
 
 RUN_VARIABLE = "FEDPROXY_RUN"
 """Names the run directory to Flower's ServerApp, and in a simulation to its ClientApps."""
@@ -49,13 +56,16 @@ def spare_loopback() -> None:
         os.environ[name] = ",".join(dict.fromkeys([*spared, "127.0.0.1", "localhost"]))
 
 
-def prepare() -> None:
+def prepare(settings: Mapping[str, str] = SETTINGS) -> None:
     """Set this process up for Flower, before it is imported.
+
+    Args:
+        settings: Its environment.
 
     Raises:
         MissingExtraError: Flower is not installed.
     """
-    os.environ.update(SETTINGS)
+    os.environ.update(settings)
     spare_loopback()
     require_flower()
 

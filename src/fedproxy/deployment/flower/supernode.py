@@ -5,7 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from fedproxy.deployment.flower import SETTINGS
+from fedproxy.deployment.flower import CLIENT_SETTINGS
 from fedproxy.deployment.flower.command import command
 from fedproxy.deployment.flower.process import start, stop, tail
 from fedproxy.deployment.flower.runtime import Runtime, write_secret
@@ -37,7 +37,7 @@ class SuperNode:
         self._secret = write_secret(folder / "secret")
         alone = ["--isolation", "process", "--superexec-auth-secret-file", str(folder / "secret")]
         secure = ["--insecure"]
-        self._environment = {**SETTINGS, "FLWR_HOME": str(folder)}
+        self._environment = {**CLIENT_SETTINGS, "FLWR_HOME": str(folder)}
         if ca is not None:
             (folder / "ca.crt").write_bytes(ca)
             key = folder / "key"

@@ -238,7 +238,9 @@ class Handler(BaseHTTPRequestHandler):
         for header, value in said.items():
             self.send_header(header, value)
         self.end_headers()
-        self.wfile.write(answer.content)
+        for begin in range(0, len(answer.content), PIECE_BYTES):
+            self.server.allow(self.connection, PIECE_SECONDS)
+            self.wfile.write(answer.content[begin : begin + PIECE_BYTES])
         answer.sent()
 
     def hold_back(self, status: HTTPStatus) -> None:
