@@ -135,7 +135,9 @@ class Gateway(HandoutServer):
             self._audit.note("refused", member, request=name, reason=str(error))
             return _said(HTTPStatus.FORBIDDEN, str(error))
         if name == "register-node" and said.status == HTTPStatus.OK:
-            self._members.seat(member, key)
+            before = self._members.seat(member, key)
+            if before not in (None, key):
+                self._fleet.leave(before)
         kind = said.headers.get("Content-Type", "application/protobuf")
         return Answer(HTTPStatus(said.status), kind, said.content, _of_flower(said.headers))
 

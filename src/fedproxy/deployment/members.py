@@ -97,11 +97,16 @@ class Members:
             self._heard[found.name] = time.monotonic()
         return found
 
-    def seat(self, name: str, key: str) -> None:
-        """Take note that a member's SuperNode has a key of its own, as it has without a register."""
+    def seat(self, name: str, key: str) -> str | None:
+        """Take note that a member's SuperNode has a key of its own, as it has without a register.
+
+        Returns:
+            The key of the one before, if there was one.
+        """
         with self._lock:
-            self._seats[name] = key
+            before, self._seats[name] = self._seats.get(name), key
             self._tell()
+            return before
 
     def holds(self, identity: str) -> bool:
         """Whether a member has this identity; raises as `all` does."""

@@ -122,6 +122,7 @@ def serve(
         answered.mkdir()
         environment = {RUN_VARIABLE: str(run), OUTCOME_VARIABLE: str(outcome), ANSWERED_VARIABLE: str(answered)}
         link = SuperLink(Path(folder), certificates=certificates, environment=environment)
+        fleet = Fleet(Announced(answered), most, max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(names or members.all)))
         gateway = Gateway(
             run / "proxy",
             listing,
@@ -134,7 +135,7 @@ def serve(
                 experiment, name, run_id=identity, proxy=listing.sha256, start=start, spoken=spoken
             ),
             upstream=Upstream(link.port, link.ca),
-            fleet=Fleet(Announced(answered), most, max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(names or members.all))),
+            fleet=fleet,
             audit=audit,
         )
         ended: str | None = None
@@ -152,7 +153,9 @@ def serve(
             while not raise_outcome(outcome):
                 link.check()
                 if keys is not None:
-                    there = _register(link, members, known, there, audit)
+                    before, there = there, _register(link, members, known, there, audit)
+                    for member in before - there:
+                        fleet.leave(member.public_key)
                 audit.flush()
                 on_poll()
                 time.sleep(POLL_SECONDS)

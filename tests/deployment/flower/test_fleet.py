@@ -265,6 +265,16 @@ def test_an_order_that_is_given_up_is_announced(hub, how):
     assert "SuperNode" in hub.announced.done("order-b")
 
 
+def test_who_lost_its_key_will_not_answer(hub):
+    hub.enter("bank")
+    hub.pull("bank")
+    hub.fleet.leave("bank")
+    hub.fleet.leave("unknown")
+    assert "key" in hub.announced.done("order-b")
+    with pytest.raises(RefusedError):
+        hub.pull("bank")  # before it entered again
+
+
 def test_an_order_whose_arrival_was_not_confirmed_is_delivered_to_a_node_that_enters_again(hub):
     hub.enter("bank")
     hub.pull("bank")

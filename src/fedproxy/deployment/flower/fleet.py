@@ -134,6 +134,14 @@ class Fleet:
             return ask(name, body)
         raise RefusedError("clients have no use for it")
 
+    def leave(self, key: str) -> None:
+        """Say that who had this key will not answer with it any more."""
+        with self._lock:
+            node = self._nodes.pop(key, None)
+        if node is not None:
+            with node.lock:
+                self._lose(node, "its key is another one now, or was revoked")
+
     def _enter(self, node: _Node, key: str, name: str, body: bytes, ask: Ask) -> Said:
         kind = RegisterNodeFleetRequest if name == "register-node" else ActivateNodeRequest
         if _parsed(kind, body).public_key != key.encode():
