@@ -1,6 +1,7 @@
 """Real processes of one owner and three data owners end in the bits of the engine inline; only the proxy leaves."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.deployment.flower.command import command
 from fedproxy.deployment.flower.superlink import free_port
-from fedproxy.deployment.keys import client_key_file, read_client_key
+from fedproxy.deployment.keys import add_client, client_key_file, init_keys, read_client_key
 from tests.deployment.conftest import FEDPROXY, WORDS, Federation
+from tests.deployment.network import proxy
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,30 @@ def test_on_machines_as_they_are(one: Federation) -> None:
     for client in clients:
         assert "The federation is complete" in client.ends()
     check_run(one, "machines")
+
+
+@pytest.mark.long
+def test_through_a_proxy_as_the_only_way_out_and_over_a_slow_line(federation: Callable[..., Federation]) -> None:
+    """Hand-out and rounds alike, by a name that only the proxy knows; one client has 12 kB a second."""
+    two = federation(rows=8, rounds=2, quorum=3)
+    two.federate("inline").ends()
+    shutil.rmtree(two.keys)
+    init_keys(two.keys, ["owner.test"])
+    for name in WORDS:
+        add_client(two.keys, name)
+    owner = two.serve("proxied")
+    two.address = two.address.replace("127.0.0.1", "owner.test")
+    with proxy() as fast, proxy(12_000.0) as slow:
+        ways = {"animals": fast, "colours": fast, "numbers": slow}
+        clients = [
+            two.join(name, cache=f"cache-{name}", command=["env", f"HTTPS_PROXY={way.url}", *FEDPROXY])
+            for name, way in ways.items()
+        ]
+        owner.ends()
+        for client in clients:
+            assert "The federation is complete" in client.ends()
+        assert set(fast.seen) == set(slow.seen) == {two.address}
+    assert two.adapter("proxied") == two.adapter("inline")
 
 
 @pytest.mark.slow
