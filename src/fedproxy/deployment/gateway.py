@@ -7,7 +7,6 @@ key is refused from the next request on.
 """
 
 import base64
-import binascii
 import collections
 import contextlib
 import http.client
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING
 from fedproxy.deployment import welcome
 from fedproxy.deployment.audit import Audit
 from fedproxy.deployment.certificates import fingerprint_of_pem
-from fedproxy.deployment.flower.requests import FLEET, RefusedError, Said, signer
+from fedproxy.deployment.flower.requests import FLEET, RefusedError, Said, named, signer
 from fedproxy.deployment.handout.https import Answer
 from fedproxy.deployment.handout.parts import Listing
 from fedproxy.deployment.handout.server import HandoutServer
@@ -111,8 +110,10 @@ class Gateway(HandoutServer):
         """Bytes that the body of a request may have: many only from members."""
         if path == welcome.PATH:
             return welcome.MOST_BYTES
-        if path.startswith(FLEET) and self._sender(headers) is not None:
-            return MOST_BYTES
+        if path.startswith(FLEET):
+            with contextlib.suppress(ValueError):
+                if self._member(signer(headers), headers) is not None:
+                    return MOST_BYTES
         self._audit.note("unauthenticated", path=path)
         return -1
 
@@ -120,11 +121,10 @@ class Gateway(HandoutServer):
         """Answer a request."""
         if path == welcome.PATH:
             return self._welcome(body)
-        name, sender = path.removeprefix(FLEET), self._sender(headers)
-        if sender is None:  # it was revoked this moment
+        name, key = path.removeprefix(FLEET), named(headers)  # which signed it: see most_posted
+        if (member := self._member(key, headers)) is None:  # it was revoked this moment
             self._audit.note("unauthenticated", path=path)
             return _said(HTTPStatus.UNAUTHORIZED, "not for this client")
-        member, key = sender
         passed = {header: value for header, value in headers.items() if _PASSED.fullmatch(header)}
         try:
             if name in _SELF_REGISTRATION and self._members.registered:
@@ -141,18 +141,17 @@ class Gateway(HandoutServer):
         kind = said.headers.get("Content-Type", "application/protobuf")
         return Answer(HTTPStatus(said.status), kind, said.content, _of_flower(said.headers))
 
-    def _sender(self, headers: Mapping[str, str]) -> tuple[str, str] | None:
-        """The member that a request comes from, and the key that signed it; without a register, a token names it."""
+    def _member(self, key: str, headers: Mapping[str, str]) -> str | None:
+        """The member whose key this is; without a register, a token names it."""
+        if self._members.registered:
+            member = self._members.find(key)
+            return None if member is None else member.name
         try:
-            key = signer(headers)
-            if self._members.registered:
-                member = self._members.find(key)
-                return None if member is None else (member.name, key)
             token = base64.b64decode(headers.get("authorization", "").removeprefix("Basic "), validate=True).decode()
-        except (ValueError, binascii.Error):
+        except ValueError:
             return None
         holder = self.holder(token.partition(":")[2])
-        return None if holder is None or not self._members.holds(holder) else (holder.partition(" ")[0], key)
+        return None if holder is None or not self._members.holds(holder) else holder.partition(" ")[0]
 
     def _welcome(self, body: bytes) -> Answer:
         try:

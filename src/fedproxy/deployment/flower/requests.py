@@ -29,6 +29,15 @@ Ask = Callable[[str, bytes], Said]
 """Sends a request of this name and body to the SuperLink."""
 
 
+def named(headers: Mapping[str, str]) -> str:
+    """The public key (PEM) that a request names; whether it signed it, `signer` tells.
+
+    Raises:
+        ValueError: it names none.
+    """
+    return base64.b64decode(headers.get(KEY_HEADER, ""), validate=True).decode()
+
+
 def signer(headers: Mapping[str, str]) -> str:
     """The public key (PEM) that signed a request's time.
 
@@ -44,15 +53,15 @@ def signer(headers: Mapping[str, str]) -> str:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        pem = base64.b64decode(headers[KEY_HEADER], validate=True)
+        pem = named(headers)
         signature, signed = base64.b64decode(headers[SIGNATURE_HEADER], validate=True), headers[TIME_HEADER]
         moment = datetime.datetime.fromisoformat(signed)
         if not EARLIEST_SECONDS < (datetime.datetime.now(datetime.UTC) - moment).total_seconds() < LATEST_SECONDS:
             raise ValueError("the signature is not of now")
-        key: Any = load_pem_public_key(pem)
+        key: Any = load_pem_public_key(pem.encode())
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise TypeError("no ECDSA key")
         key.verify(signature, signed.encode("ascii"), ec.ECDSA(hashes.SHA256()))
-        return pem.decode()
+        return pem
     except (KeyError, TypeError, OverflowError, InvalidSignature, UnsupportedAlgorithm) as error:
         raise ValueError(f"no valid signature: {error}") from error
