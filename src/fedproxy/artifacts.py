@@ -258,6 +258,21 @@ def new_file(path: Path, *, overwrite: bool = True, mode: int = 0o666) -> Iterat
             temporary.unlink(missing_ok=True)
 
 
+def write_secret(path: Path, content: bytes) -> None:
+    """Write a file that only its owner may read, at every moment; a folder that is made for it, too.
+
+    Raises:
+        UsageError: it cannot be written.
+        ResourceError: the disk is full.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise os_error(error, path.parent) from error
+    with new_file(path, mode=0o600) as file:
+        file.write(content)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     with new_file(path) as file:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fedproxy.artifacts import locked, new_directory, new_file, os_error, read_json, write_json
+from fedproxy.artifacts import locked, new_directory, new_file, read_json, write_json, write_secret
 from fedproxy.config import CLIENT_NAME, did_you_mean
 from fedproxy.deployment.certificates import (
     certificate_pem,
@@ -112,9 +112,9 @@ def init_keys(folder: Path, hosts: Sequence[str] = (), ca_key_file: Path | None 
     with new_directory(Path(folder)) as made:
         made.chmod(0o700)
         _write(made / CA, certificate_pem(ca))
-        _write_secret(ca_key_file or made / CA_KEY, private_pem(ca_key))
+        write_secret(ca_key_file or made / CA_KEY, private_pem(ca_key))
         _write(made / SERVER, certificate_pem(server))
-        _write_secret(made / SERVER_KEY, private_pem(server_key))
+        write_secret(made / SERVER_KEY, private_pem(server_key))
         _write_registry(made, Registry({}))
     return names
 
@@ -144,7 +144,7 @@ def renew_server(folder: Path, ca_key_file: Path | None = None) -> list[str]:
         hosts = hosts_of(load_certificate(read_small(folder / SERVER), folder / SERVER))
         key = make_key()
         certificate = make_server_certificate(key, ca, load_ca_key(read_small(source), ca, source), hosts)
-        _write_secret(folder / SERVER_KEY, private_pem(key))
+        write_secret(folder / SERVER_KEY, private_pem(key))
         _write(folder / SERVER, certificate_pem(certificate))
     return hosts
 
@@ -212,7 +212,7 @@ def _enter(folder: Path, registry: Registry, name: str, public_key: Path | None)
     if public_key is None:
         private = make_key()
         text = public_openssh(private.public_key())
-        _write_secret(client_key_file(folder, name), private_openssh(private) + ca)
+        write_secret(client_key_file(folder, name), private_openssh(private) + ca)
     else:
         text = check_public_key(read_small(public_key), public_key)
     client = Client(name, text, fingerprint(text), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
@@ -243,7 +243,7 @@ def new_key(path: Path) -> Path:
     for file in (Path(path), public):
         _check_new_key(file)
     key = make_key()
-    _write_secret(Path(path), private_openssh(key))
+    write_secret(Path(path), private_openssh(key))
     _write(public, f"{public_openssh(key.public_key())}\n".encode())
     return public
 
@@ -352,14 +352,4 @@ def _check_new_key(path: Path) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     with new_file(path) as file:
-        file.write(content)
-
-
-def _write_secret(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read, at every moment."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise os_error(error, path.parent) from error
-    with new_file(path, mode=0o600) as file:
         file.write(content)

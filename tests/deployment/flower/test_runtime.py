@@ -8,19 +8,29 @@ from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_disk
-from flwr.common.serde import run_from_proto
+from flwr.common.serde import message_to_proto, run_from_proto
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
-from flwr.proto.runtime_pb2 import PullTaskInputRequest
+from flwr.proto.message_pb2 import PullObjectResponse
+from flwr.proto.runtime_pb2 import (
+    PullAppMessagesResponse,
+    PullTaskInputRequest,
+    PullTaskInputResponse,
+    PushAppMessagesRequest,
+    PushAppMessagesResponse,
+)
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from fedproxy.deployment import joining
 from fedproxy.deployment.flower.exchange import ANSWER, ORDER, pack, unpack
-from fedproxy.deployment.flower.runtime import AGENT_APP, CLIENT_APP, SERVER_APP, Runtime
+from fedproxy.deployment.flower.runtime import AGENT_APP, CLIENT_APP, SERVER_APP, Runtime, Task
 from fedproxy.deployment.flower.superlink import SuperLink
 from fedproxy.deployment.flower.supernode import SuperNode
+from fedproxy.errors import FederationError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
 SECONDS = 60.0
@@ -130,6 +140,46 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield one
     finally:
         one.close()
+
+
+def test_a_message_that_cannot_be_read_is_answered_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SuperNode waits for an answer to every message, for ever."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 7)
+    order = Message(pack(ORDER, b"x"), 7, "train")
+    order.metadata.__dict__["_message_id"] = order.object_id
+    pushed = []
+
+    class Client:
+        def PullTaskInput(self, request: object) -> PullTaskInputResponse:  # noqa: N802
+            return PullTaskInputResponse()
+
+        def PullMessages(self, request: object) -> PullAppMessagesResponse:  # noqa: N802
+            head = message_to_proto(remove_content_from_message(order))
+            return PullAppMessagesResponse(messages_list=[head], message_object_trees=[get_object_tree(order)])
+
+        def PullObject(self, request: object) -> PullObjectResponse:  # noqa: N802
+            return PullObjectResponse(object_found=True, object_available=True, object_content=b"nonsense")
+
+        def PushMessages(self, request: PushAppMessagesRequest) -> PushAppMessagesResponse:  # noqa: N802
+            pushed.extend(request.messages_list)
+            return PushAppMessagesResponse()
+
+        def PushTaskOutput(self, request: object) -> None:  # noqa: N802
+            pass
+
+        PushObject = PushTaskOutput
+
+        def close(self) -> None:
+            pass
+
+    task = Task("127.0.0.1:1", None, CLIENT_APP, 7, "token")
+    monkeypatch.setitem(task.__dict__, "_client", Client())
+    with pytest.raises(FederationError):
+        task.content()
+    task.refuse("why")
+    (answer,) = pushed
+    assert (answer.metadata.reply_to_message_id, answer.error.reason) == (order.object_id, "why")
 
 
 def test_what_a_hostile_server_sends_is_never_run_and_the_next_order_is_answered(server: Server) -> None:

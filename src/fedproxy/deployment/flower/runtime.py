@@ -6,13 +6,16 @@ the app (FAB) that the server sent along; the server's owner starts the ServerAp
 """
 
 import contextlib
+import functools
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedproxy.artifacts import write_secret
 from fedproxy.deployment.flower import require_flower
 from fedproxy.errors import FederationError
 
@@ -29,7 +32,6 @@ BEAT_SECONDS = 10.0
 """How often a task is said to go on; Flower gives it up after a minute of silence."""
 MESSAGE_SECONDS = 10.0
 """How long a task's message may take to be there: Flower puts up the task a moment before it."""
-ANSWER_SECONDS = 60.0
 _PAUSE = 0.05
 _FAILED = 2
 """Flower's code for a ClientApp that raised."""
@@ -47,11 +49,16 @@ class Task:
     """
 
     def __init__(self, address: str, ca: bytes | None, kind: str, run: int, token: str) -> None:
+        self.kind, self.run, self.token = kind, run, token
+        self._address, self._ca = address, ca
+        self._message: Message | None = None
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        """Its connection, for who works on it."""
         from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 
-        self.kind, self.run, self.token = kind, run, token
-        self._client = _connect(address, ca, RuntimeTokenHttpInterceptor(token))
-        self._message: Message | None = None
+        return _connect(self._address, self._ca, RuntimeTokenHttpInterceptor(self.token))
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
@@ -80,6 +87,7 @@ class Task:
             FederationError: it did not come, or is no message that Flower can read.
         """
         from flwr.app import Message
+        from flwr.common.serde import message_from_proto
         from flwr.proto.node_pb2 import Node
         from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullTaskInputRequest
         from flwr.supercore.inflatable.inflatable_protobuf_utils import (
@@ -96,6 +104,7 @@ class Task:
                     raise FederationError("a task of the SuperNode came without its message")
                 time.sleep(_PAUSE)
             tree = found.message_object_trees[0]
+            self._message = message_from_proto(found.messages_list[0])  # what cannot be read is answered, too
             message = pull_and_inflate_object_from_tree(
                 tree,
                 make_pull_object_fn_protobuf(client.PullObject, node, self.run),
@@ -104,8 +113,6 @@ class Task:
                 initial_backoff=_PAUSE,
                 backoff_cap=1.0,
             )
-            message.metadata.__dict__["_message_id"] = tree.object_id  # a message does not hold its own hash
-            self._message = message
             if not message.has_content():
                 raise FederationError("the message of a task holds nothing")
             return message.content
@@ -229,11 +236,8 @@ def _connect(address: str, ca: bytes | None, *interceptors: Any) -> Any:
     return RuntimeHttpClient.from_server_address(address, ca is None, ca, list(interceptors))
 
 
-def write_secret(path: Path) -> bytes:
-    """Draw a secret for a Runtime API and write it, for its owner alone to read."""
-    import secrets
-
-    secret = secrets.token_bytes(SECRET_BYTES)
-    path.touch(0o600)
-    path.write_bytes(secret)
-    return secret
+def isolated(folder: Path) -> tuple[bytes, list[str]]:
+    """A secret for a Runtime API, written into `folder`, and the options by which a Flower process starts nothing."""
+    secret, file = secrets.token_bytes(SECRET_BYTES), folder / "secret"
+    write_secret(file, secret)
+    return secret, ["--isolation", "process", "--superexec-auth-secret-file", str(file)]

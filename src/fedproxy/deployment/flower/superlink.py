@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedproxy.artifacts import write_secret
 from fedproxy.deployment.flower import SETTINGS, prepare
 from fedproxy.deployment.flower.command import command
 from fedproxy.deployment.flower.process import start, stop, tail
-from fedproxy.deployment.flower.runtime import SERVER_APP, SIMULATION, Runtime, write_secret
+from fedproxy.deployment.flower.runtime import SERVER_APP, SIMULATION, Runtime, isolated
 from fedproxy.errors import FederationError
 
 START_SECONDS = 90.0
@@ -88,8 +89,7 @@ class SuperLink:
             FederationError: it does not.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._secret = write_secret(self._folder / "secret")
-        alone = ["--isolation", "process", "--superexec-auth-secret-file", str(self._folder / "secret")]
+        self._secret, alone = isolated(self._folder)
         where = ["--host", "127.0.0.1", "--port", str(self.port)]
         legacy = ["--control-api-address", "127.0.0.1:0", "--fleet-api-address", "127.0.0.1:0"]
         if self._certificates is None:
@@ -194,8 +194,7 @@ class SuperLink:
         finally:
             runtime.close()
         token = self._folder / "token"
-        token.touch(0o600)
-        token.write_text(task.token, encoding="utf-8")
+        write_secret(token, task.token.encode())
         where = ["--runtime-api-address", address, "--token-file", str(token)]
         secure = ["--insecure"] if self.ca is None else ["--root-certificates", str(self.ca)]
         self._app = start(command(kind, *where, *secure), self.log, self._environment, self._folder)

@@ -5,10 +5,11 @@ import subprocess
 import time
 from pathlib import Path
 
+from fedproxy.artifacts import write_secret
 from fedproxy.deployment.flower import CLIENT_SETTINGS
 from fedproxy.deployment.flower.command import command
 from fedproxy.deployment.flower.process import start, stop, tail
-from fedproxy.deployment.flower.runtime import Runtime, write_secret
+from fedproxy.deployment.flower.runtime import Runtime, isolated
 from fedproxy.deployment.flower.superlink import free_port
 from fedproxy.errors import FederationError
 
@@ -34,15 +35,13 @@ class SuperNode:
     def __init__(self, folder: Path, superlink: str, ca: bytes | None, private: bytes) -> None:
         self._folder = folder
         self.log = folder / "supernode.log"
-        self._secret = write_secret(folder / "secret")
-        alone = ["--isolation", "process", "--superexec-auth-secret-file", str(folder / "secret")]
+        self._secret, alone = isolated(folder)
         secure = ["--insecure"]
         self._environment = {**CLIENT_SETTINGS, "FLWR_HOME": str(folder)}
         if ca is not None:
             (folder / "ca.crt").write_bytes(ca)
             key = folder / "key"
-            key.touch(0o600)
-            key.write_bytes(private)
+            write_secret(key, private)
             secure = ["--root-certificates", str(folder / "ca.crt"), "--auth-supernode-private-key", str(key)]
             # One certificate to read for every connection that is opened, where there would be the machine's hundreds.
             self._environment["SSL_CERT_FILE"] = str(folder / "ca.crt")
