@@ -28,28 +28,13 @@ from flwr.superlink.grid import HttpGrid
 from fedproxy.deployment import joining
 from fedproxy.deployment.flower.exchange import ANSWER, ORDER, pack, unpack
 from fedproxy.deployment.flower.runtime import AGENT_APP, CLIENT_APP, SERVER_APP, Runtime, Task
-from fedproxy.deployment.flower.superlink import SuperLink
+from fedproxy.deployment.flower.superlink import _APP, SuperLink
 from fedproxy.deployment.flower.supernode import SuperNode
 from fedproxy.errors import FederationError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
 SECONDS = 60.0
 EVIL = "import pathlib\npathlib.Path({mark!r}).touch()\nserver = 1\nclient = 1\nagent = 1\n"
-PROJECT = """[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "fedproxy"
-version = "1.0.0"
-description = "x"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "fedproxy"
-[tool.flwr.app.components]
-{components}
-[tool.flwr.app.config]
-"""
 CLIENT = 'serverapp = "evil:server"\nclientapp = "fedproxy.deployment.flower.app:client"'
 AGENT = 'agentapp = "evil:agent"'
 
@@ -95,7 +80,7 @@ class Server:
             (place / "__init__.py").write_text(EVIL.format(mark=str(self.mark)))
         for file in (package / "app.py", app / "evil.py"):
             file.write_text(EVIL.format(mark=str(self.mark)))
-        (app / "pyproject.toml").write_text(PROJECT.format(components=components))
+        (app / "pyproject.toml").write_text(_APP[: _APP.index("serverapp")] + f"{components}\n[tool.flwr.app.config]\n")
         content = build_fab_from_disk(app)
         fab = Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content)
         with contextlib.closing(self.link._control()) as control:

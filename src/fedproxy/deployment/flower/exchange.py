@@ -54,6 +54,12 @@ def unpack(content: RecordDict, key: str) -> bytes:
     return bytes(record["bytes"].data)
 
 
+def answer_to(grid: Grid, identifier: str) -> Message | None:
+    """The answer to a message; nothing so far. Asked for alone, whatever is wrong with it is its sender's."""
+    pulled = grid.pull_messages([identifier])
+    return next((answer for answer in pulled if answer.metadata.reply_to_message_id == identifier), None)
+
+
 class GridExchange:
     """An `Exchange` over a Grid.
 
@@ -159,12 +165,11 @@ class GridExchange:
             if done:
                 return Refusal(name, number, done)
         try:
-            found = self._grid.pull_messages([identifier])
+            answer = answer_to(self._grid, identifier)
         except httpx.HTTPError:
             raise  # the SuperLink is away
         except Exception as error:
             return unreadable(error, name, number)
-        answer = next((answer for answer in found if answer.metadata.reply_to_message_id == identifier), None)
         if answer is None and self._announced is not None:
             return Refusal(name, number, "Flower did not take its answer")
         return answer

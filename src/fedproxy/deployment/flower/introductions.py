@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from fedproxy.artifacts import write_json
 from fedproxy.config import Experiment
-from fedproxy.deployment.flower.exchange import LISTING, OFFER, PARTS, READY, record, unreadable
+from fedproxy.deployment.flower.exchange import LISTING, OFFER, PARTS, READY, answer_to, record, unreadable
 from fedproxy.deployment.handout.parts import PART_BYTES, Listing, describe, opened
 from fedproxy.deployment.members import read_members
 from fedproxy.deployment.serving import run_identity
@@ -225,12 +225,11 @@ class Introductions:
             FederationError: it refuses, or its answer cannot be used.
         """
         try:
-            found = self._grid.pull_messages([node.waits])
+            answer = answer_to(self._grid, node.waits)
         except httpx.HTTPError:
             raise  # the SuperLink is away
         except Exception as error:
             raise FederationError(unreadable(error, node.name, 1).reason) from error
-        answer = next((answer for answer in found if answer.metadata.reply_to_message_id == node.waits), None)
         if answer is None:
             return None
         if answer.has_error():
