@@ -30,7 +30,7 @@ COMMANDS = [
     "fuse",
     "evaluate",
     "report",
-    "audit",
+    "log",
     "doctor",
     "compare",
     "methods",

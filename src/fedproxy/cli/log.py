@@ -1,4 +1,4 @@
-"""fedproxy audit."""
+"""fedproxy log."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,10 @@ import typer
 
 from fedproxy.cli.output import Json, console, print_json
 
-EXAMPLE = "fedproxy audit runs/first"
+EXAMPLE = "fedproxy log runs/first"
 
 
-def audit(
+def log(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory of `fedproxy serve`.")],
     json: Json = False,
 ) -> None:
