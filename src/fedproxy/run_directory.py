@@ -169,6 +169,29 @@ def _remove(items: Iterable[Path]) -> None:
             raise os_error(error, item) from error
 
 
+class Events:
+    """A run's events.jsonl, read as it grows.
+
+    Args:
+        run: The run directory.
+        begun: Whether what is in it now is left out.
+    """
+
+    def __init__(self, run: Path, *, begun: bool = False) -> None:
+        self._path = run / _EVENTS
+        self._position = self._path.stat().st_size if begun and self._path.is_file() else 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """The events that were added since, in order; a line that is not whole yet is left for the next time."""
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+            file.seek(self._position)
+            content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            self._position += len(whole)
+            return [event_of(line) for line in whole.splitlines()]
+        return []
+
+
 class RunDirectory:
     """RUN/: which stages are complete, and the log of events; for a process that owns it, or that such a one started.
 

@@ -9,6 +9,7 @@ import pytest
 from fedproxy.cli import rounds_table as table_module
 from fedproxy.cli.output import Terminal
 from fedproxy.cli.rounds_table import Rounds, rounds_table
+from fedproxy.run_directory import Events
 
 STORED = [{"event": "round_closed", "round": number, "seconds": 1.0} for number in (1, 2, 3)]
 
@@ -48,13 +49,13 @@ def test_a_resumed_log_is_read_from_where_it_is_gone_on_with(
 def test_a_line_that_is_no_event_is_skipped(tmp_path: Path, torn: str) -> None:
     log = tmp_path / "events.jsonl"
     log.write_bytes(torn.encode("latin-1") + lines(STORED[0]).encode())
-    assert Rounds(log).read() == ["Round 1 is stored, 1.0 s."]
+    assert Rounds(Events(log.parent)).read() == ["Round 1 is stored, 1.0 s."]
 
 
 def test_a_line_is_awaited_until_it_is_whole(tmp_path: Path) -> None:
     log, whole = tmp_path / "events.jsonl", lines(STORED[0])
     log.write_text(whole[:20])
-    rounds = Rounds(log)
+    rounds = Rounds(Events(log.parent))
     assert rounds.read() == []
     log.write_text(whole)
     assert rounds.read() == ["Round 1 is stored, 1.0 s."]
@@ -84,6 +85,6 @@ def test_what_a_client_says_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def rounds_of(folder: Path) -> Rounds:
-    rounds = Rounds(folder / "events.jsonl")
+    rounds = Rounds(Events(folder))
     rounds.read()
     return rounds

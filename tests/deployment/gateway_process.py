@@ -80,6 +80,7 @@ def main(folder: Path) -> None:
         upstream=Upstream(superlink.server_address[1], None),
         fleet=Fleet(Announced(folder), 1 << 20, 2.0),
         audit=Audit(folder / "run" / "audit.jsonl"),
+        verdict=lambda name: None,
     )
     with gateway:
         sys.stdout.write(f"{gateway.port}\n")

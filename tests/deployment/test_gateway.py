@@ -79,7 +79,7 @@ def start(tmp_path, proxy, superlink):
     """A function that starts a gateway, with a register of the clients bank and shop unless told otherwise."""
     with contextlib.ExitStack() as stack:
 
-        def begin(*, registered=True, upstream=None, port=0):
+        def begin(*, registered=True, upstream=None, port=0, verdicts=None):
             keys = tmp_path / "keys" if registered else None
             if registered:
                 init_keys(keys)
@@ -101,6 +101,7 @@ def start(tmp_path, proxy, superlink):
                 upstream=Upstream(upstream or superlink.port, None),
                 fleet=Fleet(Announced(tmp_path), 1000, 0.2),
                 audit=stack.enter_context(Audit(tmp_path / "audit.jsonl")),
+                verdict=({} if verdicts is None else verdicts).get,
             )
             stack.enter_context(gateway)
             return SimpleNamespace(gateway=gateway, keys=keys)

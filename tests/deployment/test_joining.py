@@ -11,7 +11,7 @@ from fedproxy.deployment import joining as joining_module
 from fedproxy.deployment.address import Address
 from fedproxy.deployment.joining import Joining, Owner, join, look
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys
-from fedproxy.deployment.welcome import Welcome
+from fedproxy.deployment.welcome import Verdict, Welcome
 from fedproxy.errors import FederationError
 from fedproxy.federation.offer import Limits
 from tests.deployment.test_gateway import proxy, start, superlink  # noqa: F401
@@ -49,10 +49,30 @@ def test_a_connection_that_the_server_closed_in_a_long_round_is_not_told(start, 
     assert not caplog.records
 
 
+def test_a_client_is_told_once_whether_its_update_counted_and_at_the_end_as_well(start):  # noqa: F811
+    verdicts, told = {}, []
+    hub = start(registered=False, verdicts=verdicts)
+    owner = Owner(Joining(Address("127.0.0.1", hub.gateway.port), None, name="bank"), told.append)
+    offer = owner.ask().offer
+    assert (owner.still_offers(offer), told) == (True, [])
+    verdicts |= {"bank": Verdict(1), "shop": Verdict(1, "norm")}
+    assert owner.still_offers(offer)
+    assert owner.still_offers(offer)
+    assert told == [Verdict(1)]
+    verdicts["bank"] = Verdict(2, "its norm \x1b[2J is 9")
+    assert owner.still_offers(offer)
+    verdicts["bank"] = Verdict(3)
+    hub.gateway.end("complete")
+    assert not owner.still_offers(offer)
+    owner.close()
+    assert [(verdict.round, bool(verdict.reason)) for verdict in told] == [(1, False), (2, True), (3, False)]
+    assert "\x1b" not in told[1].reason
+
+
 @pytest.mark.parametrize(("ahead", "told"), [(0.0, ""), (2.9, ""), (3.5, "3.5"), (-2.9, ""), (-290.0, "290")])
 def test_a_clock_that_differs_is_told(caplog, monkeypatch, ahead, told):
     now = 1.8e9
-    answered = Welcome("bank", "token", OFFER, now).encode()
+    answered = Welcome("bank", "token", OFFER, time=now).encode()
     monkeypatch.setattr(Owner, "_introduce", lambda owner: (200, answered))
     monkeypatch.setattr(joining_module.time, "time", lambda: now + ahead)
     Owner(Joining(Address("127.0.0.1", 1), None, name="bank")).ask()
@@ -109,7 +129,9 @@ def ready(tmp_path, monkeypatch):
         monkeypatch.setattr(joining_module, "fetch_proxy", lambda *_, **__: tmp_path / "proxy")
         monkeypatch.setattr(joining_module.Session, "open", open_session)
         client, silent = Client(data=str(rows)), lambda *_: None
-        told = dict.fromkeys(("on_welcome", "on_bytes", "on_ready", "on_step", "on_answer", "on_refusal"), silent)
+        told = dict.fromkeys(
+            ("on_welcome", "on_bytes", "on_ready", "on_step", "on_answer", "on_refusal", "on_verdict"), silent
+        )
         with pytest.raises(ReadyError) as reached:
             join(Joining(Address("127.0.0.1", 1), key, client=client, cache=tmp_path / "cache", **fields), **told)
         return reached.value.args[0]

@@ -9,13 +9,13 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from fedproxy.deployment import welcome
 from fedproxy.deployment.certificates import make_key
-from fedproxy.deployment.welcome import StrangerError, Welcome, check_introduction, introduce, public_pem
+from fedproxy.deployment.welcome import StrangerError, Verdict, Welcome, check_introduction, introduce, public_pem
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.wire import ENCODINGS
 from tests.federation.test_offer import OFFER
 
 KEY = make_key()
-WELCOME = Welcome("bank", "token", OFFER, 1.5)
+WELCOME = Welcome("bank", "token", OFFER, Verdict(3, "its norm"), 1.5)
 
 
 def test_an_introduction_comes_back_as_made():
@@ -155,6 +155,17 @@ def test_a_welcome_comes_back_as_made_and_names_no_path():
     assert b"secret" not in WELCOME.encode()
 
 
+WRONG_VERDICTS = [
+    1,
+    [],
+    {},
+    {"round": "1", "reason": ""},
+    {"round": 0, "reason": ""},
+    {"round": 1 << 60, "reason": ""},
+    {"round": True, "reason": None},
+]
+
+
 def changed(**values):
     return json.dumps({**json.loads(WELCOME.encode()), **values}).encode()
 
@@ -170,6 +181,7 @@ def changed(**values):
         (changed(name="../x"), "calls this client '../x'"),
         (changed(time="0"), "cannot be read"),
         (changed(offer="{}"), "protocol"),
+        *((changed(verdict=verdict), "last round") for verdict in WRONG_VERDICTS),
     ],
 )
 def test_what_is_no_welcome_is_refused(said, says):

@@ -141,6 +141,10 @@ def join(
             ),
             on_answer=lambda size: console().print(f"Sent an update of {size / 1e6:.1f} MB."),
             on_refusal=lambda reason: console().print(f"Refused the order: {reason}"),
+            on_verdict=lambda verdict: console().print(
+                f"Round {verdict.round} is over. Your update "
+                + (f"does not count: {verdict.reason.rstrip('.')}." if verdict.reason else "counts.")
+            ),
         )
     console().print("The federation is complete.")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from fedproxy.artifacts import event_of
 from fedproxy.cli.output import console, live
+from fedproxy.run_directory import Events
 
 _LOOK_SECONDS = 0.5
 _SHOWN = 40
@@ -20,12 +20,11 @@ class Rounds:
     """What events.jsonl says of the rounds, read as it grows.
 
     Args:
-        path: The file.
-        begin: Byte from which on it is read; what an earlier process wrote is not of interest.
+        events: The file, as it grows.
     """
 
-    def __init__(self, path: Path, begin: int = 0) -> None:
-        self._path, self._position = path, begin
+    def __init__(self, events: Events) -> None:
+        self._events = events
         self.round = 0
         self.closed = 0
         self.seconds: float | None = None
@@ -38,13 +37,7 @@ class Rounds:
         Returns:
             One line for people for each event that is worth one.
         """
-        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
-            file.seek(self._position)
-            content = file.read()
-            whole = content[: content.rfind(b"\n") + 1]
-            self._position += len(whole)
-            return [line for raw in whole.splitlines() for line in self._take(event_of(raw))]
-        return []
+        return [line for event in self._events.read() for line in self._take(event)]
 
     def _take(self, event: dict[str, Any]) -> list[str]:
         kind, number = event.get("event"), event.get("round", 0)
@@ -89,8 +82,7 @@ def rounds_table(run: Path, *, resume: bool) -> Iterator[Callable[[], None]]:
     Yields:
         To be called often once the rounds begin; it looks at the log twice a second.
     """
-    path = run / "events.jsonl"
-    rounds = Rounds(path, path.stat().st_size if resume and path.is_file() else 0)
+    rounds = Rounds(Events(run, begun=resume))
     target, looked = console(), 0.0
     with live() as shown:
 

@@ -66,6 +66,7 @@ class Gateway(HandoutServer):
         upstream: The SuperLink.
         fleet: What each client may ask of it.
         audit: Where it is noted who came, and who was refused.
+        verdict: Tells what became of a client's last answer.
     """
 
     def __init__(
@@ -82,10 +83,11 @@ class Gateway(HandoutServer):
         upstream: Upstream,
         fleet: "Fleet",
         audit: Audit,
+        verdict: Callable[[str], welcome.Verdict | None],
     ) -> None:
         super().__init__(proxy, listing, host, port, certificate, key, members.holds)
         self._members, self._offer, self._upstream, self._fleet = members, offer, upstream, fleet
-        self._audit = audit
+        self._audit, self._verdict = audit, verdict
         self._local = threading.local()
         self._ended: str | None = None
         self._told: set[str] = set()
@@ -168,12 +170,14 @@ class Gateway(HandoutServer):
             reason = f'another process joined as "{member.name}" after this one.'
             self._audit.note("refused", member.name, reason=reason)
             return _said(HTTPStatus.FORBIDDEN, reason)
+        verdict = self._verdict(member.name)
         if self._ended is not None:
-            return replace(_said(HTTPStatus.GONE, self._ended), sent=lambda: self._told.add(member.name))
+            gone = _said(HTTPStatus.GONE, self._ended, verdict=verdict and vars(verdict))
+            return replace(gone, sent=lambda: self._told.add(member.name))
         if said.process:
             self._asked[member.name] = time.monotonic()
         offer = self._offer(member.name, said.spoken)
-        answer = welcome.Welcome(member.name, self.issue(member.identity), offer)
+        answer = welcome.Welcome(member.name, self.issue(member.identity), offer, verdict)
         return Answer(HTTPStatus.OK, "application/json", answer.encode())
 
     def _is_newest(self, member: Member, process: str) -> bool:
@@ -226,6 +230,6 @@ def _of_flower(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower().startswith("flwr-")}
 
 
-def _said(status: HTTPStatus, reason: str) -> Answer:
-    said = {"reason": reason, "protocol": PROTOCOL, "version": version()}
+def _said(status: HTTPStatus, reason: str, **more: object) -> Answer:
+    said = {"reason": reason, "protocol": PROTOCOL, "version": version(), **more}
     return Answer(status, "application/json", json.dumps(said).encode())

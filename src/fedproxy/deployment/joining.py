@@ -22,7 +22,7 @@ from fedproxy.deployment.flower.supernode import OtherSuperNode, SuperNode
 from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
 from fedproxy.deployment.handout.link import BrokenLinkError, Link
 from fedproxy.deployment.keys import read_client_key
-from fedproxy.deployment.welcome import MOST_BYTES, PATH, Welcome, introduce
+from fedproxy.deployment.welcome import MOST_BYTES, PATH, Verdict, Welcome, introduce
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError, told
 from fedproxy.federation.client_rows import rows_of
 from fedproxy.federation.offer import Limits, Offer, check_offer
@@ -118,6 +118,7 @@ def join(
     on_step: Callable[[int, int, int, float], None],
     on_answer: Callable[[int], None],
     on_refusal: Callable[[str], None],
+    on_verdict: Callable[[Verdict], None],
 ) -> None:
     """Take part in a federation until the server ends it.
 
@@ -129,6 +130,7 @@ def join(
         on_step: Told round, step, steps and loss.
         on_answer: Told the bytes of an update that went out.
         on_refusal: Told why an order was refused, where the next one may go better.
+        on_verdict: Told whether an update counted, once its round has ended.
 
     Raises:
         FederationError: the server cannot be reached, refuses this client, has another offer than the one that it
@@ -138,7 +140,7 @@ def join(
         ResourceError: the disk is full, or memory does not suffice.
     """
     prepare(CLIENT_SETTINGS)
-    owner, cache, limits = Owner(joining), joining.cache or default_cache(), joining.limits
+    owner, cache, limits = Owner(joining, on_verdict), joining.cache or default_cache(), joining.limits
     welcome = owner.ask()
     on_welcome(welcome)
     offer, name = welcome.offer, welcome.name
@@ -235,6 +237,7 @@ class Owner:
 
     Args:
         joining: What the data owner brings.
+        on_verdict: Told whether an update counted, once its round has ended.
 
     Attributes:
         authority: What tells owners apart that give their runs the same identity: the hash of the CA's certificate.
@@ -244,7 +247,13 @@ class Owner:
         UsageError: plaintext beyond loopback, or no CA.
     """
 
-    def __init__(self, joining: Joining, *, looks: bool = False) -> None:
+    def __init__(
+        self,
+        joining: Joining,
+        on_verdict: Callable[[Verdict], None] = lambda verdict: None,
+        *,
+        looks: bool = False,
+    ) -> None:
         self.address, self._name, self._patience = joining.address, joining.name, joining.patience
         self._wires, self._process = joining.wires, "" if looks else secrets.token_hex(8)
         self.url = f"{'http' if joining.key is None else 'https'}://{joining.address}"
@@ -266,6 +275,8 @@ class Owner:
         self.authority = "no-ca" if self.ca is None else hashlib.sha256(self.ca.strip()).hexdigest()
         self._link = Link(self.url, None, self.ca)
         self._away: float | None = None
+        self._on_verdict = on_verdict
+        self._verdict: Verdict | None = None
 
     def close(self) -> None:
         """Close the connection."""
@@ -288,6 +299,7 @@ class Owner:
         if status != HTTPStatus.OK:
             raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
         welcome = Welcome.decode(said)
+        self._hear(welcome.verdict)
         ahead = welcome.ahead(asked, time.time())
         if abs(ahead) > CLOCK_SECONDS:
             where = "ahead of" if ahead > 0 else "behind"
@@ -326,14 +338,29 @@ class Owner:
             log.info("%s is back.", self.address)
             self._away = None
         if status == HTTPStatus.GONE:
+            self._hear(_verdict(said))
             if _reason(said) == "complete":
                 return False
             raise FederationError("The federation ended without success: its owner can say why.")
         if status != HTTPStatus.OK:
             raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
-        if Welcome.decode(said).offer != offer:
+        welcome = Welcome.decode(said)
+        self._hear(welcome.verdict)
+        if welcome.offer != offer:
             raise FederationError(f"{self.address} offers another federation now. Join again.")
         return True
+
+    def _hear(self, verdict: Verdict | None) -> None:
+        if verdict is not None and verdict != self._verdict:
+            self._on_verdict(verdict)
+        self._verdict = verdict
+
+
+def _verdict(said: bytes) -> Verdict | None:
+    try:
+        return Verdict.read(json.loads(said).get("verdict"))
+    except (ValueError, AttributeError, RecursionError):
+        return None
 
 
 def _reason(said: bytes) -> str:

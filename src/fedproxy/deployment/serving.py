@@ -21,6 +21,7 @@ from fedproxy.deployment.handout.https import check_tls
 from fedproxy.deployment.handout.parts import PART_BYTES, describe
 from fedproxy.deployment.keys import CA, SERVER, SERVER_KEY, ending_certificates, read_registry
 from fedproxy.deployment.members import Member, Members
+from fedproxy.deployment.verdicts import Verdicts
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.federation.client_rows import client_names
 from fedproxy.federation.messages import Order
@@ -123,6 +124,7 @@ def serve(
         environment = {RUN_VARIABLE: str(run), OUTCOME_VARIABLE: str(outcome), ANSWERED_VARIABLE: str(answered)}
         link = SuperLink(Path(folder), certificates=certificates, environment=environment)
         fleet = Fleet(Announced(answered), most, max(FASTEST_PAUSE, PAUSE_A_CLIENT * len(names or members.all)))
+        verdicts = Verdicts(run, audit)
         gateway = Gateway(
             run / "proxy",
             listing,
@@ -137,6 +139,7 @@ def serve(
             upstream=Upstream(link.port, link.ca),
             fleet=fleet,
             audit=audit,
+            verdict=verdicts.of,
         )
         ended: str | None = None
         try:
@@ -156,6 +159,7 @@ def serve(
                     before, there = there, _register(link, members, known, there, audit)
                     for member in before - there:
                         fleet.leave(member.public_key)
+                verdicts.follow()
                 audit.flush()
                 on_poll()
                 time.sleep(POLL_SECONDS)
@@ -165,10 +169,12 @@ def serve(
             raise
         finally:
             link.close()
+            with contextlib.suppress(FedproxyError):  # what ended the run is what is told
+                verdicts.follow()
             if ended is not None:  # else the clients wait for the run to be resumed
                 _say_farewell(gateway, ended)
             gateway.close()
-            with contextlib.suppress(FedproxyError):  # a full disk, perhaps; what ended the run is what is told
+            with contextlib.suppress(FedproxyError):
                 audit.note("ended", how=ended or "interrupted")
 
 

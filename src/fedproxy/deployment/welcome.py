@@ -13,6 +13,7 @@ from fedproxy.errors import ArtifactError
 from fedproxy.federation.offer import Offer
 from fedproxy.federation.protocol import is_name, strict_json
 from fedproxy.federation.wire import ENCODINGS
+from fedproxy.foreign import plain
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,7 +22,8 @@ PATH = "/fedproxy/welcome"
 MOST_BYTES = 64 << 10
 AHEAD_SECONDS, BEHIND_SECONDS = 4.0, 300.0
 """How far the client's clock may be ahead of the owner's and behind it: a little less than Flower takes (5 and 305)."""
-_LAST_SECOND = 1 << 35
+_LAST_SECOND, _LAST_ROUND = 1 << 35, 1 << 53
+_REASON_CHARACTERS = 500
 _PURPOSE = "fedproxy welcome"
 _PROCESS = re.compile("([0-9a-f]{16})?")
 
@@ -128,6 +130,33 @@ def _signed(now: float, name: str, wires: str, process: str) -> bytes:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What became of a client's answer to an order.
+
+    Attributes:
+        round: The round.
+        reason: Why it did not count; "" if it did.
+    """
+
+    round: int
+    reason: str = ""
+
+    @staticmethod
+    def read(values: object) -> "Verdict | None":
+        """The verdict in JSON that a server sent; none if there is none.
+
+        Raises:
+            ArtifactError: it is something else.
+        """
+        if values is None:
+            return None
+        match values:
+            case {"round": int(number), "reason": str(reason)} if 0 < number < _LAST_ROUND:
+                return Verdict(number, plain(reason, _REASON_CHARACTERS))
+        raise ArtifactError("The server's word on the last round cannot be read: is it of this version of fedproxy?")
+
+
+@dataclass(frozen=True)
 class Welcome:
     """What the owner answers.
 
@@ -135,17 +164,21 @@ class Welcome:
         name: The client's name to the owner.
         token: For the hand-out of the proxy.
         offer: What the federation asks of the client.
+        verdict: What became of its last answer; none before the first round has ended.
         time: Seconds since 1970 on the owner's clock.
     """
 
     name: str
     token: str
     offer: Offer
+    verdict: Verdict | None = None
     time: float = field(default_factory=time.time, compare=False)
 
     def encode(self) -> bytes:
         """The welcome as JSON."""
-        return json.dumps({**vars(self), "offer": self.offer.encode()}).encode()
+        return json.dumps(
+            {**vars(self), "offer": self.offer.encode(), "verdict": self.verdict and vars(self.verdict)}
+        ).encode()
 
     def ahead(self, asked: float, answered: float) -> float:
         """Seconds by which the client's clock is ahead of the owner's, at least; less than 0 where it is behind.
@@ -167,9 +200,10 @@ class Welcome:
             values: Any = strict_json(data.decode())
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"The server's welcome is no JSON: {error!s:.100}.") from error
+        verdict = Verdict.read(values.pop("verdict", None)) if isinstance(values, dict) else None
         kinds: Mapping[str, type] = {"name": str, "token": str, "offer": str, "time": float}
         if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != kinds:
             raise ArtifactError("The server's welcome cannot be read: is it a fedproxy server of this version?")
         if not is_name(values["name"]):
             raise ArtifactError(f"The server's welcome calls this client {values['name']!r:.80}, which is no name.")
-        return Welcome(**{**values, "offer": Offer.decode(values["offer"])})
+        return Welcome(**{**values, "offer": Offer.decode(values["offer"]), "verdict": verdict})

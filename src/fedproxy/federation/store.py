@@ -80,19 +80,20 @@ class RoundStore:
         return number
 
     def records(self) -> list[dict[str, Any]]:
-        """The `round.json` of every complete round.
+        """The `round.json` of every complete round; raises as `record` does."""
+        return [self.record(number) for number in range(1, self.count() + 1)]
+
+    def record(self, number: int) -> dict[str, Any]:
+        """The `round.json` of a complete round.
 
         Raises:
-            ArtifactError: a record is damaged, or that of another round.
+            ArtifactError: it is damaged, or that of another round.
         """
-        found = []
-        for number in range(1, self.count() + 1):
-            path = self._of(number) / "round.json"
-            record = read_json(path)
-            if (given := as_record(record, Round, str(path)).number) != number:
-                raise ArtifactError(f"{path} is of round {given}, not {number}.")
-            found.append(record)
-        return found
+        path = self._of(number) / "round.json"
+        record: dict[str, Any] = read_json(path)
+        if (given := as_record(record, Round, str(path)).number) != number:
+            raise ArtifactError(f"{path} is of round {given}, not {number}.")
+        return record
 
     def latest(self) -> Closed | None:
         """Read the last complete round; none if there is none. Leftovers of a killed process are removed.
