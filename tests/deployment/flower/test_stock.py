@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import sys
 import uuid
 from pathlib import Path
@@ -14,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import fedproxy
 from fedproxy.artifacts import read_json
+from fedproxy.deployment.certificates import load_private, public_openssh
 from fedproxy.deployment.flower import SETTINGS, introductions
 from fedproxy.deployment.flower.app import client, server
 from fedproxy.deployment.flower.command import command
@@ -23,6 +26,7 @@ from fedproxy.deployment.flower.site import Site
 from fedproxy.deployment.flower.superlink import free_port
 from fedproxy.deployment.handout.fetch import find_proxy, take_parts
 from fedproxy.deployment.handout.parts import describe, opened
+from fedproxy.deployment.keys import add_client, client_key_file, init_keys, read_client_key
 from fedproxy.errors import ConfigError, UsageError
 from fedproxy.federation.offer import Limits
 from fedproxy.run_directory import MEMBERS
@@ -339,17 +343,20 @@ def test_a_supernode_that_was_started_anew_is_asked_anew(introduced, tmp_path):
 
 @pytest.mark.long
 def test_a_stock_superlink_and_stock_supernodes(tmp_path, tiny_checkpoint, calibration, monkeypatch):
-    """The app of flower-hub, as Flower runs it: each message by a process of its own."""
-    whole = write_experiment(tmp_path, tiny_checkpoint(), calibration, rounds=2)
-    app, port, home = tmp_path / "app", free_port(), tmp_path / "home"
+    """The app of flower-hub, as Flower runs it: each message by a process of its own; and gone on with after a kill."""
+    whole = write_experiment(tmp_path, tiny_checkpoint(), calibration, rounds=3)
+    app, port, home, keys = tmp_path / "app", free_port(), tmp_path / "home", tmp_path / "keys"
     shutil.copytree(ROOT / "flower-hub", app)
     bare = "".join(line for line in whole.read_text().splitlines(True) if not line.startswith("data"))
     (app / "experiment.toml").write_text(bare)
+    init_keys(keys)
     home.mkdir()
-    (home / "config.toml").write_text(f'[superlink.stock]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
+    (home / "config.toml").write_text(
+        f'[superlink.stock]\naddress = "127.0.0.1:{port}"\nroot-certificates = "{keys / "ca.crt"}"\n'
+    )
     for key, value in {**SETTINGS, "FLWR_HOME": str(home)}.items():
         monkeypatch.setenv(key, value)
-    scripts = Path(sys.executable).parent
+    scripts, run = Path(sys.executable).parent, tmp_path / "run"
     with contextlib.ExitStack() as stack:
 
         def start(name, *words):
@@ -357,15 +364,29 @@ def test_a_stock_superlink_and_stock_supernodes(tmp_path, tiny_checkpoint, calib
             stack.callback(process.clear)
             return process
 
-        link = start("superlink", scripts / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", port)
+        secure = [("--ssl-ca-certfile", "ca.crt"), ("--ssl-certfile", "server.crt"), ("--ssl-keyfile", "server.key")]
+        files = [word for option, name in secure for word in (option, keys / name)]
+        at = ["--host", "127.0.0.1", "--port", port]
+        link = start("superlink", scripts / "flower-superlink", *at, *files, "--enable-supernode-auth")
         link.says("running on")
         for name in ("colours", "numbers"):
+            private, public = tmp_path / f"{name}.key", tmp_path / f"{name}.pub"
+            add_client(keys, name)
+            private.write_bytes(read_client_key(client_key_file(keys, name)).private_openssh)
+            public.write_text(public_openssh(load_private(private.read_bytes()).public_key()))
+            start(f"register-{name}", *command("flwr", "supernode", "register", str(public), "stock")).ends()
             config = f'client="{name}" data="{tmp_path / name}.jsonl" cache="{tmp_path / name}" min_rows=1 min_steps=1'
             own = ["--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", free_port()]
-            start(name, scripts / "flower-supernode", "--insecure", *own, "--node-config", config)
-        run = tmp_path / "run"
+            own += ["--root-certificates", keys / "ca.crt", "--auth-supernode-private-key", private]
+            start(name, scripts / "flower-supernode", *own, "--node-config", config)
         submit = command("flwr", "run", str(app), "stock", "--run-config", f'out="{run}"')
         start("run", *submit).ends()
+        assert eventually((run / "rounds" / "0001").is_dir, 400.0), link.said
+        (serverapp,) = link.family("flwr-serverapp")
+        os.kill(serverapp, signal.SIGKILL)
+        assert eventually(lambda: not link.family("flwr-serverapp"))
+        assert not (run / "adapter").exists()
+        start("again", *submit).ends()
         assert eventually((run / "adapter").is_dir, 400.0), link.said
     fedproxy.federate(whole, tmp_path / "inline")
     assert adapter_bytes(run) == adapter_bytes(tmp_path / "inline")
