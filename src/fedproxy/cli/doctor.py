@@ -6,6 +6,7 @@ from fedproxy.cli.output import Json, console, print_json
 
 EXAMPLE = "fedproxy doctor"
 EXTRAS = {
+    "data": ("datasets",),
     "eval": ("lm_eval", "datasets"),
     "report": ("jinja2", "matplotlib"),
     "federation": ("cryptography", "flwr"),
