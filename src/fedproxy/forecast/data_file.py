@@ -1,0 +1,69 @@
+"""What of a file of rows is trained on: for people to look at before anything is."""
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedproxy.config import Train
+from fedproxy.data import read_rows
+from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer
+from fedproxy.models.encoding import Encoded, training_examples
+from fedproxy.models.families import readable
+from fedproxy.row_files import Row, format_of
+from fedproxy.row_formats import CONTENT, check_row
+
+Part = dict[str, Any]
+"""A piece of a row: its "text", and whether it "counts" in the loss."""
+
+
+def check_data(
+    path: Path, model: str | None, train: Train, *, first: int, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Read a file of rows as a client would, and tell what is trained on.
+
+    Args:
+        path: A file or folder as of `read_rows`.
+        model: The LLM, a directory or a Hub id, of which tokenizer and configuration are read; without one there are no
+            tokens, and rows are shown as they stand in the file.
+        train: The [train] table.
+        first: How many rows are shown.
+        trust_remote_code: Let the model's own Python code run.
+
+    Returns:
+        "file", "format", "rows_of" (the format of the rows), "rows", "duplicates" (rows whose content an earlier row
+        has), "columns" (name → {"rows" that have it, "used": whether it is content}); "first", the parts of the first
+        rows; with a model also "tokens" and "counting", sums of what is trained on in an epoch, "longest", "cut" (rows
+        that max_length shortens), "lost" (rows of which it leaves nothing to learn), and "max_length".
+
+    Raises:
+        ArtifactError, UsageError: as of `read_rows` and `training_examples`.
+    """
+    rows = read_rows(path)
+    columns = Counter(name for row in rows for name in row)
+    found = {
+        "file": str(path),
+        "format": format_of(path),
+        "rows_of": check_row(rows[0]),
+        "rows": len(rows),
+        "duplicates": len(rows) - len({_digest(row) for row in rows}),
+        "columns": {name: {"rows": count, "used": name in CONTENT} for name, count in columns.items()},
+    }
+    if model is None:
+        return {**found, "first": [_as_written(row, train) for row in rows[:first]]}
+    tokenizer = load_tokenizer(Path(model), trust_remote_code=trust_remote_code)
+    longest = readable(load_config(Path(model), trust_remote_code=trust_remote_code), train.max_length)
+    examples = training_examples(rows, tokenizer, train, longest)
+    return {
+        **found,
+        "max_length": longest,
+        "tokens": sum(len(example.ids) for example in examples),
+        "counting": sum(example.counting for example in examples),
+        "longest": max(len(example.ids) for example in examples),
+        "cut": sum(example.cut for example in examples) + len(rows) - len(examples),
+        "lost": len(rows) - len(examples),
+        "first": [_as_trained(example, tokenizer) for example in examples[:first]],
+    }
