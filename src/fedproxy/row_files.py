@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,8 @@ def _json_lines(path: Path) -> Numbered:
 
 def _json(path: Path) -> Numbered:
     """The elements of an array; a file that begins with another value is JSON Lines, which many call .json."""
-    first = next((line for line in _lines(path) if line.strip()), b"")
-    yield from (_array if first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[") else _json_lines)(path)
+    first = next((bare for line in _lines(path) if (bare := line.removeprefix(BOM_UTF8).strip())), b"")
+    yield from (_array if first.startswith(b"[") else _json_lines)(path)
 
 
 def _array(path: Path) -> Numbered:

@@ -10,13 +10,33 @@ FORMATS = (
     '{"prompt", "completion"} (strings or lists of messages), {"messages": [{"role", "content"}, ...]}, {"text"}, '
     'Alpaca\'s {"instruction", "input", "output"} or ShareGPT\'s {"conversations": [{"from", "value"}, ...]}'
 )
-_NAMED = {"prompt": "prompt", "completion": "prompt", "messages": "messages", "text": "text"}
-_NAMED |= {"instruction": "instruction", "conversations": "conversations"}
-"""Field → the field by which the format is known that it belongs to."""
+FIELDS = {
+    "prompt": ("prompt", "completion", "tools"),
+    "messages": ("messages", "tools"),
+    "conversations": ("conversations", "tools"),
+    "instruction": ("instruction", "input", "output"),
+    "text": ("text",),
+}
+"""The field by which a format is known → all its fields. "label" divides rows among clients; any other is kept."""
+_KNOWN_BY = {name: name for name in FIELDS} | {"completion": "prompt"}
 _ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("user", "assistant", "system", "tool")}
 """ShareGPT's "from" → the role."""
-UNDERSTOOD = {*_NAMED, "tools", "input", "output"}
-"""The fields that are read; "label" divides the rows, and the others are kept."""
+_UNDERSTOOD = {name for names in FIELDS.values() for name in names}
+
+
+def known_by(row: Mapping[str, Any]) -> str:
+    """The field by which the format of a row is known.
+
+    Raises:
+        ValueError: it is of no known format, or of several.
+    """
+    kinds = {_KNOWN_BY[name] for name, value in row.items() if name in _KNOWN_BY and value is not None}
+    if "instruction" in kinds:
+        kinds.discard("text")
+    if len(kinds) != 1:
+        several = " of several formats at once," if kinds else ""
+        raise ValueError(f"a row{several} with the fields {sorted(row)}; known formats: {FORMATS}")
+    return kinds.pop()
 
 
 def in_trl_form(row: Mapping[str, Any]) -> Row:
@@ -32,14 +52,9 @@ def in_trl_form(row: Mapping[str, Any]) -> Row:
         ValueError: what is wrong with the row.
         ArtifactError: a string should hold JSON and does not.
     """
-    row = {name: value for name, value in row.items() if not (value is None and name in UNDERSTOOD)}
-    kinds = {_NAMED[name] for name in row if name in _NAMED}
-    if "instruction" in kinds:
-        kinds.discard("text")
-    if len(kinds) != 1:
-        several = " of several formats at once," if kinds else ""
-        raise ValueError(f"a row{several} with the fields {sorted(row)}; known formats: {FORMATS}")
-    if "instruction" in kinds:
+    kind = known_by(row)
+    row = {name: value for name, value in row.items() if not (value is None and name in _UNDERSTOOD)}
+    if kind == "instruction":
         row = _instructed(row)
     for name in ("messages", "conversations", "tools"):
         if isinstance(row.get(name), str):

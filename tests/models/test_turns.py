@@ -22,7 +22,12 @@ MARKED = (
     "{{ m.content or '' }}" + CALLS + "<|end|>{% endgeneration %}{% else %}{{ m.content or '' }}<|end|>{% endif %}\n"
     "{% endfor %}" + ASKED
 )
-TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object", "properties": {}}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "rain", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}},
+    }
+]
 TALK = [
     {"role": "system", "content": "Be bríef."},
     {"role": "user", "content": "Rain in Ulm?"},

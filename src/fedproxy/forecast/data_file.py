@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedproxy.config import Train
 from fedproxy.data import read_rows
-from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer
+from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer, resolve
 from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import readable
-from fedproxy.row_files import Row, format_of
-from fedproxy.row_formats import CONTENT, check_row
+from fedproxy.row_files import Row, format_of, numbered_rows
+from fedproxy.row_formats import FIELDS, check_row, known_by
 
+_CONTENT = ("prompt", "completion", "messages", "tools", "text")
 Part = dict[str, Any]
 """A piece of a row: its "text", and whether it "counts" in the loss."""
 
@@ -37,25 +37,29 @@ def check_data(
         "file", "format", "rows_of" (the format of the rows), "rows", "duplicates" (rows whose content an earlier row
         has), "columns" (name → {"rows" that have it, "used": whether it is content}); "first", the parts of the first
         rows; with a model also "tokens" and "counting", sums of what is trained on in an epoch, "longest", "cut" (rows
-        that max_length shortens), "lost" (rows of which it leaves nothing to learn), and "max_length".
+        that max_length shortens), "lost" (rows without a token to learn, which are left out), and "max_length".
 
     Raises:
         ArtifactError, UsageError: as of `read_rows` and `training_examples`.
     """
     rows = read_rows(path)
-    columns = Counter(name for row in rows for name in row)
+    columns, content = Counter[str](), set[str]()
+    for _, row in numbered_rows(path):
+        columns.update(row.keys())
+        content.update(FIELDS[known_by(row)])
     found = {
         "file": str(path),
         "format": format_of(path),
         "rows_of": check_row(rows[0]),
         "rows": len(rows),
         "duplicates": len(rows) - len({_digest(row) for row in rows}),
-        "columns": {name: {"rows": count, "used": name in CONTENT} for name, count in columns.items()},
+        "columns": {name: {"rows": count, "used": name in content} for name, count in columns.items()},
     }
     if model is None:
         return {**found, "first": [_as_written(row, train) for row in rows[:first]]}
-    tokenizer = load_tokenizer(Path(model), trust_remote_code=trust_remote_code)
-    longest = readable(load_config(Path(model), trust_remote_code=trust_remote_code), train.max_length)
+    directory = resolve(model, weights=False)
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    longest = readable(load_config(directory, trust_remote_code=trust_remote_code), train.max_length)
     examples = training_examples(rows, tokenizer, train, longest)
     return {
         **found,
@@ -63,7 +67,38 @@ def check_data(
         "tokens": sum(len(example.ids) for example in examples),
         "counting": sum(example.counting for example in examples),
         "longest": max(len(example.ids) for example in examples),
-        "cut": sum(example.cut for example in examples) + len(rows) - len(examples),
+        "cut": sum(example.cut for example in examples),
         "lost": len(rows) - len(examples),
         "first": [_as_trained(example, tokenizer) for example in examples[:first]],
     }
+
+
+def _digest(row: Row) -> bytes:
+    content = {name: row[name] for name in _CONTENT if name in row}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).digest()
+
+
+def _as_trained(example: Encoded, tokenizer: Tokenizer) -> list[Part]:
+    return [
+        {"text": str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)), "counts": counts}
+        for ids, counts in example.parts()
+    ]
+
+
+def _as_written(row: Row, train: Train) -> list[Part]:
+    if "messages" not in row:
+        parts = ((row.get("prompt"), not train.completion_only_loss), (row.get("completion", row.get("text")), True))
+        return [{"text": text, "counts": counts} for text, counts in parts if text]
+    whole, last = not (train.completion_only_loss or train.assistant_only_loss), len(row["messages"])
+    return [
+        {
+            "text": _message(message),
+            "counts": whole or (message["role"] == "assistant" and (train.assistant_only_loss or number == last)),
+        }
+        for number, message in enumerate(row["messages"], 1)
+    ]
+
+
+def _message(message: Mapping[str, Any]) -> str:
+    calls = "".join(f" {json.dumps(call, ensure_ascii=False)}" for call in message.get("tool_calls") or ())
+    return f"{message['role']}: {message['content'] or ''}{calls}\n"
