@@ -31,6 +31,8 @@ COMMANDS = [
     "evaluate",
     "report",
     "audit",
+    "data",
+    "init",
     "doctor",
     "compare",
     "methods",

@@ -49,7 +49,7 @@ def conversation(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
         raise UsageError("assistant_only_loss needs a fast tokenizer, one with a tokenizer.json.")
     tools = row.get("tools")
     if _MARKED.search(tokenizer.get_chat_template(tools=tools)):
-        found = tokenizer.apply_chat_template(
+        found: Any = tokenizer.apply_chat_template(
             row["messages"], tools=tools, return_dict=True, return_assistant_tokens_mask=True
         )
         ids, mask = found["input_ids"], [bool(one) for one in found["assistant_masks"]]
