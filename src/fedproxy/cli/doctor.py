@@ -57,7 +57,8 @@ def _examined(experiment: Path, *, show: bool) -> tuple[list[dict[str, object]],
     """What was found of an experiment, and the exit code of the first fault."""
     from fedproxy.forecast import diagnose
 
-    findings, code = [], 0
+    findings: list[dict[str, object]] = []
+    code = 0
     for what, found in diagnose(experiment):
         fault = isinstance(found, FedproxyError)
         findings.append({"of": what, "found": None if fault else found, "fault": str(found) if fault else None})

@@ -55,8 +55,8 @@ def init(
     for file in named.values():
         read_rows(file)
     text = experiment_file(llm, calibration, clients=named, partition=cut, folder=out.parent)
-    with new_file(out, overwrite=overwrite) as file:
-        file.write(text.encode())
+    with new_file(out, overwrite=overwrite) as written:
+        written.write(text.encode())
     then = f"fedproxy doctor {out}", f"fedproxy run {out} --dry-run"
     tell({"path": out, "next": then}, f"{out} is written. Next: {then[0]}, then: {then[1]}", json=json)
 

@@ -44,7 +44,7 @@ def diagnose(path: Path) -> Iterator[Finding]:
         source = experiment.partition.data or experiment.partition.task
         yield _tried(f"rows of {source}", functools.partial(_rows, lambda: _divided(experiment), experiment, known))
     if tasks := scored_tasks(experiment):
-        yield _tried(f"tasks {', '.join(tasks)}", lambda: check_tasks(experiment) or "all there")
+        yield _tried(f"tasks {', '.join(tasks)}", functools.partial(_tasks, experiment))
 
 
 def _tried(what: str, look: Callable[[], str]) -> Finding:
@@ -63,6 +63,11 @@ def _llm(experiment: Experiment, known: list[Known]) -> str:
 
 def _documents(text: str) -> str:
     return f"{len(read_documents(Path(text))[0]):,} documents"
+
+
+def _tasks(experiment: Experiment) -> str:
+    check_tasks(experiment)
+    return "all there"
 
 
 def _owned(client: Client) -> str:
