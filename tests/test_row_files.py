@@ -11,6 +11,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fedproxy.data import partition, read_rows
 from fedproxy.errors import ArtifactError, MissingExtraError, UsageError
@@ -79,6 +81,9 @@ WRITERS = {
 }
 
 
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
 @pytest.fixture
 def quiet():
     datasets.disable_progress_bars()
@@ -103,6 +108,14 @@ def test_every_format_gives_the_tokens_of_json_lines(kind: str, tmp_path: Path) 
         assert read_documents(tmp_path / name)[0] == read_documents(tmp_path / "a.jsonl")[0]
     assert [name for name, examples in found.items() if examples != found["a.jsonl"]] == []
     assert len(found["a.jsonl"][0]) == len(rows)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.fixed_dictionaries({"prompt": WORDS, "completion": WORDS.filter(bool)}), min_size=1, max_size=5))
+def test_any_text_comes_back_from_every_text_format(tmp_path: Path, rows: list[dict[str, str]]) -> None:
+    for name in ("a.jsonl", "a.json", "a.csv", "a.tsv"):
+        WRITERS[name](tmp_path / name, rows)
+        assert read_rows(tmp_path / name) == rows
 
 
 def test_conversations_with_tools_are_rendered_as_transformers_renders_them(tmp_path: Path) -> None:
