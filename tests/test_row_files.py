@@ -142,6 +142,13 @@ def test_names_of_fields_mean_the_same() -> None:
     assert (row["messages"][1], row["tools"]) == (TALK[1], TOOLS)
 
 
+def test_rows_of_alpaca_without_an_output_are_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert read_rows([*ALPACA, {**ALPACA[0], "output": ""}]) == read_rows(ALPACA)
+    assert "row 3" in caplog.text
+    with pytest.raises(ArtifactError, match="row 1: output is empty"):
+        read_rows([{**ALPACA[0], "output": ""}])
+
+
 def test_a_null_is_a_field_that_is_not_there_unless_written_in_the_arguments_as_json() -> None:
     given = {"role": "assistant", "content": None, "name": None, "tool_calls": [CALL]}
     [row] = read_rows([{"messages": [TALK[1], given], "tools": None, "text": None, "label": None}])

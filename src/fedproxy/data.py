@@ -1,6 +1,7 @@
 """The clients' rows: read from a file in whatever format, checked one by one, and divided among clients."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.row_files import Row, numbered_rows
-from fedproxy.row_formats import check_row, in_trl_form
+from fedproxy.row_formats import check_row, in_trl_form, unanswered
 from fedproxy.seeds import derive_seed
+
+_log = logging.getLogger(__name__)
 
 _SCHEMES = ("dirichlet", "iid")
 
@@ -29,7 +32,7 @@ def read_rows(path: str | Path | Sequence[Row], limit: int | None = None) -> lis
 
     Returns:
         The rows in order, all of the same format, in the form of `in_trl_form`: of a conversation one list of messages,
-        whose last is the answer.
+        whose last is the answer. Those that are `unanswered` are left out, and a line of the log says so.
 
     Raises:
         ArtifactError: the file is missing, empty or damaged, a row is no object, a field has the wrong type or is
@@ -45,11 +48,15 @@ def read_rows(path: str | Path | Sequence[Row], limit: int | None = None) -> lis
     else:
         numbered, source = ((f"row {number}", row) for number, row in enumerate(path[:limit], 1)), ""
     rows: list[Row] = []
+    left_out: list[str] = []
     first = ""
     for where, row in numbered:
         try:
             if not isinstance(row, Mapping):
                 raise ValueError(f"a {type(row).__name__}, where an object is expected")
+            if unanswered(row):
+                left_out.append(where)
+                continue
             row = in_trl_form(row)
             kind = check_row(row)
         except (ValueError, ArtifactError) as error:
@@ -61,6 +68,10 @@ def read_rows(path: str | Path | Sequence[Row], limit: int | None = None) -> lis
                 "Give each format a file of its own."
             )
         rows.append(row)
+    if left_out and not rows:
+        raise ArtifactError(f"{source}{left_out[0]}: output is empty, as in all the rows.")
+    if left_out:
+        _log.warning("%s%s: output is empty. Such rows are left out, %d in all.", source, left_out[0], len(left_out))
     return rows
 
 

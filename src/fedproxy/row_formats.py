@@ -39,6 +39,15 @@ def known_by(row: Mapping[str, Any]) -> str:
     return kinds.pop()
 
 
+def unanswered(row: Mapping[str, Any]) -> bool:
+    """Whether a row under Alpaca's names has an empty output, as a few of its own data set have: nothing to learn.
+
+    Raises:
+        ValueError: as of `known_by`.
+    """
+    return known_by(row) == "instruction" and row.get("output") == ""
+
+
 def in_trl_form(row: Mapping[str, Any]) -> Row:
     """A row with its content under TRL's names: "prompt" and "completion", "messages" or "text"; the rest is kept.
 

@@ -13,7 +13,7 @@ from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer, 
 from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import readable
 from fedproxy.row_files import Row, format_of, numbered_rows
-from fedproxy.row_formats import FIELDS, check_row, known_by
+from fedproxy.row_formats import FIELDS, check_row, known_by, unanswered
 
 _CONTENT = ("prompt", "completion", "messages", "tools", "text")
 Part = dict[str, Any]
@@ -34,17 +34,19 @@ def check_data(
         trust_remote_code: Let the model's own Python code run.
 
     Returns:
-        "file", "format", "rows_of" (the format of the rows), "rows", "duplicates" (rows whose content an earlier row
-        has), "columns" (name → {"rows" that have it, "used": whether it is content}); "first", the parts of the first
-        rows; with a model also "tokens" and "counting", sums of what is trained on in an epoch, "longest", "cut" (rows
-        that max_length shortens), "lost" (rows without a token to learn, which are left out), and "max_length".
+        "file", "format", "rows_of" (the format of the rows), "rows", "unanswered" (more rows, which are left out),
+        "duplicates" (rows whose content an earlier row has), "columns" (name → {"rows" that have it, "used": whether it
+        is content}); "first", the parts of the first rows; with a model also "tokens" and "counting", sums of what is
+        trained on in an epoch, "longest", "cut" (rows that max_length shortens), "lost" (rows without a token to learn,
+        which are left out), and "max_length".
 
     Raises:
         ArtifactError, UsageError: as of `read_rows` and `training_examples`.
     """
     rows = read_rows(path)
-    columns, content = Counter[str](), set[str]()
+    columns, content, left_out = Counter[str](), set[str](), 0
     for _, row in numbered_rows(path):
+        left_out += unanswered(row)
         columns.update(row.keys())
         content.update(FIELDS[known_by(row)])
     found = {
@@ -52,6 +54,7 @@ def check_data(
         "format": format_of(path),
         "rows_of": check_row(rows[0]),
         "rows": len(rows),
+        "unanswered": left_out,
         "duplicates": len(rows) - len({_digest(row) for row in rows}),
         "columns": {name: {"rows": count, "used": name in content} for name, count in columns.items()},
     }
