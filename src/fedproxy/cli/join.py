@@ -29,7 +29,8 @@ EXAMPLE = "fedproxy join fedproxy.example.org:9443 --data tickets.jsonl --key ba
 def join(
     address: Annotated[str, typer.Argument(help="HOST:PORT of the server.")],
     data: Annotated[
-        Path | None, typer.Option(help="Your rows (JSON Lines); with --task the folder of its data.")
+        Path | None,
+        typer.Option(help="Your rows, a file or folder; with --task the folder of its data."),
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Your key file.")] = None,
     ca: Annotated[Path | None, typer.Option(help="The server's CA certificate, if not in the key file.")] = None,

@@ -119,12 +119,15 @@ class Heal:
 
 @table
 class Client:
-    """[[client]]: a data owner, with a JSON Lines file (`data`) or a task of the LM evaluation harness (`task`).
+    """[[client]]: a data owner, with a file of rows (`data`) or a task of the LM evaluation harness (`task`).
 
     Attributes:
         name: Its name.
-        data: Its rows in TRL's formats: {"prompt", "completion"}, strings or lists of messages (the completion one
-            message, the answer), {"messages"}, of which the last is the answer, or {"text"}.
+        data: Its rows, in JSON Lines, a JSON array, CSV, TSV, Parquet, or a folder that `datasets` saved: the ends
+            .json, .csv, .tsv and .parquet say so. Fields are TRL's: {"prompt", "completion"}, strings or lists of
+            messages (the completion one message, the answer), {"messages"}, of which the last is the answer, or
+            {"text"}; or Alpaca's {"instruction", "input", "output"}, or ShareGPT's {"conversations"}. Beside messages
+            may stand "tools". `fedproxy data check FILE` shows what of it is trained on.
         task: Or a task.
         rows: At most so many of them, chosen by the seed; clients of one task draw different ones while they last.
         lora_r: Rank of its adapter, if not that of [train]; in the space "product" clients' ranks may differ. The
@@ -140,10 +143,10 @@ class Client:
 
 @table
 class Partition:
-    """[partition]: a JSON Lines file (`data`) or a task (`task`) cut into clients, instead of [[client]].
+    """[partition]: a file of rows (`data`) or a task (`task`) cut into clients, instead of [[client]].
 
     Attributes:
-        data: The rows.
+        data: The rows, as in [[client]].
         task: Or a task.
         rows: At most so many of them, chosen by the seed.
         clients: Number of clients.
@@ -173,6 +176,10 @@ class Train:
         lr_scheduler_type: How the learning rate goes on after the warm-up. It begins anew in each round.
         warmup_steps: Steps, of each round, in which the learning rate rises from 0, the first step's; also in
             "constant". A round of one step with a warm-up changes nothing.
+        completion_only_loss: Whether of a prompt with a completion the completion alone counts in the loss, and of a
+            conversation the last answer alone.
+        assistant_only_loss: Whether of a conversation all turns of the assistant count, and nothing else, whatever
+            completion_only_loss says; rows without messages are as before.
         blocks: Which blocks of the proxy train: "all", or their numbers, of which negative ones count from the end, as
             in [0, 1, -2, -1] for the first and the last two.
         report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of
@@ -195,6 +202,7 @@ class Train:
     max_grad_norm: Positive = 1.0
     max_length: Length = 512
     completion_only_loss: bool = True
+    assistant_only_loss: bool = False
     group_by_length: bool = True
     padding_free: bool = True
     precision: Literal["auto", "bf16", "fp32"] = "auto"

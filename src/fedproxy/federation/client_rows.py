@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fedproxy.config import Client, Evaluate, Experiment
+from fedproxy.config import Client, Evaluate, Experiment, Train
 from fedproxy.data import partition, read_rows
 from fedproxy.evaluation.rendering import training_rows
 from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer
-from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import readable
 from fedproxy.seeds import derive_seed
 
@@ -30,7 +30,7 @@ class ClientRows(Mapping[str, Rows]):
 
     def __init__(self, rows: Mapping[str, Rows]) -> None:
         self._rows = dict(rows)
-        self._encoded: dict[tuple[str, int, bool], list[Encoded]] = {}
+        self._encoded: dict[tuple[str, int, bool, bool], list[Encoded]] = {}
 
     def __getitem__(self, name: str) -> Rows:
         return self._rows[name]
@@ -41,13 +41,11 @@ class ClientRows(Mapping[str, Rows]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def examples(self, name: str, tokenizer: Tokenizer, longest: int, *, completion_only: bool) -> list[Encoded]:
-        """A client's rows as tokens; the arguments, and what is raised, are those of `encode`."""
-        key = (name, longest, completion_only)
+    def examples(self, name: str, tokenizer: Tokenizer, longest: int, train: Train) -> list[Encoded]:
+        """A client's rows as tokens; the arguments, and what is raised, are those of `training_examples`."""
+        key = (name, longest, train.completion_only_loss, train.assistant_only_loss)
         if key not in self._encoded:
-            self._encoded[key] = encode(
-                self._rows[name], tokenizer, max_length=longest, completion_only=completion_only
-            )
+            self._encoded[key] = training_examples(self._rows[name], tokenizer, train, longest)
         return self._encoded[key]
 
     def encoded(self, tokenizer: Tokenizer, experiment: Experiment, longest: int) -> dict[str, list[Encoded]]:
@@ -58,8 +56,7 @@ class ClientRows(Mapping[str, Rows]):
             experiment: The experiment.
             longest: Tokens of a row at most.
         """
-        only = experiment.train.completion_only_loss
-        return {name: self.examples(name, tokenizer, longest, completion_only=only) for name in self}
+        return {name: self.examples(name, tokenizer, longest, experiment.train) for name in self}
 
 
 def rows_of(client: Client, evaluate: Evaluate, seed: int) -> Rows:

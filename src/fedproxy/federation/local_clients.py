@@ -65,6 +65,5 @@ class LocalClients:
             self._sessions[train.lora_r] = Session(model, self._tokenizer, offer, state=state)
         session = self._sessions[train.lora_r]
         if not session.knows(client):
-            only = train.completion_only_loss
-            session.add(client, self._rows.examples(client, self._tokenizer, session.longest, completion_only=only))
+            session.add(client, self._rows.examples(client, self._tokenizer, session.longest, train))
         return session

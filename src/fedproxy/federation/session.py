@@ -18,7 +18,7 @@ from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.layer_map import split_name, trained_blocks
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer, padding
-from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import blocks, readable
 from fedproxy.models.lora import AdaptedModel, adapter_state, train_only
 from fedproxy.models.trainable import load_trainable
@@ -88,8 +88,7 @@ class Session:
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
         """Rows as this proxy is to read them; errors as of `encode`."""
-        only = self._offer.train.completion_only_loss
-        return encode(rows, self._tokenizer, max_length=self.longest, completion_only=only)
+        return training_examples(rows, self._tokenizer, self._offer.train, self.longest)
 
     def add(self, client: str, examples: Sequence[Encoded]) -> int:
         """Take a client's encoded rows.
