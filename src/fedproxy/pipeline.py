@@ -215,7 +215,7 @@ def run(
         What results.json holds.
 
     Raises:
-        As `federate` and `evaluate`.
+        FedproxyError: as of `federate` and `evaluate`.
 
     Example:
         `run("experiment.toml", "runs/first")["evaluation"]["fused"]["average"]` → `0.91`
