@@ -44,7 +44,7 @@ class LLM:
 
 @table
 class Compress:
-    """[compress]: how the LLM becomes the proxy (DESIGN Eq. 4).
+    """[compress]: how the LLM becomes the proxy (Eq. 4).
 
     Attributes:
         remove: Share of the LLM's blocks that is removed, rounded down to whole blocks; above 0 at least one must go.

@@ -111,7 +111,7 @@ def fuse(
         `fuse(llm, tuned_proxy, layer_map=proxy.layer_map)` is a PeftModel of `llm`.
 
     Reference:
-        FedProxy, Eq. 15.
+        FedProxy, Eq. 15 (docs/method.md).
     """
     _check_settings(form, scale, public)
     if out is not None:
