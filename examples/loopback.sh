@@ -17,7 +17,6 @@ def write(name, task, prompt):
     lines = (pathlib.Path(sys.argv[1]) / task / "train.jsonl").read_text().splitlines()[:96]
     rows = [{"prompt": prompt.format(**row), "completion": " " + row["label_text"]} for row in map(json.loads, lines)]
     pathlib.Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
 write("bank", "demo_banking", "Customer: {text}\nIssue:")
 write("travel", "demo_travel", "Traveller: {text}\nTopic:")
 END

@@ -1,6 +1,7 @@
 """One page over HTTP, for whoever may watch a run: read only, without a key, from memory."""
 
 import ipaddress
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from fedproxy.deployment.handout.https import PIECE_BYTES, PIECE_SECONDS, Handle
 from fedproxy.errors import UsageError
 
 HEADERS = {
-    "Content-Security-Policy": "frame-ancestors 'none'; sandbox allow-scripts allow-same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -19,7 +19,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Of every answer; what the page may load, its own policy says."""
+"""Of every answer, beside the page's own policy."""
+_POLICY = re.compile(rb'<meta http-equiv="Content-Security-Policy" content="([^"\r\n]*)">')
 LAST_LOOK_SECONDS = 4.0
 """How long a watcher has to see how it ended."""
 
@@ -93,6 +94,9 @@ class _Handler(Handler):
 
     def end_headers(self) -> None:
         """Send the headers that every answer has."""
+        own = _POLICY.search(self.server.owner.content())
+        policy = own[1].decode("latin-1") if own else "default-src 'none'"
+        self.send_header("Content-Security-Policy", f"{policy}; frame-ancestors 'none'")
         for name, value in HEADERS.items():
             self.send_header(name, value)
         super().end_headers()
@@ -103,7 +107,7 @@ class _Handler(Handler):
             named = Address.parse(asked[0] if ":" in asked[0].rpartition("]")[2] else f"{asked[0]}:80").host
         except (IndexError, UsageError):
             return False
-        return len(asked) == 1 and (named in (host, *LOOPBACK) or _is_number(named))
+        return len(asked) == 1 and (named.lower() in (host.lower(), *LOOPBACK) or _is_number(named))
 
 
 def _is_number(host: str) -> bool:

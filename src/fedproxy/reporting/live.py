@@ -20,8 +20,8 @@ from fedproxy.reporting.page import EVENTS, render
 _log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-REST = 20.0
-"""A rendering is followed by a pause of so many times what it took: it costs a run five per cent of a core at most."""
+REST = 5.0
+"""A rendering is followed by a pause of so many times the processor's time that it took: a sixth of a core at most."""
 _DOING = {
     "compress": "The proxy is being made.",
     "federate": "The rounds begin.",
@@ -37,13 +37,11 @@ class Now:
     Attributes:
         line: It in a sentence.
         stages: How many stages have begun or ended, and rounds were stored: with it, what the page shows changes.
-        seconds: What each stage took.
     """
 
     def __init__(self) -> None:
         self.line = "The run begins."
         self.stages = 0
-        self.seconds: dict[str, float] = {}
         self._opened, self._asked, self._answered = "", 0, set[str]()
 
     def take(self, event: dict[str, Any]) -> None:
@@ -54,7 +52,6 @@ class Now:
         elif kind == "stage_ended":
             self.stages += 1
             stage, how = event["stage"], event.get("outcome")
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + event["seconds"]
             said = {"done": f"{stage} is complete.", "failed": f"{stage} failed: {event.get('error')}"}
             self.line = said.get(str(how), f"{stage} was interrupted; --resume goes on with it.")
         elif kind == "waiting":
@@ -75,17 +72,16 @@ class Now:
         self.line = f"Round {number} is open since {self._opened} UTC: {answers}."
 
 
-def unfinished(run: Path, seconds: dict[str, float]) -> Results:
-    """What there is of a run that is under way, as results.json will hold it.
+def unfinished(run: Path) -> Results:
+    """What there is of a run that is under way, as results.json will hold it; what it cost in all is not known yet.
 
     Args:
         run: The run directory.
-        seconds: What each stage took so far.
 
     Raises:
         ArtifactError: a part of it is damaged.
     """
-    found: dict[str, Any] = {"cost": {"seconds": seconds}}
+    found: dict[str, Any] = {"cost": {}}
     if (path := inside(run, "experiment.toml")).is_file():
         found["experiment"] = tomllib.loads(path.read_text(encoding="utf-8"))
         found |= {key: found["experiment"][key] for key in ("name", "seed") if key in found["experiment"]}
@@ -165,10 +161,10 @@ class LivePage:
     def _look(self, *, live: bool) -> None:
         self._read()
         if not live or (self._now.stages != self._shown and time.monotonic() >= self._rested):
-            began, self._shown = time.monotonic(), self._now.stages
-            self._html = self._render(unfinished(self._run, self._now.seconds), live=live)
+            began, self._shown = time.thread_time(), self._now.stages
+            self._html = self._render(unfinished(self._run), live=live)
             self._line = ""
-            self._rested = time.monotonic() + REST * (time.monotonic() - began)
+            self._rested = time.monotonic() + REST * (time.thread_time() - began)
         if self._line != self._now.line:
             write_page(self._run / "report.html", self.content.decode())
             self._line = self._now.line
