@@ -177,7 +177,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"Interrupted. Packages that are complete lie in {given.out}.packages for the next call.", file=sys.stderr)
+        print(f"Interrupted. Complete packages lie in {given.out}.packages for the next call.", file=sys.stderr)
         return 130
     return 0
 

@@ -45,7 +45,7 @@ def index(tmp_path, monkeypatch):
 def test_parts_are_joined_and_a_second_call_downloads_what_is_missing_alone(index, tmp_path):
     second = index / "small_second-1.0-py3-none-any.whl"
     second.rename(tmp_path / second.name)
-    with pytest.raises(ArtifactError, match="small-second==1.0") as raised:
+    with pytest.raises(ArtifactError, match="small-second") as raised:
         download(SMALL, tmp_path / "packages")
     assert "\n" not in str(raised.value)
     assert [folder.name for folder in (tmp_path / "packages").iterdir()] == ["small-first==1.0"]

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from fedproxy.aggregation.analyse import Statistics
 from fedproxy.aggregation.merge.mean import mean
 from fedproxy.aggregation.merge.rule import Rule, equal_weights
