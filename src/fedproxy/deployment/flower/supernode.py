@@ -27,25 +27,22 @@ class SuperNode:
 
     Args:
         folder: Where it keeps its log, its secret and its key.
-        superlink: The server: HOST:PORT, with "NAME:PASSWORD@" before it where no key tells who it is.
-        ca: Certificate of the CA that vouches for the server, PEM; none for plaintext.
-        private: The key by which the server knows it, in OpenSSH's format.
+        superlink: HOST:PORT on this machine that leads to the server, with "NAME:PASSWORD@" before it where no key
+            tells who it is.
+        private: The key by which the server knows it, in OpenSSH's format; none where it may make its own.
     """
 
-    def __init__(self, folder: Path, superlink: str, ca: bytes | None, private: bytes) -> None:
+    def __init__(self, folder: Path, superlink: str, private: bytes | None) -> None:
         self._folder = folder
         self.log = folder / "supernode.log"
         self._secret, alone = isolated(folder)
-        secure = ["--insecure"]
-        self._environment = {**CLIENT_SETTINGS, "FLWR_HOME": str(folder)}
-        if ca is not None:
-            (folder / "ca.crt").write_bytes(ca)
+        known = []
+        if private is not None:
             key = folder / "key"
             write_secret(key, private)
-            secure = ["--root-certificates", str(folder / "ca.crt"), "--auth-supernode-private-key", str(key)]
-            # One certificate to read for every connection that is opened, where there would be the machine's hundreds.
-            self._environment["SSL_CERT_FILE"] = str(folder / "ca.crt")
-        self._command = command("flower-supernode", "--superlink", superlink, *alone, *secure)
+            known = ["--auth-supernode-private-key", str(key)]
+        self._environment = {**CLIENT_SETTINGS, "FLWR_HOME": str(folder)}
+        self._command = command("flower-supernode", "--superlink", superlink, "--insecure", *alone, *known)
         self._process: subprocess.Popen[bytes] | None = None
         self._runtime: Runtime | None = None
         self._began = self._well = time.monotonic()
