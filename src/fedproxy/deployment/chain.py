@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.artifacts import os_error, parse_json
-from fedproxy.errors import ArtifactError
+from fedproxy.errors import ArtifactError, UsageError
 
 LINE_BYTES = 64 << 10
 """The longest line, unless a log's owner says otherwise."""
@@ -50,8 +50,10 @@ class Chain:
 
         Raises:
             ResourceError: the disk is full; nothing was written.
-            UsageError: it cannot be written.
+            UsageError: it cannot be written, or was closed.
         """
+        if self._file < 0:
+            raise UsageError(f"{self._path} is closed: nothing can be added to it.")
         with contextlib.suppress(OSError):  # a file system may know no locks
             fcntl.flock(self._file, fcntl.LOCK_EX)
         try:

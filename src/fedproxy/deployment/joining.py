@@ -249,14 +249,13 @@ def _node(
         with contextlib.closing(OtherSuperNode(str(elsewhere.address), secret, ca)) as other:
             yield other
         return
-    known = owner.ca is not None
-    key = public_pem(load_private(owner.private).public_key()) if known else None
-    with contextlib.closing(Relay(owner.link, owner.ledger.leaves, key)) as relay:
+    key = None if owner.ca is None else public_pem(load_private(owner.private).public_key())
+    with contextlib.closing(Relay(folder, owner.link, owner.ledger.leaves, key)) as relay:
         relay.start()
         here = f"127.0.0.1:{relay.port}"
-        if not known:  # a SuperNode without a key of ours has one of its own, and cannot say whose it is
+        if key is None:  # a SuperNode without TLS has a key of its own, and cannot say whose it is
             here = f"{welcome.name}:{welcome.token}@{here}"
-        with contextlib.closing(SuperNode(folder, here, owner.private if known else None)) as node:
+        with contextlib.closing(SuperNode(folder, here, relay.ca, owner.private)) as node:
             node.start()
             yield node
 

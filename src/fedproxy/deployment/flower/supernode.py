@@ -27,22 +27,26 @@ class SuperNode:
 
     Args:
         folder: Where it keeps its log, its secret and its key.
-        superlink: HOST:PORT on this machine that leads to the server, with "NAME:PASSWORD@" before it where no key
-            tells who it is.
-        private: The key by which the server knows it, in OpenSSH's format; none where it may make its own.
+        superlink: The server, or the relay to it: HOST:PORT, with "NAME:PASSWORD@" before it where no key tells who it
+            is.
+        ca: Certificate of the CA that vouches for that, PEM; none for plaintext.
+        private: The key by which the server knows it, in OpenSSH's format.
     """
 
-    def __init__(self, folder: Path, superlink: str, private: bytes | None) -> None:
+    def __init__(self, folder: Path, superlink: str, ca: bytes | None, private: bytes) -> None:
         self._folder = folder
         self.log = folder / "supernode.log"
         self._secret, alone = isolated(folder)
-        known = []
-        if private is not None:
+        secure = ["--insecure"]
+        self._environment = {**CLIENT_SETTINGS, "FLWR_HOME": str(folder)}
+        if ca is not None:
+            (folder / "ca.crt").write_bytes(ca)
             key = folder / "key"
             write_secret(key, private)
-            known = ["--auth-supernode-private-key", str(key)]
-        self._environment = {**CLIENT_SETTINGS, "FLWR_HOME": str(folder)}
-        self._command = command("flower-supernode", "--superlink", superlink, "--insecure", *alone, *known)
+            secure = ["--root-certificates", str(folder / "ca.crt"), "--auth-supernode-private-key", str(key)]
+            # One certificate to read for every connection that is opened, where there would be the machine's hundreds.
+            self._environment["SSL_CERT_FILE"] = str(folder / "ca.crt")
+        self._command = command("flower-supernode", "--superlink", superlink, *alone, *secure)
         self._process: subprocess.Popen[bytes] | None = None
         self._runtime: Runtime | None = None
         self._began = self._well = time.monotonic()
