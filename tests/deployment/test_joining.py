@@ -11,26 +11,32 @@ from fedproxy.deployment import joining as joining_module
 from fedproxy.deployment.address import Address
 from fedproxy.deployment.joining import Joining, Owner, join, look
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys
+from fedproxy.deployment.ledger import check
 from fedproxy.deployment.welcome import Verdict, Welcome
-from fedproxy.errors import FederationError
+from fedproxy.errors import FederationError, UsageError
 from fedproxy.federation.offer import Limits
 from tests.deployment.test_gateway import proxy, start, superlink  # noqa: F401
 from tests.federation.test_offer import OFFER
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
 def test_a_server_that_goes_and_comes_back_is_told_once_each_way(start, caplog):  # noqa: F811
     hub = start(registered=False)
     owner = Owner(Joining(Address("127.0.0.1", hub.gateway.port), None, name="bank"))
-    offer = owner.ask().offer
-    assert owner.still_offers(offer)
+    welcome = owner.ask()
+    assert owner.last_word(welcome) is None
     hub.gateway.close()
     owner._link.close()  # what the server's end does to a connection
     for _ in range(3):
-        assert owner.still_offers(offer)
+        assert owner.last_word(welcome) is None
     start(registered=False, port=hub.gateway.port)
     caplog.set_level("INFO", "fedproxy")
     for _ in range(3):
-        assert owner.still_offers(offer)
+        assert owner.last_word(welcome) is None
     owner.close()
     where = f"127.0.0.1:{hub.gateway.port}"
     told = [record.getMessage() for record in caplog.records if record.name == "fedproxy.deployment.joining"]
@@ -40,30 +46,30 @@ def test_a_server_that_goes_and_comes_back_is_told_once_each_way(start, caplog):
 def test_a_connection_that_the_server_closed_in_a_long_round_is_not_told(start, caplog):  # noqa: F811
     hub = start(registered=False)
     owner = Owner(Joining(Address("127.0.0.1", hub.gateway.port), None, name="bank"))
-    offer = owner.ask().offer
+    welcome = owner.ask()
     for connection in list(hub.gateway._server._deadlines):
         hub.gateway._server._deadlines[connection] = 0.0  # as after 30 seconds of silence
     hub.gateway._server.service_actions()
-    assert owner.still_offers(offer)
+    assert owner.last_word(welcome) is None
     owner.close()
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name == "fedproxy.deployment.joining"]
 
 
 def test_a_client_is_told_once_whether_its_update_counted_and_at_the_end_as_well(start):  # noqa: F811
     verdicts, told = {}, []
     hub = start(registered=False, verdicts=verdicts)
     owner = Owner(Joining(Address("127.0.0.1", hub.gateway.port), None, name="bank"), told.append)
-    offer = owner.ask().offer
-    assert (owner.still_offers(offer), told) == (True, [])
+    welcome = owner.ask()
+    assert (owner.last_word(welcome), told) == (None, [])
     verdicts |= {"bank": Verdict(1), "shop": Verdict(1, "norm")}
-    assert owner.still_offers(offer)
-    assert owner.still_offers(offer)
+    assert owner.last_word(welcome) is None
+    assert owner.last_word(welcome) is None
     assert told == [Verdict(1)]
     verdicts["bank"] = Verdict(2, "its norm \x1b[2J is 9")
-    assert owner.still_offers(offer)
+    assert owner.last_word(welcome) is None
     verdicts["bank"] = Verdict(3)
     hub.gateway.end("complete")
-    assert not owner.still_offers(offer)
+    assert owner.last_word(welcome) == welcome
     owner.close()
     assert [(verdict.round, bool(verdict.reason)) for verdict in told] == [(1, False), (2, True), (3, False)]
     assert "\x1b" not in told[1].reason
@@ -86,7 +92,7 @@ def test_a_look_tells_the_offer(start):  # noqa: F811
     assert look(joining).offer == hub.gateway._offer("bank", frozenset(joining.wires))
 
 
-def test_a_look_shows_all_that_is_asked_and_leaves_nothing(start, monkeypatch, tmp_path, capsys):  # noqa: F811
+def test_a_look_shows_all_that_is_asked_and_leaves_a_line_of_what_it_told(start, monkeypatch, tmp_path, capsys):  # noqa: F811
     hub = start(registered=False)
     offer = hub.gateway._offer("bank", frozenset(Joining(None, None).wires))
     monkeypatch.setenv("COLUMNS", "5000")
@@ -95,7 +101,10 @@ def test_a_look_shows_all_that_is_asked_and_leaves_nothing(start, monkeypatch, t
         main([*arguments, "--cache", str(tmp_path / "cache")])
     assert end.value.code == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "cache").exists()
+    (left,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    ((line, _),) = check(left)
+    assert (line["event"], line["to"]) == ("introduction", f"127.0.0.1:{hub.gateway.port}")
+    assert str(left) in said
     assert offer.sha256 in said
     for table in (offer, offer.train):
         for key, value in dataclasses.asdict(table).items():
@@ -160,6 +169,27 @@ def test_only_the_offer_that_is_pinned_is_taken(ready):
         ready(other, offer=OFFER.sha256)
     assert OFFER.sha256 in str(refused.value)
     assert other.sha256 in str(refused.value)
+
+
+@pytest.mark.parametrize("every_round", [False, True])
+def test_a_result_that_is_not_shared_is_refused_before_anything_is_fetched(ready, tmp_path, every_round):
+    alone = dataclasses.replace(OFFER, federate=dataclasses.replace(OFFER.federate, share_result=False))
+    assert ready(OFFER, out=tmp_path / "out") == ready(alone)
+    with pytest.raises(FederationError, match="share_result"):
+        ready(alone, out=tmp_path / "out", every_round=every_round)
+    assert not (tmp_path / "out").exists()
+    assert alone.sha256 != OFFER.sha256
+
+
+def test_what_lies_where_the_result_is_to_be_is_found_at_once(ready, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="out"):
+        ready(OFFER, out=tmp_path / "out")
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(UsageError, match="was not made by fedproxy"):
+        ready(OFFER, out=tmp_path / "out", every_round=True)
+    with pytest.raises(UsageError, match="jsonl"):
+        ready(OFFER, out=tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize("limits", [Limits(min_rows=101), Limits(max_rounds=3), Limits(max_steps=4)])

@@ -1,5 +1,8 @@
 """Real processes of one owner and three data owners end in the bits of the engine inline; only the proxy leaves."""
 
+import base64
+import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -14,9 +17,11 @@ from transformers import AutoModelForCausalLM
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.deployment.flower.command import command
 from fedproxy.deployment.flower.superlink import free_port
+from fedproxy.deployment.handout.link import whole_request
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, read_client_key
+from fedproxy.deployment.ledger import check
 from tests.deployment.conftest import FEDPROXY, WORDS, Federation
-from tests.deployment.network import proxy
+from tests.deployment.network import Tap, proxy, tap
 
 
 @pytest.fixture(scope="module")
@@ -61,31 +66,99 @@ def check_run(one: Federation, out: str) -> None:
 @pytest.mark.slow
 def test_the_whole_run_over_tls(one: Federation, tiny_checkpoint) -> None:
     owner = one.serve("tls", command=FEDPROXY)
+    out = {name: one.folder / f"out-{name}" for name in WORDS}
     declined = one.join("animals", "--max-steps", 1, cache="cache-animals", log="declined").ends(4)
     assert {"max_steps", "2", "1"} <= set(re.findall(r"\w+", declined.partition("Error:")[2]))
-    assert not (one.folder / "cache-animals").exists()
+    assert not proxies(one.folder / "cache-animals")
     looked = one.join("animals", "--look", cache="cache-animals", log="looked").ends()
-    assert not (one.folder / "cache-animals").exists()
+    assert not proxies(one.folder / "cache-animals")
     (offer,) = re.findall("SHA-256 of this offer: ([0-9a-f]{64})", looked)
     first = one.join("animals", "--offer", offer, cache="cache-animals", log="first")
     first.says("Ready: ")
     first.kill()
     first.clear()
-    fetched = {path: path.stat().st_ctime_ns for path in (one.folder / "cache-animals").rglob("*") if path.is_file()}
+    fetched = proxies(one.folder / "cache-animals")
     assert any(path.suffix == ".safetensors" for path in fetched)
-    clients = [
-        one.join(
-            name, *(stock_supernode(one, name) if name == "numbers" else ()), cache=f"cache-{name}", command=FEDPROXY
-        )
-        for name in WORDS
-    ]
-    owner.ends()
-    for client in clients:
-        assert "The federation is complete" in client.ends()
+    with tap(one.keys, one.address) as tapped:
+        server, one.address = one.address, tapped.address
+        clients = [one.join("animals", "--ledger", "full", "--out", out["animals"], cache="cache-animals")]
+        one.address = server
+        more = {"colours": ["--every-round"], "numbers": stock_supernode(one, "numbers")}
+        clients += [
+            one.join(name, *how, "--out", out[name], cache=f"cache-{name}", command=FEDPROXY)
+            for name, how in more.items()
+        ]
+        clients[0].says("Sent an update")
+        assert set(clients[0].family()) >= connected(tapped.address) == {clients[0].pid}
+        assert not connected(server) & set(clients[0].family())
+        owner.ends()
+        for client in clients:
+            assert "The federation is complete" in client.ends()
     check_run(one, "tls")
-    again = {path: path.stat().st_ctime_ns for path in (one.folder / "cache-animals").rglob("*") if path.is_file()}
-    assert again == fetched  # neither a second join nor a round fetches anything
-    check_hidden(one, Path(tiny_checkpoint()), [one.folder / f"cache-{name}" for name in WORDS])
+    assert proxies(one.folder / "cache-animals") == fetched  # neither a second join nor a round fetches anything
+    caches = [one.folder / f"cache-{name}" for name in WORDS]
+    check_ledger(caches[0], tapped)
+    check_hidden(one, Path(tiny_checkpoint()), caches)
+    check_results(one, [(caches[i], out[name]) for i, name in enumerate(WORDS)])
+
+
+def proxies(cache: Path) -> dict[Path, int]:
+    """The files of proxies in a cache, and when each was changed last."""
+    kept = (path for path in cache.rglob("*") if path.is_file() and "clients" not in path.relative_to(cache).parts)
+    return {path: path.stat().st_ctime_ns for path in kept}
+
+
+def connected(address: str) -> set[int]:
+    """The processes that hold a connection to an address of loopback."""
+    port, found = f"0100007F:{int(address.rpartition(':')[2]):04X}", set()
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[2] == port and row[3] == "01"}
+    for handle in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(handle) in sockets:
+                found.add(int(handle.parts[2]))
+    return found
+
+
+def check_ledger(cache: Path, tapped: Tap) -> None:
+    """What came out of the client's connections, within TLS, is to the byte what its ledger says."""
+    came = []
+    for stream in tapped.streams:
+        while stream:
+            length = whole_request(stream)
+            assert length
+            came.append(bytes(stream[:length]))
+            del stream[:length]
+    (file,) = cache.rglob("ledger.jsonl")
+    lines = [line for line, _ in check(file)]
+    noted = [base64.b64decode(line["payload"]) for line in lines if line["to"] == tapped.address]
+    assert sorted(noted) == sorted(came)
+    assert sum(map(len, came)) > 10_000
+    kinds = {line["event"] for line in lines if line["to"] == tapped.address}
+    assert kinds == {"introduction", "hand-out", "connection", "heartbeat", "order", "answer", "farewell"}
+    updates = [base64.b64decode(line["payload"]) for line in lines if line["event"] == "update"]
+    assert len(updates) == 3
+    sent = b"".join(content.partition(b"\r\n\r\n")[2] for content in noted if b"push-object" in content[:60])
+    assert all(update[-64:] in sent for update in updates)
+    assert {line["event"] for line in lines if line["to"] not in (tapped.address, "SuperNode")} >= {"introduction"}
+
+
+def check_results(one: Federation, clients: list[tuple[Path, Path]]) -> None:
+    """Each client has the owner's adapter to the bit, and it fits the proxy that it has."""
+    owner = one.folder / "tls"
+    for cache, out in clients:
+        assert (out / "adapter_model.safetensors").read_bytes() == one.adapter("tls")
+        assert read_json(out / "adapter_config.json") == read_json(owner / "adapter" / "adapter_config.json")
+        assert Manifest.read(out).layer_map == Manifest.read(owner / "adapter").layer_map
+        card = (out / "README.md").read_text()
+        assert "after round 3 of 3" in card
+        assert str(one.folder) not in card
+        assert {path.name for path in out.iterdir()} == {path.name for path in (owner / "adapter").iterdir()} | {
+            "README.md"
+        }
+        (proxy,) = {path.parent for path in proxies(cache) if path.suffix == ".safetensors"}
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(proxy), out)
+        assert not list(cache.rglob("adapter_model*"))
 
 
 def stock_supernode(one: Federation, name: str) -> list[object]:

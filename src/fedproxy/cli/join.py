@@ -1,5 +1,6 @@
 """fedproxy join."""
 
+import enum
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from fedproxy.federation.offer import Offer
 
 _GIGABYTE = 10**9
+
+
+class Kept(enum.StrEnum):
+    """What a ledger keeps of what leaves."""
+
+    HASHES = "hashes"
+    FULL = "full"
 
 
 def _limit(help: str, **bounds: Any) -> Any:
@@ -68,6 +76,16 @@ def join(
         Path | None, typer.Option(help="With --supernode: its --superexec-auth-secret-file.")
     ] = None,
     supernode_ca: Annotated[Path | None, typer.Option(help="With --supernode: CA of its Runtime API.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the adapter that the federation ends with, if the offer shares it."),
+    ] = None,
+    every_round: Annotated[
+        bool, typer.Option("--every-round", help="With --out: write it after each round, too, in place of the last.")
+    ] = False,
+    ledger: Annotated[
+        Kept, typer.Option(help="What the ledger of all that leaves keeps of it: its hashes, or all of it.")
+    ] = Kept.HASHES,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without key and TLS, on loopback only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --insecure: beyond loopback, too.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -89,6 +107,8 @@ def join(
         raise UsageError("--supernode-secret and --supernode-ca are of a SuperNode that --supernode names.")
     if offer and not re.fullmatch("[0-9a-fA-F]{64}", offer):
         raise UsageError(f"--offer {offer}: must be 64 hex digits, as --look shows them.")
+    if every_round and out is None:
+        raise UsageError("--every-round says how often --out DIR is written: give both.")
     limits = Limits(
         min_rows=min_rows,
         min_steps=min_steps,
@@ -116,6 +136,9 @@ def join(
         tuple(ENCODINGS) if wire is None else tuple(encoding(name, {})[0].name for name in wire),
         offer.lower(),
         Elsewhere(Address.parse(supernode), supernode_secret, supernode_ca) if supernode else None,
+        out,
+        every_round,
+        ledger is Kept.FULL,
     )
     rounds = 1
 
@@ -148,6 +171,8 @@ def join(
             ),
         )
     console().print("The federation is complete.")
+    if out is not None:
+        console().print(f"Its adapter lies in {out}.")
 
 
 def _seconds(option: str, text: str) -> float:

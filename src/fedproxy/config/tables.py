@@ -248,6 +248,8 @@ class Federate:
         max_norm_ratio: Largest norm of an update, in medians of the round's norms (from three replies on).
         strikes: Invalid replies over the run after which a client is not asked again.
         keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all.
+        share_result: Whether clients that join over the network get the adapter that the run ends with. They get that
+            of every round but the last in any case, or they could not train.
     """
 
     rounds: Count = 10
@@ -270,6 +272,7 @@ class Federate:
     max_norm_ratio: Annotated[float, Rule("greater than 1", lambda v: v > 1)] = 10.0
     strikes: Count = 3
     keep_rounds: Natural = 0
+    share_result: bool = True
 
 
 @table

@@ -1,13 +1,5 @@
-"""The owner's audit log: who came, who was refused and why, what went out; a line each, chained by hashes.
+"""The owner's audit log: who came, who was refused and why, what went out; a line each, chained by hashes."""
 
-Each line of RUN/audit.jsonl holds the SHA-256 of the line before, so `check` finds what was changed, put in or taken
-out within the log. What is cut off at its end it does not find, unless the last line's hash was noted elsewhere.
-"""
-
-import errno
-import hashlib
-import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedproxy.artifacts import os_error, parse_json
-from fedproxy.errors import ArtifactError
+from fedproxy.deployment.chain import Chain, read
 from fedproxy.foreign import plain
 
 AUDIT = "audit.jsonl"
@@ -24,8 +15,6 @@ LINES_A_MINUTE = 10
 """Of each event and client so many lines a minute; more are counted."""
 _MINUTE = 60.0
 _MOST_LETTERS = 300
-_MOST_BYTES = 64 << 10
-_NONE_BEFORE = "0" * 64
 
 
 class Audit:
@@ -44,14 +33,8 @@ class Audit:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock, self._lock = path, clock, threading.Lock()
+        self._chain, self._clock, self._lock = Chain(path), clock, threading.Lock()
         self._minutes: dict[tuple[str, str], tuple[float, int]] = {}
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            self._size, last = _cut_to_whole_lines(self._file, path)
-        except OSError as error:
-            raise os_error(error, path) from error
-        self._before = hashlib.sha256(last).hexdigest() if last else _NONE_BEFORE
 
     def note(self, event: str, client: str = "", **fields: str | int | float) -> None:
         """Append a line.
@@ -83,7 +66,7 @@ class Audit:
             try:
                 self._flush(all_of_them=True)
             finally:
-                os.close(self._file)
+                self._chain.close()
 
     def __enter__(self) -> "Audit":
         return self
@@ -102,18 +85,7 @@ class Audit:
     def _append(self, event: str, client: str, fields: dict[str, Any]) -> None:
         texts = {"client": client, **fields} if client else fields
         shown = {key: plain(value, _MOST_LETTERS) if isinstance(value, str) else value for key, value in texts.items()}
-        record = {"time": datetime.now(UTC).isoformat(), "event": event, **shown, "before": self._before}
-        line = json.dumps(record, allow_nan=False).encode()
-        try:
-            written = os.write(self._file, line + b"\n")
-            if written <= len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file)
-        except OSError as error:
-            os.ftruncate(self._file, self._size)
-            raise os_error(error, self._path) from error
-        self._size += len(line) + 1
-        self._before = hashlib.sha256(line).hexdigest()
+        self._chain.append({"time": datetime.now(UTC).isoformat(), "event": event, **shown})
 
 
 def check(path: Path) -> Iterator[dict[str, Any]]:
@@ -125,33 +97,5 @@ def check(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ArtifactError: the log is missing, or a line (which is named) is damaged, or follows from no line before.
     """
-    before, number = _NONE_BEFORE, 0
-    try:
-        with open(path, "rb") as file:
-            while line := file.readline(_MOST_BYTES):
-                number += 1
-                record = parse_json(line, f"{path}, line {number},")
-                if not (line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("event"), str)):
-                    raise ArtifactError(f"{path}, line {number}: it is no whole event.")
-                if record.get("before") != before:
-                    raise ArtifactError(
-                        f"{path}, line {number}: it does not follow from the line before. One of the two was changed, "
-                        "or lines between them are missing."
-                    )
-                before = hashlib.sha256(line[:-1]).hexdigest()
-                yield {**record, "sha256": before}
-    except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror or error}.") from error
-
-
-def _cut_to_whole_lines(file: int, path: Path) -> tuple[int, bytes]:
-    """The size of the log and its last line, after what follows the last whole line was cut off."""
-    size = os.fstat(file).st_size
-    tail = os.pread(file, 2 * _MOST_BYTES, max(0, size - 2 * _MOST_BYTES))
-    whole = tail[: tail.rfind(b"\n") + 1]
-    if not whole and size > len(tail):
-        raise ArtifactError(f"{path} is no audit log: its last line is too long. Move it away.")
-    if len(whole) < len(tail):
-        size -= len(tail) - len(whole)
-        os.ftruncate(file, size)
-    return size, whole[:-1].rpartition(b"\n")[2]
+    for record, sha256 in read(path):
+        yield {**record, "sha256": sha256}

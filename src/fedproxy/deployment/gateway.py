@@ -90,27 +90,37 @@ class Gateway(HandoutServer):
         self._audit, self._verdict = audit, verdict
         self._local = threading.local()
         self._ended: str | None = None
+        self._result = ""
         self._told: set[str] = set()
         self._asked: dict[str, float] = {}
         self._lock = threading.Lock()
         self._processes: dict[str, collections.deque[str]] = {}
 
-    def end(self, how: str) -> None:
+    def end(self, how: str, result: Path | None = None) -> int:
         """From now on tell every client that asks that the federation is over.
 
         Args:
             how: "complete", or "failed".
+            result: The file that clients get of it; then a client counts as told once it says that it has all.
+
+        Returns:
+            Bytes of the result.
+
+        Raises:
+            ArtifactError: the result cannot be read.
         """
-        self._ended = how
+        listing = None if result is None else self.share(result)
+        self._ended, self._result = how, "" if listing is None else listing.sha256
+        return 0 if listing is None else listing.size
 
     def untold(self, seconds: float) -> frozenset[str]:
-        """The clients that have asked within so many seconds and were not told yet that the federation is over."""
+        """The clients that asked or fetched something within so many seconds, and that are not done with it all yet."""
         since = time.monotonic() - seconds
         return frozenset(name for name, asked in list(self._asked.items()) if asked >= since) - self._told
 
     def most_posted(self, path: str, headers: Mapping[str, str]) -> int:
         """Bytes that the body of a request may have: many only from members."""
-        if path == welcome.PATH:
+        if path in (welcome.PATH, welcome.FAREWELL):
             return welcome.MOST_BYTES
         if path.startswith(FLEET):
             with contextlib.suppress(ValueError):
@@ -121,8 +131,8 @@ class Gateway(HandoutServer):
 
     def post(self, path: str, headers: Mapping[str, str], body: bytes, alive: Callable[[], bool]) -> Answer:
         """Answer a request."""
-        if path == welcome.PATH:
-            return self._welcome(body)
+        if path in (welcome.PATH, welcome.FAREWELL):
+            return self._welcome(body, leaves=path == welcome.FAREWELL)
         name, key = path.removeprefix(FLEET), named(headers)  # which signed it: see most_posted
         if (member := self._member(key, headers)) is None:  # it was revoked this moment
             self._audit.note("unauthenticated", path=path)
@@ -155,7 +165,7 @@ class Gateway(HandoutServer):
         holder = self.holder(token.partition(":")[2])
         return None if holder is None or not self._members.holds(holder) else holder.partition(" ")[0]
 
-    def _welcome(self, body: bytes) -> Answer:
+    def _welcome(self, body: bytes, *, leaves: bool) -> Answer:
         try:
             said = welcome.check_introduction(body)
         except welcome.StrangerError as error:
@@ -171,13 +181,13 @@ class Gateway(HandoutServer):
             self._audit.note("refused", member.name, reason=reason)
             return _said(HTTPStatus.FORBIDDEN, reason)
         verdict = self._verdict(member.name)
-        if self._ended is not None:
+        if self._ended is not None and (leaves or not self._result):
             gone = _said(HTTPStatus.GONE, self._ended, verdict=verdict and vars(verdict))
             return replace(gone, sent=lambda: self._told.add(member.name))
         if said.process:
             self._asked[member.name] = time.monotonic()
         offer = self._offer(member.name, said.spoken)
-        answer = welcome.Welcome(member.name, self.issue(member.identity), offer, verdict)
+        answer = welcome.Welcome(member.name, self.issue(member.identity), offer, verdict, self._result)
         return Answer(HTTPStatus.OK, "application/json", answer.encode())
 
     def _is_newest(self, member: Member, process: str) -> bool:
@@ -191,10 +201,13 @@ class Gateway(HandoutServer):
 
     def count_sent(self, name: str, count: int) -> None:
         """Add to `sent`, and note when a client has had as much as the whole proxy."""
+        member = name.partition(" ")[0]
+        if self._result:
+            self._asked[member] = time.monotonic()
         before = self.sent[name] // self.listing.size
         super().count_sent(name, count)
         if self.sent[name] // self.listing.size > before:
-            self._audit.note("handed out", name.partition(" ")[0], bytes=self.sent[name])
+            self._audit.note("handed out", member, bytes=self.sent[name])
 
     def _ask(self, name: str, body: bytes, headers: Mapping[str, str]) -> Said:
         for last in (False, True):

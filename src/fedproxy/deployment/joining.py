@@ -5,27 +5,31 @@ import hashlib
 import json
 import logging
 import secrets
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
+from fedproxy.artifacts import check_output
 from fedproxy.config import Client, Evaluate
 from fedproxy.deployment.address import Address
 from fedproxy.deployment.certificates import check_certificate, load_private, make_key, private_openssh, read_small
 from fedproxy.deployment.flower import CLIENT_SETTINGS, prepare, spare_loopback
+from fedproxy.deployment.flower.relay import Relay
 from fedproxy.deployment.flower.runtime import AGENT_APP, CLIENT_APP, Task
 from fedproxy.deployment.flower.supernode import OtherSuperNode, SuperNode
 from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
-from fedproxy.deployment.handout.link import BrokenLinkError, Link
+from fedproxy.deployment.handout.link import BrokenLinkError, Link, OnRequest
 from fedproxy.deployment.keys import read_client_key
-from fedproxy.deployment.welcome import MOST_BYTES, PATH, Verdict, Welcome, introduce
+from fedproxy.deployment.ledger import LEDGER, Ledger
+from fedproxy.deployment.result import RESULT_CACHE, fetch_result, keeper
+from fedproxy.deployment.welcome import FAREWELL, MOST_BYTES, PATH, Verdict, Welcome, introduce, public_pem
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError, told
 from fedproxy.federation.client_rows import rows_of
-from fedproxy.federation.offer import Limits, Offer, check_offer
+from fedproxy.federation.offer import Limits, check_offer
 from fedproxy.federation.session import Session
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.foreign import plain
@@ -78,6 +82,9 @@ class Joining:
         wires: Encodings of updates that it agrees to; plain updates it always sends.
         offer: SHA-256 of the offer that it takes, and of no other; "" takes any that the limits allow.
         supernode: The SuperNode that somebody else operates for it; without one it starts its own.
+        out: Where the adapter that the federation ends with is written; none if it is not wanted.
+        every_round: Whether it is written after each round, too, as far as this client's orders bring it.
+        full_ledger: Whether the ledger keeps what left, and not its hashes alone.
     """
 
     address: Address
@@ -94,6 +101,9 @@ class Joining:
     wires: tuple[str, ...] = tuple(ENCODINGS)
     offer: str = ""
     supernode: Elsewhere | None = None
+    out: Path | None = None
+    every_round: bool = False
+    full_ledger: bool = False
 
 
 def look(joining: Joining) -> Welcome:
@@ -140,28 +150,73 @@ def join(
         ResourceError: the disk is full, or memory does not suffice.
     """
     prepare(CLIENT_SETTINGS)
-    owner, cache, limits = Owner(joining, on_verdict), joining.cache or default_cache(), joining.limits
-    welcome = owner.ask()
-    on_welcome(welcome)
-    offer, name = welcome.offer, welcome.name
-    if joining.offer not in ("", offer.sha256):
-        raise FederationError(f"{joining.address} offers {offer.sha256}, not {joining.offer}, which this client takes.")
-    data = Client(name, joining.client.data, joining.client.task, offer.max_rows)
-    rows = rows_of(data, joining.evaluate, offer.seed)
-    check_offer(offer, limits, rows=len(rows), steps=optimizer_steps(len(rows), offer.train))
-    proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes, most=limits.max_download)
-    state = cache / "clients" / owner.authority / offer.id
-    session = Session.open(proxy, offer, limits, state=state, trust_remote_code=joining.trust_remote_code)
-    steps = session.add(name, session.encode(rows))
-    with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
-        node, answered = _node(Path(folder), owner, welcome, joining.supernode), -ANSWER_SECONDS
+    if joining.out is not None:
+        check_output(joining.out, [joining.client.data] if joining.client.data else [], overwrite=joining.every_round)
+    with contextlib.closing(Owner(joining, on_verdict)) as owner:
+        welcome = owner.ask()
+        on_welcome(welcome)
+        offer, cache = welcome.offer, owner.cache
+        if joining.offer not in ("", offer.sha256):
+            raise FederationError(
+                f"{joining.address} offers {offer.sha256}, not {joining.offer}, which this client takes."
+            )
+        if joining.out is not None and not offer.federate.share_result:
+            raise FederationError(f"{joining.address} shares no result (share_result = false): join without --out.")
+        if welcome.result and joining.out is None:
+            owner.farewell()
+            raise FederationError(f"The federation at {joining.address} is complete: there is nothing left to do.")
+        data = Client(welcome.name, joining.client.data, joining.client.task, offer.max_rows)
+        rows = rows_of(data, joining.evaluate, offer.seed)
+        check_offer(offer, joining.limits, rows=len(rows), steps=optimizer_steps(len(rows), offer.train))
+        proxy = fetch_proxy(
+            owner.url,
+            welcome.token,
+            offer.proxy,
+            cache,
+            owner.ca,
+            on_bytes,
+            most=joining.limits.max_download,
+            on_request=owner.ledger.leaves,
+        )
+        state = cache / "clients" / owner.authority / offer.id
+        session = Session.open(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
+        steps = session.add(welcome.name, session.encode(rows))
+        keep = None
+        if joining.out is not None:
+            keep = keeper(joining.out, session, offer, proxy, overwrite=joining.every_round)
+        if not welcome.result:
+            if joining.every_round and keep is not None:
+                session.on_global = keep
+            on_ready(len(rows), steps)
+            welcome = _answer_orders(owner, welcome, session, joining.supernode, on_step, on_answer, on_refusal)
+        if keep is not None:
+            keep(offer.federate.rounds, fetch_result(owner, welcome, session, joining.limits, state))
+            shutil.rmtree(state / RESULT_CACHE, ignore_errors=True)
+        if welcome.result:
+            owner.farewell()
+
+
+def _answer_orders(
+    owner: "Owner",
+    welcome: Welcome,
+    session: Session,
+    supernode: Elsewhere | None,
+    on_step: Callable[[int, int, int, float], None],
+    on_answer: Callable[[int], None],
+    on_refusal: Callable[[str], None],
+) -> Welcome:
+    """Answer the orders that come until the federation is complete, and give the server's last word."""
+    with (
+        tempfile.TemporaryDirectory(prefix="fedproxy-") as folder,
+        _node(Path(folder), owner, welcome, supernode) as node,
+    ):
+        answered = -ANSWER_SECONDS
         asked = heard = time.monotonic()
         try:
-            on_ready(len(rows), steps)
             while True:
                 if time.monotonic() - asked > STATUS_SECONDS:
-                    if not owner.still_offers(offer):
-                        break
+                    if (last := owner.last_word(welcome)) is not None:
+                        return last
                     asked = time.monotonic()
                 node.revive()
                 try:
@@ -172,7 +227,8 @@ def join(
                         raise FederationError(f"the SuperNode does not answer ({error}).") from error
                 else:
                     if task is not None:
-                        fault, answered = _work(task, name, session, on_step, on_answer, on_refusal), time.monotonic()
+                        fault = _work(task, welcome.name, session, owner.ledger, on_step, on_answer, on_refusal)
+                        answered = time.monotonic()
                         if fault is not None:
                             raise fault
                         continue
@@ -180,28 +236,35 @@ def join(
         except FedproxyError:
             time.sleep(max(0.0, answered + ANSWER_SECONDS - time.monotonic()))
             raise
-        finally:
-            node.close()
 
 
-def _node(folder: Path, owner: "Owner", welcome: Welcome, elsewhere: Elsewhere | None) -> SuperNode | OtherSuperNode:
-    """The SuperNode of this client, started unless it is another's."""
+@contextlib.contextmanager
+def _node(
+    folder: Path, owner: "Owner", welcome: Welcome, elsewhere: Elsewhere | None
+) -> Iterator[SuperNode | OtherSuperNode]:
+    """The SuperNode of this client, started behind a relay unless it is another's."""
     if elsewhere is not None:
         secret = None if elsewhere.secret is None else read_small(elsewhere.secret)
         ca = None if elsewhere.ca is None else check_certificate(read_small(elsewhere.ca), elsewhere.ca)
-        return OtherSuperNode(str(elsewhere.address), secret, ca)
-    superlink = str(owner.address)
-    if owner.ca is None:  # a SuperNode without TLS has a key of its own, and cannot say whose it is
-        superlink = f"{welcome.name}:{welcome.token}@{superlink}"
-    node = SuperNode(folder, superlink, owner.ca, owner.private)
-    node.start()
-    return node
+        with contextlib.closing(OtherSuperNode(str(elsewhere.address), secret, ca)) as other:
+            yield other
+        return
+    key = None if owner.ca is None else public_pem(load_private(owner.private).public_key())
+    with contextlib.closing(Relay(folder, owner.link, owner.ledger.leaves, key)) as relay:
+        relay.start()
+        here = f"127.0.0.1:{relay.port}"
+        if key is None:  # a SuperNode without TLS has a key of its own, and cannot say whose it is
+            here = f"{welcome.name}:{welcome.token}@{here}"
+        with contextlib.closing(SuperNode(folder, here, relay.ca, owner.private)) as node:
+            node.start()
+            yield node
 
 
 def _work(
     task: Task,
     name: str,
     session: Session,
+    ledger: Ledger,
     on_step: Callable[[int, int, int, float], None],
     on_answer: Callable[[int], None],
     on_refusal: Callable[[str], None],
@@ -217,10 +280,13 @@ def _work(
             if len(order) > session.order_limit:
                 raise FederationError(f"an order of {len(order)} bytes came, {session.order_limit} are the most")
             answer, fault = session.answer(name, order, on_step)
+        ledger.hands("update" if fault is None else "refusal", answer)
         task.answer(pack(ANSWER, answer))
     except (FederationError, ValueError) as error:
         with contextlib.suppress(FederationError):
-            task.refuse(plain(told(FederationError(str(error))), 500))
+            reason = plain(told(FederationError(str(error))), 500)
+            ledger.hands("refusal", reason.encode())
+            task.refuse(reason)
         on_refusal(str(error))
         return None
     if isinstance(fault, UsageError | ArtifactError | ResourceError):
@@ -241,10 +307,12 @@ class Owner:
 
     Attributes:
         authority: What tells owners apart that give their runs the same identity: the hash of the CA's certificate.
+        cache: Where proxies are kept, and what this client remembers.
+        ledger: Where it is noted what leaves this machine for the server.
 
     Raises:
-        ArtifactError: the key cannot be used.
-        UsageError: plaintext beyond loopback, or no CA.
+        ArtifactError: the key, or the ledger, cannot be used.
+        UsageError: plaintext beyond loopback, or no CA; or the ledger cannot be written.
     """
 
     def __init__(
@@ -273,14 +341,28 @@ class Owner:
             if self.ca is None:
                 raise UsageError(f"{joining.key} holds no CA certificate: give --ca FILE, which the owner sends.")
         self.authority = "no-ca" if self.ca is None else hashlib.sha256(self.ca.strip()).hexdigest()
-        self._link = Link(self.url, None, self.ca)
+        self.cache = joining.cache or default_cache()
+        self.ledger = Ledger(
+            self.cache / "clients" / self.authority / LEDGER, str(self.address), full=joining.full_ledger
+        )
+        self._link = self.link(self.ledger.leaves)
         self._away: float | None = None
         self._on_verdict = on_verdict
         self._verdict: Verdict | None = None
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and the ledger."""
         self._link.close()
+        self.ledger.close()
+
+    def link(self, on_request: OnRequest, token: str | None = None) -> Link:
+        """A way to the server, which tells of each request before it leaves."""
+        return Link(self.url, token, self.ca, on_request)
+
+    def farewell(self) -> None:
+        """Say that this client has all that it wants, so that the server need not wait for it."""
+        with contextlib.suppress(BrokenLinkError, FederationError, ArtifactError):  # it may have ended
+            self._introduce(FAREWELL)
 
     def ask(self) -> Welcome:
         """Introduce this client; where the clocks differ by more than a little, that is told.
@@ -306,17 +388,21 @@ class Owner:
             log.warning("This clock is %.3g s %s the one of %s. Set both by NTP.", abs(ahead), where, self.address)
         return welcome
 
-    def _introduce(self) -> tuple[int, bytes]:
-        key: Any = load_private(self.private)
-        status, said = self._link.post(
-            PATH, introduce(key, self._name, self._wires, self._process).encode(), MOST_BYTES
-        )
+    def _introduce(self, path: str = PATH) -> tuple[int, bytes]:
+        said_of_itself = introduce(load_private(self.private), self._name, self._wires, self._process)
+        status, said = self._link.post(path, said_of_itself.encode(), MOST_BYTES)
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             raise BrokenLinkError(f"it is busy ({status})")
         return status, said
 
-    def still_offers(self, offer: Offer) -> bool:
-        """Whether the federation goes on; a server that cannot be reached is waited for.
+    def last_word(self, before: Welcome) -> Welcome | None:
+        """What the server says last, once the federation is complete; a server that cannot be reached is waited for.
+
+        Args:
+            before: What it said first.
+
+        Returns:
+            Nothing while the federation goes on. Else a welcome whose `result` names what is to be had; "" for nothing.
 
         Raises:
             FederationError: it refuses this client now, ended without success, offers something else, or was away for
@@ -333,22 +419,22 @@ class Owner:
                 raise FederationError(
                     f"{self.address} has been away for {self._patience:.0f} s ({error}). Join again when it is back."
                 ) from error
-            return True
+            return None
         if self._away is not None:
             log.info("%s is back.", self.address)
             self._away = None
         if status == HTTPStatus.GONE:
             self._hear(_verdict(said))
             if _reason(said) == "complete":
-                return False
+                return before
             raise FederationError("The federation ended without success: its owner can say why.")
         if status != HTTPStatus.OK:
             raise FederationError(f"{self.address} refuses this client: {_reason(said)}")
         welcome = Welcome.decode(said)
         self._hear(welcome.verdict)
-        if welcome.offer != offer:
+        if welcome.offer != before.offer:
             raise FederationError(f"{self.address} offers another federation now. Join again.")
-        return True
+        return welcome if welcome.result else None
 
     def _hear(self, verdict: Verdict | None) -> None:
         if verdict is not None and verdict != self._verdict:

@@ -28,7 +28,7 @@ from fedproxy.federation.messages import Order
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.protocol import reply_limit
 from fedproxy.federation.tuning import START
-from fedproxy.models.lora import read_adapter
+from fedproxy.models.lora import WEIGHTS_FILE, read_adapter
 from fedproxy.run_directory import RunDirectory, raise_outcome
 from fedproxy.tensors import digest
 
@@ -41,6 +41,8 @@ FASTEST_PAUSE, PAUSE_A_CLIENT = 1.0, 0.02
 """The SuperLink is asked for each client's messages every so many seconds; with many of them, less often."""
 FAREWELL_SECONDS = 15.0
 """How long the clients that were there in as many seconds before may take to ask how it ended."""
+SLOWEST = 12_000.0
+"""Bytes a second at which a client may fetch the result."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def serve(
             with contextlib.suppress(FedproxyError):  # what ended the run is what is told
                 verdicts.follow()
             if ended is not None:  # else the clients wait for the run to be resumed
-                _say_farewell(gateway, ended)
+                shared = ended == "complete" and experiment.federate.share_result
+                _say_farewell(gateway, ended, run / "adapter" / WEIGHTS_FILE if shared else None)
             gateway.close()
             with contextlib.suppress(FedproxyError):
                 audit.note("ended", how=ended or "interrupted")
@@ -194,12 +197,12 @@ def run_identity(run: Path) -> str:
     return identity
 
 
-def _say_farewell(gateway: Gateway, how: str) -> None:
-    """Give the clients that were there the time to ask how it ended."""
+def _say_farewell(gateway: Gateway, how: str, result: Path | None) -> None:
+    """Give the clients that were there the time to ask how it ended, and to fetch what they get of it."""
     if how == "failed":
         log.warning("The clients are told and end as well: after `fedproxy serve --resume`, each has to join again.")
-    gateway.end(how)
-    until = time.monotonic() + FAREWELL_SECONDS
+    size = gateway.end(how, result)
+    until = time.monotonic() + FAREWELL_SECONDS + size / SLOWEST
     while gateway.untold(2 * FAREWELL_SECONDS) and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
 

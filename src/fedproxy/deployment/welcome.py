@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.offer import Offer
-from fedproxy.federation.protocol import is_name, strict_json
+from fedproxy.federation.protocol import is_name, is_sha256, strict_json
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.foreign import plain
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
-PATH = "/fedproxy/welcome"
+PATH, FAREWELL = "/fedproxy/welcome", "/fedproxy/farewell"
+"""Where a client introduces itself, and where it says by the same words that it has all that it wants."""
 MOST_BYTES = 64 << 10
 AHEAD_SECONDS, BEHIND_SECONDS = 4.0, 300.0
 """How far the client's clock may be ahead of the owner's and behind it: a little less than Flower takes (5 and 305)."""
@@ -165,6 +166,7 @@ class Welcome:
         token: For the hand-out of the proxy.
         offer: What the federation asks of the client.
         verdict: What became of its last answer; none before the first round has ended.
+        result: Once the federation is complete, the SHA-256 of the listing of what clients get of it; "" before.
         time: Seconds since 1970 on the owner's clock.
     """
 
@@ -172,6 +174,7 @@ class Welcome:
     token: str
     offer: Offer
     verdict: Verdict | None = None
+    result: str = ""
     time: float = field(default_factory=time.time, compare=False)
 
     def encode(self) -> bytes:
@@ -201,9 +204,11 @@ class Welcome:
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"The server's welcome is no JSON: {error!s:.100}.") from error
         verdict = Verdict.read(values.pop("verdict", None)) if isinstance(values, dict) else None
-        kinds: Mapping[str, type] = {"name": str, "token": str, "offer": str, "time": float}
+        kinds: Mapping[str, type] = {"name": str, "token": str, "offer": str, "result": str, "time": float}
         if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != kinds:
             raise ArtifactError("The server's welcome cannot be read: is it a fedproxy server of this version?")
         if not is_name(values["name"]):
             raise ArtifactError(f"The server's welcome calls this client {values['name']!r:.80}, which is no name.")
+        if values["result"] and not is_sha256(values["result"]):
+            raise ArtifactError(f"The server's welcome names a result {values['result']!r:.80}, which is no SHA-256.")
         return Welcome(**{**values, "offer": Offer.decode(values["offer"]), "verdict": verdict})

@@ -13,7 +13,10 @@ from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding
 
 OFFER_CHARACTERS = 16384
 """Of an offer at most so much is read."""
-_FEDERATE = ("rounds", "regulariser", "regulariser_strength", "space", "wire", "wire_options", "wire_down")
+_FEDERATE = (
+    *("rounds", "regulariser", "regulariser_strength", "space", "wire", "wire_options", "wire_down"),
+    "share_result",
+)
 """What a client needs of [federate]."""
 
 _Text = Annotated[
@@ -36,7 +39,8 @@ class Offer:
         start: SHA-256 of the adapter that the run began with (`tensors.digest`), which the client draws itself.
         proxy: SHA-256 of the manifest of the proxy as it is handed out, 64 hex digits.
         train: The [train] table.
-        federate: Rounds, regulariser, space and encodings of the [federate] table; all else is left at its default.
+        federate: Rounds, regulariser, space, encodings, and whether the result is shared, of the [federate] table; all
+            else is left at its default.
         max_rows: Rows of this client that are trained on at most; none for all.
     """
 

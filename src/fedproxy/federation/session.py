@@ -20,13 +20,15 @@ from fedproxy.layer_map import split_name, trained_blocks
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer, padding
 from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import blocks, readable
-from fedproxy.models.lora import AdaptedModel, adapter_state, train_only
+from fedproxy.models.lora import AdaptedModel, adapter_config, adapter_state, train_only
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import optimizer_steps
 from fedproxy.tensors import Tensors, digest
 
 OnStep = Callable[[int, int, int, float], None]
 """Told the round, the step, the number of steps and the loss."""
+OnGlobal = Callable[[int, Tensors], None]
+"""Told a round that is over, and the global adapter after it, as far as it is trained."""
 
 
 class Session:
@@ -41,6 +43,8 @@ class Session:
 
     Attributes:
         orders: How often each round was ordered of a client: (client, round) → times.
+        on_global: Told the global adapter that an order brings; none if nobody wants it.
+        fresh: The adapter's first values; what is not trained keeps them.
 
     Raises:
         FederationError: the server builds on first values of the adapter that are not those drawn here.
@@ -52,12 +56,13 @@ class Session:
         self._model, self._tokenizer, self._offer, self._state = model, tokenizer, offer, state
         self._limits = limits
         self.orders: Counter[tuple[str, int]] = Counter()
+        self.on_global: OnGlobal | None = None
         base: Any = model.get_base_model()
         self.longest = readable(base.config, offer.train.max_length)
         owned, chosen = trained_blocks(offer.train.blocks, len(blocks(base))), SPACES.choose(offer.federate.space)
         fresh = {name: value for name, value in adapter_state(model).items() if split_name(name)[1] in owned}
         train_only(model, lambda name: name in fresh and chosen.trains(name))
-        self._start = trained(chosen, fresh)
+        self.fresh, self._start = fresh, trained(chosen, fresh)
         if (len(self._start) < len(fresh) or not ENCODINGS.choose(offer.federate.wire_down).plain) and digest(
             fresh
         ) != offer.start:
@@ -81,6 +86,11 @@ class Session:
         tokenizer = load_tokenizer(proxy, trust_remote_code=trust_remote_code)
         model = load_trainable(proxy, offer.train, seed=offer.seed, trust_remote_code=trust_remote_code)
         return Session(model, tokenizer, offer, limits, state=state)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """PEFT's configuration of the adapter."""
+        return adapter_config(self._model)
 
     def knows(self, client: str) -> bool:
         """Whether the rows of `client` are there."""
@@ -125,6 +135,8 @@ class Session:
             raise FederationError(f"round {number} was ordered of {self._offer.federate.rounds} that were offered.")
         if _shapes(order.adapter) != _shapes(self._start):
             raise FederationError("The order's adapter is not one of the proxy that was handed out.")
+        if self.on_global is not None and number > 1:
+            self.on_global(number - 1, order.adapter)
         self.orders[client, number] += 1
         limits, times, began = self._limits, self.orders[client, number], time.monotonic()
         if limits is not None and times > 1 + limits.max_repeats:

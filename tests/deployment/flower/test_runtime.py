@@ -30,6 +30,7 @@ from fedproxy.deployment.flower.exchange import ANSWER, ORDER, pack, unpack
 from fedproxy.deployment.flower.runtime import AGENT_APP, CLIENT_APP, SERVER_APP, Runtime, Task
 from fedproxy.deployment.flower.superlink import _APP, SuperLink
 from fedproxy.deployment.flower.supernode import SuperNode
+from fedproxy.deployment.ledger import Ledger
 from fedproxy.errors import FederationError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
@@ -58,6 +59,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder, self.mark, self.session = folder, folder / "mark", Session()
         self.told: list[str] = []
+        self.ledger = Ledger(folder / "ledger", "server")
         self.tasks: dict[HttpGrid, int] = {}
         self.link = SuperLink(folder / "link", certificates=None, environment={})
         self.link.start()
@@ -70,6 +72,7 @@ class Server:
             grid.close()
         self.node.close()
         self.link.close()
+        self.ledger.close()
 
     def submit(self, components: str, kind: str) -> HttpGrid:
         """Submit an app of that kind, which ships a package named fedproxy, and be its ServerApp."""
@@ -109,7 +112,7 @@ class Server:
             assert time.monotonic() < until, self.node.log.read_text()
             if task := self.node.runtime.acquire((CLIENT_APP, AGENT_APP)):
                 nothing = (lambda *_: None,) * 2
-                joining._work(task, "x", self.session, *nothing, self.told.append)
+                joining._work(task, "x", self.session, self.ledger, *nothing, self.told.append)
             time.sleep(0.05)
         return found[0]
 

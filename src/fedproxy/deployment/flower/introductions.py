@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,10 @@ class Introductions:
         run = directory.path
         listing, start = describe(run / "proxy"), digest(read_adapter(run / START)[1])
         about: Any = {"run_id": run_identity(run), "proxy": listing.sha256, "start": start}
-        offers = {client.name: make_offer(experiment, client.name, **about).encode() for client in experiment.client}
+        kept = replace(
+            experiment, federate=replace(experiment.federate, share_result=False)
+        )  # Flower sends orders alone
+        offers = {client.name: make_offer(kept, client.name, **about).encode() for client in experiment.client}
         with opened(run / "proxy") as handles:
             yield Introductions(grid, run, listing, handles, offers, directory.event)
 

@@ -27,8 +27,9 @@ class SuperNode:
 
     Args:
         folder: Where it keeps its log, its secret and its key.
-        superlink: The server: HOST:PORT, with "NAME:PASSWORD@" before it where no key tells who it is.
-        ca: Certificate of the CA that vouches for the server, PEM; none for plaintext.
+        superlink: The server, or the relay to it: HOST:PORT, with "NAME:PASSWORD@" before it where no key tells who it
+            is.
+        ca: Certificate of the CA that vouches for that, PEM; none for plaintext.
         private: The key by which the server knows it, in OpenSSH's format.
     """
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedproxy.artifacts import locked, new_file, os_error, parse_json, read_json, sync, write_json
 from fedproxy.deployment.handout.download import Crew, Progress, open_file, tried, write
-from fedproxy.deployment.handout.link import Link
+from fedproxy.deployment.handout.link import Link, OnRequest
 from fedproxy.deployment.handout.parts import LISTING_BYTES, File, Listing, Part, hash_range
 from fedproxy.errors import ArtifactError, FederationError, ResourceError, UsageError
 from fedproxy.federation.protocol import is_sha256
@@ -47,6 +47,8 @@ def fetch_proxy(
     on_bytes: Callable[[int, int], None] | None = None,
     connections: int = 2,
     most: int | None = None,
+    on_request: OnRequest = lambda request: None,
+    listing_path: str = "/listing",
 ) -> Path:
     """Bring a proxy into the cache, unless it is there.
 
@@ -62,6 +64,8 @@ def fetch_proxy(
         on_bytes: Told how many bytes are there and how many there will be.
         connections: Parts fetched side by side.
         most: Bytes that the proxy may have; none for as many as the disk holds.
+        on_request: Told each request before it leaves.
+        listing_path: Where the server has the listing: of the proxy, or of the federation's result.
 
     Returns:
         The folder of the complete, verified proxy.
@@ -76,11 +80,13 @@ def fetch_proxy(
     with _unfinished(Path(cache), listing_sha256) as work:
         if work is None:
             return place
-        links = [Link(url, token, ca) for _ in range(max(1, connections))]
+        links = [Link(url, token, ca, on_request) for _ in range(max(1, connections))]
         first = links[0]
 
         def asked() -> bytes:
-            return tried(lambda: _get_listing(first), f"the listing from {first.where}", threading.Event())
+            return tried(
+                lambda: _get_listing(first, listing_path), f"the listing from {first.where}", threading.Event()
+            )
 
         try:
             listing = _listing(work, listing_sha256, asked, first.where, most)
@@ -200,8 +206,8 @@ def _listing(work: Path, sha256: str, asked: Callable[[], bytes], where: str, mo
     return listing
 
 
-def _get_listing(link: Link) -> bytes:
-    answer = link.get("/listing")
+def _get_listing(link: Link, path: str) -> bytes:
+    answer = link.get(path)
     if answer.length is None or answer.length > LISTING_BYTES:
         link.close()
         raise ArtifactError(f"{link.where} announces a listing of {answer.length} bytes, the limit is {LISTING_BYTES}.")

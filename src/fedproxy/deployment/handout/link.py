@@ -1,14 +1,17 @@
-"""A client's connection to the hand-out: one request after the other, with errors that say what is wrong."""
+"""A client's connection to the server: one request after the other, with errors that say what is wrong.
+
+Nothing of a client leaves its machine but by `_Door.send`, which tells of each request before it goes out.
+"""
 
 import base64
 import contextlib
-import io
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
+from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -20,10 +23,67 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_L
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_BLOCK_BYTES = 64 << 10
+_HEAD_BYTES, REQUEST_BYTES = 64 << 10, 16 << 20
+"""The largest head and body of a request; a gateway takes no more."""
+_BODY = re.compile(rb"\r\ncontent-length: *([0-9]{1,15})\r\n", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
 
 
 class BrokenLinkError(Exception):
     """A connection broke, or the server is busy; the same request may succeed later."""
+
+
+OnRequest = Callable[[bytes], None]
+"""Told a request, head and body, before any of it leaves; what it raises keeps the request here."""
+
+
+def whole_request(content: bytes | bytearray) -> int:
+    """Bytes of the HTTP request that `content` begins with; 0 as long as it is not there whole.
+
+    Raises:
+        ConnectionError: it is none whose end can be known, or larger than a gateway takes.
+    """
+    end = content.find(b"\r\n\r\n") + 4
+    if end < 4:
+        if len(content) > _HEAD_BYTES:
+            raise ConnectionError("the head of a request has no end")
+        return 0
+    head = bytes(content[:end])
+    body = _BODY.search(head)
+    length = 0 if body is None else int(body[1])
+    if _CHUNKED.search(head) or length > REQUEST_BYTES:
+        raise ConnectionError(f"a request has no length, or more than {REQUEST_BYTES} bytes")
+    return end + length if len(content) >= end + length else 0
+
+
+class _Door(HTTPConnection):
+    """Sends whole requests, and tells of each before it leaves."""
+
+    def __init__(self, *where: Any, on_request: OnRequest, **how: Any) -> None:
+        super().__init__(*where, **how)
+        self._on_request, self._held = on_request, bytearray()
+
+    def connect(self) -> None:
+        """Open the connection; what is left of a request that never was whole is forgotten."""
+        self._held.clear()
+        super().connect()
+
+    def send(self, data: Any) -> None:
+        """Hold `data` back until its request is whole; then tell of it, and send it a block at a time."""
+        if self.sock is None:
+            self.connect()
+        self._held += data
+        while length := whole_request(self._held):
+            request = bytes(self._held[:length])
+            del self._held[:length]
+            self._on_request(request)
+            for begin in range(0, length, _BLOCK_BYTES):  # each of which has its own time
+                self.sock.sendall(request[begin : begin + _BLOCK_BYTES])
+
+
+class _SecureDoor(_Door, HTTPSConnection):
+    """The same, over TLS."""
 
 
 class Link:
@@ -32,13 +92,16 @@ class Link:
     It goes through the proxy that the environment names for it (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY).
     """
 
-    def __init__(self, url: str, token: str | None, ca: bytes | None) -> None:
+    def __init__(
+        self, url: str, token: str | None, ca: bytes | None, on_request: OnRequest = lambda request: None
+    ) -> None:
         """Look at the arguments; nothing is sent.
 
         Args:
             url: "https://HOST:PORT", or "http://HOST:PORT" where plaintext is meant.
             token: What the server issued; none before it has.
             ca: The certificate (PEM) that the server's must be signed by; the machine's own authorities if none.
+            on_request: Told each request before it leaves, also that to the environment's proxy.
 
         Raises:
             UsageError: url or token are impossible, or the environment names a proxy that cannot be used.
@@ -63,26 +126,43 @@ class Link:
         if proxy is not None:
             at, said = (str(proxy.hostname), proxy.port or 80), _credentials(proxy)
             self._through = f" (through the proxy {at[0]}:{at[1]})"
-        if parts.scheme == "http":
-            if ca is not None:
-                raise FederationError(f"{url}: the server offers the proxy in plaintext, which is refused with a CA.")
-            self._connection = HTTPConnection(*at, timeout=SILENCE_SECONDS)
-            if proxy is not None:
-                self._prefix = url
-                self._headers |= said
-        else:
-            self._connection = HTTPSConnection(*at, timeout=SILENCE_SECONDS, context=_context(ca))
-            if proxy is not None:
-                self._connection.set_tunnel(host, port, said)
+        how: dict[str, Any] = {"timeout": SILENCE_SECONDS, "on_request": on_request}
+        kind = _SecureDoor if parts.scheme == "https" else _Door
+        if kind is _SecureDoor:
+            how["context"] = _context(ca)
+        elif ca is not None:
+            raise FederationError(f"{url}: the server offers the proxy in plaintext, which is refused with a CA.")
+
+        def made(*, tunnelled: bool) -> _Door:
+            door = kind(*at, **how)
+            if proxy is not None and tunnelled:
+                door.set_tunnel(host, port, said)
+            return door
+
+        self._made = made
+        self._connection = made(tunnelled=parts.scheme == "https")
+        if proxy is not None and parts.scheme == "http":
+            self._prefix = url
+            self._headers |= said
+
+    def open(self) -> HTTPConnection:
+        """A connection of its own to the server, open, for one who speaks HTTP for himself.
+
+        Its `send` takes the bytes of requests, whole or not, and `sock` gives those of answers.
+
+        Raises:
+            BrokenLinkError, FederationError: as of `broken`.
+        """
+        door = self._made(tunnelled=True)
+        with self.broken():
+            door.connect()
+        return door
 
     def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> HTTPResponse:
         """Send a request and read the head of its answer, anew if the server had closed the kept connection."""
         kept = self._connection.sock is not None
-        headers = headers if body is None else {**headers, "Content-Length": str(len(body))}
         try:
-            # Of a file the connection sends a block at a time, each of which has its own time.
-            content = None if body is None else io.BytesIO(body)
-            self._connection.request(method, self._prefix + path, content, headers)
+            self._connection.request(method, self._prefix + path, body, headers)
             self._answer = self._connection.getresponse()
         except _CLOSED:
             self.close()

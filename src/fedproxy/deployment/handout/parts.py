@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -216,16 +216,24 @@ def describe(proxy: Path, part_bytes: int = PART_BYTES) -> Listing:
     least, most = _PART_LIMITS
     if not least <= part_bytes <= most:
         raise UsageError(f"part_bytes = {part_bytes}: must be from {least} (1 MiB) to {most} (below 2 GiB).")
-    with opened(proxy) as handles, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with opened(proxy) as handles:
+        return list_parts(handles, part_bytes)
+
+
+def list_parts(handles: Mapping[str, int], part_bytes: int = PART_BYTES) -> Listing:
+    """Cut open files, by name, into parts and hash them.
+
+    Raises:
+        UsageError: `part_bytes` gives too many parts.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         spans = {
             name: [(begin, min(part_bytes, size - begin)) for begin in range(0, size, part_bytes)]
             for name, size in ((name, os.fstat(handle).st_size) for name, handle in handles.items())
         }
         count = sum(map(len, spans.values()))
         if count > _MOST_PARTS:
-            raise UsageError(
-                f"part_bytes = {part_bytes} cuts {proxy} into {count} parts; {_MOST_PARTS} are the most. Raise it."
-            )
+            raise UsageError(f"part_bytes = {part_bytes} makes {count} parts; {_MOST_PARTS} are the most. Raise it.")
         try:
             pending = {
                 name: [(*span, pool.submit(hash_range, handles[name], *span)) for span in found]

@@ -8,17 +8,19 @@ import re
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
 from fedproxy.deployment.handout.https import PIECE_SECONDS, Handler, Owner, Server, tls
-from fedproxy.deployment.handout.parts import BUFFER_BYTES, Listing, opened
+from fedproxy.deployment.handout.parts import BUFFER_BYTES, PART_BYTES, Listing, list_parts, opened
 from fedproxy.deployment.limits import Allowance
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 
 log = logging.getLogger(__name__)
 
+RESULT = "/result"
+"""Where the listing is of what a federation ended with, beside "/listing", that of the proxy."""
 TIMES_AT_ONCE, SECONDS_A_TIME = 8, 600.0
 """A client gets the proxy so often at once, and once more in so many seconds."""
 _PART = re.compile(r"/parts/([0-9a-f]{64})")
@@ -71,17 +73,31 @@ class HandoutServer(Owner):
             sizes = {name: os.fstat(handle).st_size for name, handle in handles.items()}
             if sizes != {file.name: file.size for file in listing.files}:
                 raise ArtifactError(f"{proxy} was changed since its parts were listed. Start again.")
-            self.places = {
-                part.sha256: (handles[file.name], part.offset, part.length)
-                for file in listing.files
-                for part in file.parts
-            }
+            self.listings = {"/listing": listing}
+            self.places = _places(listing, handles)
             try:
                 self._server = Server(self, (host, port), context, _Handler)
             except OSError as error:
                 raise UsageError(f"cannot listen at {host}:{port} ({error.strerror or error}).") from error
             stack.callback(self._server.server_close)
             self._open = stack.pop_all()
+
+    def share(self, file: Path, part_bytes: int = PART_BYTES) -> Listing:
+        """Hand out a file beside the proxy from now on: what a federation ended with.
+
+        Raises:
+            ArtifactError: it cannot be read.
+        """
+        try:
+            handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ArtifactError(f"{file} cannot be handed out: {error.strerror}.") from error
+        self._open.callback(os.close, handle)
+        handles = {file.name: handle}
+        listing = list_parts(handles, part_bytes)
+        self.places |= _places(listing, handles)
+        self.listings[RESULT] = listing
+        return listing
 
     @property
     def port(self) -> int:
@@ -134,6 +150,13 @@ class HandoutServer(Owner):
         self.close()
 
 
+def _places(listing: Listing, handles: Mapping[str, int]) -> dict[str, tuple[int, int, int]]:
+    """Where each part lies: SHA-256 → handle, offset, length."""
+    return {
+        part.sha256: (handles[file.name], part.offset, part.length) for file in listing.files for part in file.parts
+    }
+
+
 class _Handler(Handler):
     def do_GET(self) -> None:  # noqa: N802
         owner: HandoutServer = self.server.owner
@@ -155,9 +178,9 @@ class _Handler(Handler):
             return
         if not allowed:
             self.send_error(HTTPStatus.FORBIDDEN, "this client may not fetch, its key may be revoked")
-        elif self.path == "/listing":
-            self._head(HTTPStatus.OK, len(owner.listing.content))
-            self.wfile.write(owner.listing.content)
+        elif (listing := owner.listings.get(self.path)) is not None:
+            self._head(HTTPStatus.OK, len(listing.content))
+            self.wfile.write(listing.content)
         elif (part := _PART.fullmatch(self.path)) and part[1] in owner.places:
             _, _, length = owner.places[part[1]]
             if owner.bytes.take(name, length):
