@@ -63,13 +63,13 @@ def _pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, completion
 
 def _tokens(
     pairs: Sequence[tuple[str, str, bool]], tokenizer: PreTrainedTokenizerBase, special: bool
-) -> Iterator[tuple[list[int], int]]:
-    """Token ids of each prompt with its completion, and how many of them are the prompt's."""
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids of each prompt with its completion, and those of the prompt alone."""
     whole = text_ids(tokenizer, [prompt + completion for prompt, completion, _ in pairs], special=special)
     begun = iter(text_ids(tokenizer, [prompt for prompt, _, _ in pairs if prompt], special=special))
     for ids, (prompt, completion, _) in zip(whole, pairs, strict=True):
         before = next(begun) if prompt else []
-        yield ids if len(ids) > len(before) else before + answer_ids(tokenizer, ids, before, completion), len(before)
+        yield ids if len(ids) > len(before) else before + answer_ids(tokenizer, ids, before, completion), before
 
 
 def _tell_end(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int]) -> None:
@@ -116,8 +116,46 @@ def encode(
         UsageError: rows hold messages and the tokenizer has no usable chat template.
         ArtifactError: the chat template refuses a row, or no row has a token to learn.
     """
-    end = tokenizer.eos_token_id
-    encoded = []
+    end, encoded = tokenizer.eos_token_id, []
+    for ids, before, special in _rendered(rows, tokenizer, completion_only):
+        if not special:
+            _tell_end(tokenizer, ids[len(before) :])
+        if special and end is not None and (not ids or ids[-1] != end):
+            ids.append(end)
+        one = _cut(ids, len(before), max_length)
+        if one.counting > 0:
+            encoded.append(one)
+    if not encoded:
+        raise ArtifactError("No row has a token to learn. Check the rows, and max_length.")
+    return encoded
+
+
+def encode_pairs(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> list[Encoded]:
+    """Encode rows to be scored as the harness does: as `encode`, without the end-of-text token, and none left out.
+
+    Raises:
+        UsageError: as of `encode`.
+        ArtifactError: the chat template refuses a row, or a completion has no token.
+    """
+    parts = ((before, ids[len(before) :]) for ids, before, _ in _rendered(rows, tokenizer, True))
+    found = [_cut([*before, *answer], len(before), max_length) for before, answer in parts]
+    bad = next((number for number, one in enumerate(found) if one.counting < 1), None)
+    if bad is not None:
+        raise ArtifactError(f"The answer of {rows[bad]!r:.200} has no token within max_length.")
+    return found
+
+
+def _cut(ids: Sequence[int], start: int, max_length: int) -> Encoded:
+    whole, cut = len(ids), max(0, min(start, len(ids) - max_length))
+    return Encoded(array("i", ids[cut:][:max_length]), max(start - cut, 1), whole > max_length)
+
+
+def _rendered(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, completion_only: bool
+) -> Iterator[tuple[list[int], list[int], bool]]:
+    """Token ids of each row, those of its prompt, and whether the tokenizer may add its special tokens."""
     for begin in range(0, len(rows), _AT_ONCE):
         pairs = []
         for number, row in enumerate(rows[begin : begin + _AT_ONCE], begin + 1):
@@ -132,15 +170,4 @@ def encode(
             for special in (True, False)
         }
         for _, _, special in pairs:
-            ids, start = next(found[special])
-            if not special:
-                _tell_end(tokenizer, ids[start:])
-            if special and end is not None and (not ids or ids[-1] != end):
-                ids.append(end)
-            whole, cut = len(ids), max(0, min(start, len(ids) - max_length))
-            ids, start = ids[cut:][:max_length], start - cut
-            if len(ids) > max(start, 1):
-                encoded.append(Encoded(array("i", ids), max(start, 1), whole > max_length))
-    if not encoded:
-        raise ArtifactError("No row has a token to learn. Check the rows, and max_length.")
-    return encoded
+            yield *next(found[special]), special
