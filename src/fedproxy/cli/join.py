@@ -49,6 +49,12 @@ def join(
     max_length: Annotated[int, _limit("longer rows, in tokens", min=2)] = 8192,
     max_batch_size: Annotated[int, _limit("larger batches, in rows", min=1)] = 256,
     max_download: Annotated[float, _limit("a larger proxy, in GB", min=0)] = 500.0,
+    validation: Annotated[
+        Path | None, typer.Option(help="Rows to score adapters on, in place of a part of --data.")
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores/--no-scores", help="Tell the server how well its adapters do on rows of yours.")
+    ] = True,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -86,6 +92,8 @@ def join(
         raise UsageError("Give --data FILE, or --task NAME.")
     if (supernode_secret or supernode_ca) and not supernode:
         raise UsageError("--supernode-secret and --supernode-ca are of a SuperNode that --supernode names.")
+    if validation is not None and not scores:
+        raise UsageError("--validation names rows to score on, and --no-scores gives no scores: leave one of them out.")
     if offer and not re.fullmatch("[0-9a-fA-F]{64}", offer):
         raise UsageError(f"--offer {offer}: must be 64 hex digits, as --look shows them.")
     limits = Limits(
@@ -115,6 +123,8 @@ def join(
         tuple(ENCODINGS) if wire is None else tuple(encoding(name, {})[0].name for name in wire),
         offer.lower(),
         Elsewhere(Address.parse(supernode), supernode_secret, supernode_ca) if supernode else None,
+        str(validation or ""),
+        scores,
     )
     rounds = 1
 

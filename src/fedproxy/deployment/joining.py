@@ -24,7 +24,7 @@ from fedproxy.deployment.handout.link import BrokenLinkError, Link
 from fedproxy.deployment.keys import read_client_key
 from fedproxy.deployment.welcome import MOST_BYTES, PATH, Welcome, introduce
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError, told
-from fedproxy.federation.client_rows import rows_of
+from fedproxy.federation.client_rows import parted_rows, rows_of
 from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.session import Session
 from fedproxy.federation.wire import ENCODINGS
@@ -78,6 +78,8 @@ class Joining:
         wires: Encodings of updates that it agrees to; plain updates it always sends.
         offer: SHA-256 of the offer that it takes, and of no other; "" takes any that the limits allow.
         supernode: The SuperNode that somebody else operates for it; without one it starts its own.
+        validation: File of rows to score on, in place of a part of its data; "" for such a part.
+        scores: Whether it scores adapters at all.
     """
 
     address: Address
@@ -94,6 +96,8 @@ class Joining:
     wires: tuple[str, ...] = tuple(ENCODINGS)
     offer: str = ""
     supernode: Elsewhere | None = None
+    validation: str = ""
+    scores: bool = True
 
 
 def look(joining: Joining) -> Welcome:
@@ -145,12 +149,19 @@ def join(
     if joining.offer not in ("", offer.sha256):
         raise FederationError(f"{joining.address} offers {offer.sha256}, not {joining.offer}, which this client takes.")
     data = Client(name, joining.client.data, joining.client.task, offer.max_rows)
-    rows = rows_of(data, joining.evaluate, offer.seed)
+    rows, held = parted_rows(
+        rows_of(data, joining.evaluate, offer.seed),
+        offer.federate.validation,
+        offer.seed,
+        name,
+        file=joining.validation,
+        scores=joining.scores,
+    )
     check_offer(offer, limits, rows=len(rows), steps=optimizer_steps(len(rows), offer.train))
     proxy = fetch_proxy(owner.url, welcome.token, offer.proxy, cache, owner.ca, on_bytes, most=limits.max_download)
     state = cache / "clients" / owner.authority / offer.id
     session = Session.open(proxy, offer, limits, state=state, trust_remote_code=joining.trust_remote_code)
-    steps = session.add(name, session.encode(rows))
+    steps = session.take_rows(name, rows, held)
     with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
         node, answered = _node(Path(folder), owner, welcome, joining.supernode), -ANSWER_SECONDS
         asked = heard = time.monotonic()

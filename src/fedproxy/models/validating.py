@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from fedproxy.errors import FedproxyError
+from fedproxy.metrics import HIGHEST_LOSS
 from fedproxy.models.answer_likelihoods import Request, keeps_cache, log_likelihoods
 from fedproxy.models.checkpoints import Tokenizer
 from fedproxy.models.encoding import Encoded, encode, encode_pairs
@@ -18,8 +19,6 @@ from fedproxy.models.lora import AdaptedModel
 
 MOST_LABELS = 20
 """More different answers than these are no labels."""
-HIGHEST_LOSS = 1000.0
-"""Nats per token. Guessing costs the logarithm of the vocabulary's size, about 12; beyond this a model is broken."""
 OPTIONS = "options"
 """Field of a row that a task of the harness renders: its `Options`."""
 
@@ -122,9 +121,7 @@ def _options(
 
 
 @torch.no_grad()
-def measure(
-    model: AdaptedModel, validation: Validation, *, pad: int, batch_size: int
-) -> tuple[float, float | None]:
+def measure(model: AdaptedModel, validation: Validation, *, pad: int, batch_size: int) -> tuple[float, float | None]:
     """Loss and accuracy of a model on validation rows, without autocast; the model is in evaluation state afterwards.
 
     The loss is the mean over all tokens of the completions, the end of text among them. The accuracy is the share of
