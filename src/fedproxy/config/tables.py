@@ -247,9 +247,14 @@ class Federate:
         max_norm: Largest Euclidean norm of an update; none if any is taken.
         max_norm_ratio: Largest norm of an update, in medians of the round's norms (from three replies on).
         strikes: Invalid replies over the run after which a client is not asked again.
-        keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all.
+        keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all. The best one's adapter stays.
         share_result: Whether clients that join over the network get the adapter that the run ends with. They get that
             of every round but the last in any case, or they could not train.
+        validation: Share of its rows, at most a half, that each client keeps back, never trains on, and scores every
+            round's adapter on; 0 for none.
+        alone: Whether each client also trains an adapter of its own, as many steps, to say what federating gains.
+        keep: The round whose adapter is the result: the "last", or the "best" by the clients' validation loss.
+        patience_rounds: Rounds without a better one, by that loss, after which the federation ends; 0 for never.
     """
 
     rounds: Count = 10
@@ -273,6 +278,10 @@ class Federate:
     strikes: Count = 3
     keep_rounds: Natural = 0
     share_result: bool = True
+    validation: Annotated[float, Rule("at least 0 and at most 0.5", lambda v: 0 <= v <= 0.5)] = 0.0
+    alone: bool = False
+    keep: Literal["last", "best"] = "last"
+    patience_rounds: Natural = 0
 
 
 @table

@@ -5,7 +5,7 @@ import itertools
 import logging
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,13 @@ def _pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, completion
 
 def _tokens(
     pairs: Sequence[tuple[str, str, bool]], tokenizer: PreTrainedTokenizerBase, special: bool
-) -> Iterator[tuple[list[int], int]]:
-    """Token ids of each prompt with its completion, and how many of them are the prompt's."""
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids of each prompt with its completion, and those of the prompt alone."""
     whole = text_ids(tokenizer, [prompt + completion for prompt, completion, _ in pairs], special=special)
     begun = iter(text_ids(tokenizer, [prompt for prompt, _, _ in pairs if prompt], special=special))
     for ids, (prompt, completion, _) in zip(whole, pairs, strict=True):
         before = next(begun) if prompt else []
-        yield ids if len(ids) > len(before) else before + answer_ids(tokenizer, ids, before, completion), len(before)
+        yield ids if len(ids) > len(before) else before + answer_ids(tokenizer, ids, before, completion), before
 
 
 def _tell_end(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int]) -> None:
@@ -140,8 +140,54 @@ def encode(
         UsageError: rows hold messages and the tokenizer has no usable chat template.
         ArtifactError: the chat template refuses a row, or no row has a token to learn.
     """
-    end = tokenizer.eos_token_id
-    encoded = []
+    end, encoded = tokenizer.eos_token_id, []
+    for whole, _, special in _rendered(rows, tokenizer, completion_only, assistant_only):
+        if not special:
+            _tell_end(tokenizer, [token for part, counts in whole.parts() if counts for token in part])
+        elif end is not None and (not whole.ids or whole.ids[-1] != end):
+            whole = replace(whole, ids=[*whole.ids, end])
+        kept = _cut(whole, max_length)
+        if kept.counting > 0:
+            encoded.append(kept)
+    if not encoded:
+        raise ArtifactError("No row has a token to learn. Check the rows, and max_length.")
+    return encoded
+
+
+def training_examples(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, train: Train, longest: int
+) -> list[Encoded]:
+    """Encode rows as [train] says, with at most `longest` tokens each; errors as of `encode`."""
+    return encode(
+        rows,
+        tokenizer,
+        max_length=longest,
+        completion_only=train.completion_only_loss,
+        assistant_only=train.assistant_only_loss,
+    )
+
+
+def encode_pairs(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> list[Encoded]:
+    """Encode rows to be scored as the harness does: as `encode`, without the end-of-text token, and none left out.
+
+    Raises:
+        UsageError: as of `encode`.
+        ArtifactError: the chat template refuses a row, or a completion has no token.
+    """
+    parts = ((before, whole.ids[len(before) :]) for whole, before, _ in _rendered(rows, tokenizer, True, False))
+    found = [_cut(Encoded([*before, *answer], len(before)), max_length) for before, answer in parts]
+    bad = next((number for number, one in enumerate(found) if one.counting < 1), None)
+    if bad is not None:
+        raise ArtifactError(f"The answer of {rows[bad]!r:.200} has no token within max_length.")
+    return found
+
+
+def _rendered(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, completion_only: bool, assistant_only: bool
+) -> Iterator[tuple[Encoded, Sequence[int], bool]]:
+    """Each row in full, the tokens of what comes before its answer, and whether it may have special tokens added."""
     for begin in range(0, len(rows), _AT_ONCE):
         pairs, talks = {}, {}
         for number, row in enumerate(rows[begin : begin + _AT_ONCE], begin + 1):
@@ -160,36 +206,12 @@ def encode(
         }
         for number in sorted(pairs | talks):
             if number in talks:
-                ids, mask = talks[number]
-                whole = _masked(ids, mask)
-                _tell_end(tokenizer, [token for token, counts in zip(ids, mask, strict=True) if counts])
+                whole = _masked(*talks[number])
+                yield whole, whole.ids[: whole.start], False
             else:
                 special = pairs[number][2]
-                ids, start = next(found[special])
-                whole = Encoded(ids, start)
-                if not special:
-                    _tell_end(tokenizer, ids[start:])
-                elif end is not None and (not ids or ids[-1] != end):
-                    ids.append(end)
-            kept = _cut(whole, max_length)
-            if kept.counting > 0:
-                encoded.append(kept)
-    if not encoded:
-        raise ArtifactError("No row has a token to learn. Check the rows, and max_length.")
-    return encoded
-
-
-def training_examples(
-    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, train: Train, longest: int
-) -> list[Encoded]:
-    """Encode rows as [train] says, with at most `longest` tokens each; errors as of `encode`."""
-    return encode(
-        rows,
-        tokenizer,
-        max_length=longest,
-        completion_only=train.completion_only_loss,
-        assistant_only=train.assistant_only_loss,
-    )
+                ids, before = next(found[special])
+                yield Encoded(ids, len(before)), before, special
 
 
 def _masked(ids: Sequence[int], mask: Sequence[bool]) -> Encoded:

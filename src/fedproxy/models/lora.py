@@ -1,9 +1,10 @@
 """LoRA adapters: attached to the blocks of a model, taken out as tensors, put back, written, read and checked."""
 
+import contextlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,18 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in model.named_parameters()
         if name.endswith((".lora_A.default.weight", ".lora_B.default.weight"))
     }
+
+
+@contextlib.contextmanager
+def without_adapter(model: AdaptedModel) -> Iterator[None]:
+    """Let a model compute what it does without its adapter; afterwards the same tensors are trained as before."""
+    trained = {parameter: parameter.requires_grad for parameter in adapter_parameters(model).values()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:  # PEFT lets all be trained
+        for parameter, before in trained.items():
+            parameter.requires_grad_(before)
 
 
 def train_only(model: nn.Module, chosen: Callable[[str], bool]) -> None:
