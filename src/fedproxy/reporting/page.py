@@ -9,7 +9,7 @@ from typing import Any
 from fedproxy import foreign
 from fedproxy.artifacts import SHAPING, event_of, inside
 from fedproxy.records import MODELS, Results, Round, read_run
-from fedproxy.reporting import heat_maps, plots
+from fedproxy.reporting import heat_maps, plots, validation
 from fedproxy.reporting.conflict import Conflict, load_conflict
 from fedproxy.reporting.html import fill, write_page
 from fedproxy.reporting.summary import sentences
@@ -62,8 +62,20 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
     figures = _figures(results, conflicts)
     compared = compared_rounds(results.rounds)
     agreement = any(len(round_.analysis.names) > 1 for round_ in results.rounds)
-    contents = ["Summary", "Results", "Rounds", "Agreement", "Compression", "Cost", "Settings", "Reproduce"]
-    left_out = [name for name, there in (("Agreement", agreement), ("Compression", "blocks" in figures)) if not there]
+    contents = [
+        "Summary",
+        "Results",
+        "Validation",
+        "Rounds",
+        "Agreement",
+        "Compression",
+        "Cost",
+        "Settings",
+        "Reproduce",
+    ]
+    validated = validation.rounds_of(results)
+    optional = ("Validation", validated), ("Agreement", agreement), ("Compression", "blocks" in figures)
+    left_out = [name for name, there in optional if not there]
     return fill(
         "run.html.j2",
         title=results.name,
@@ -72,6 +84,9 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
         models=MODELS,
         sentences=sentences(results),
         figures=figures,
+        validated=validated,
+        reached=validation.MODELS,
+        kept=results.kept,
         compared=compared[-1] if compared else None,
         conflicts=conflicts,
         settings=grouped(results.experiment),
@@ -88,6 +103,7 @@ def _figures(results: Results, conflicts: Sequence[Conflict]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     compared, rounds = compared_rounds(results.rounds), results.rounds
     with drawing():
+        found |= validation.figures(validation.rounds_of(results))
         if results.tasks:
             found["scores"] = plots.points(
                 {
