@@ -113,9 +113,12 @@ FIELDS = {
         "quorum": ([0.75, 1.0, 1, 9], [0, 0.0, 1.5, -1, *NO_NUMBER]),
         "deadline": (["", "30m", "1.5 h"], ["soon", "30", 30]),
         "patience": (["30m"], ["", "soon", 30]),
-        **dict.fromkeys(("retries", "keep_rounds"), NATURAL),
+        **dict.fromkeys(("retries", "keep_rounds", "patience_rounds"), NATURAL),
         "max_norm": POSITIVE,
         "max_norm_ratio": ([1.5, 2], [1, 1.0, *NO_NUMBER]),
+        "validation": ([0, 0.1, 0.5], [-0.1, 0.51, *NO_NUMBER]),
+        "alone": FLAG,
+        "keep": (["last", "best"], ["first", 1]),
     },
     Fuse: {"scale": ([0, -0.5, "auto"], ["", "on", True, math.nan, math.inf, []]), "public": TEXT},
     Evaluate: {

@@ -122,8 +122,17 @@ class Evaluation(Record):
         return {task: score.value for task, score in self.scores.items() if not self.left_out.get(task)}
 
 
+class OnHeldBack(Record):
+    """What one client states of a model on the rows that it keeps back; of the worst client, its name as well."""
+
+    client: str = ""
+    loss: Number | None = None
+    accuracy: Share | None = None
+    rows: Whole | None = None
+
+
 class Client(Record):
-    """One client in one round, as it stated it."""
+    """One client in one round, as it stated it; `validation` has the models "untuned", "own", "alone", "global"."""
 
     rows: Whole | None = None
     loss: Number | None = None
@@ -133,6 +142,43 @@ class Client(Record):
     wire: str = ""
     bytes_up: Whole | None = None
     bytes_down: Whole | None = None
+    validation: Given[OnHeldBack] = {}
+
+
+class Means(Record):
+    """A mean to which a row contributes as much as any other, and one to which a client does."""
+
+    by_rows: Number | None = None
+    by_clients: Number | None = None
+
+
+class Together(Record):
+    """What all clients of a round state of a model."""
+
+    clients: Whole | None = None
+    rows: Whole | None = None
+    loss: Means = Means()
+    accuracy: Means = Means()
+    worst: OnHeldBack = OnHeldBack()
+
+
+class Gain(Record):
+    """How much lower the loss and how much higher the accuracy of a round's adapter is."""
+
+    loss: Number | None = None
+    accuracy: Number | None = None
+
+
+class Validation(Record):
+    """What the clients of a round state; `gain` is over the "untuned" proxy, and over training "alone"."""
+
+    untuned: Together | None = None
+    own: Together | None = None
+    alone: Together | None = None
+    merged: Together | None = Field(default=None, alias="global")
+    gain: Given[Gain] = {}
+    best_round: Whole | None = None
+    stop: bool = False
 
 
 class Quarantined(Record):
@@ -186,6 +232,7 @@ class Round(Record):
     analysis: Analysis = Analysis()
     conflict: Annotated[dict[Block, Share], BeforeValidator(_given)] = {}
     seconds: Number | None = None
+    validation: Validation = Validation()
 
     @property
     def loss(self) -> float | None:
@@ -221,7 +268,10 @@ class Cost(Record):
 
 
 class Results(Record):
-    """A run's results.json; `evaluation` holds those of `MODELS` that were evaluated, in that order."""
+    """A run's results.json; `evaluation` holds those of `MODELS` that were evaluated, in that order.
+
+    `kept_round` is the round whose adapter is the result.
+    """
 
     name: str = "run"
     seed: Whole | None = None
@@ -229,6 +279,7 @@ class Results(Record):
     proxy: Proxy = Proxy()
     evaluation: Annotated[Given[Evaluation], BeforeValidator(_known)] = {}
     rounds: list[Round] = []
+    kept_round: Whole | None = None
     cost: Cost = Cost()
     environment: dict[str, Any] = {}
     experiment: dict[str, Any] = {}
@@ -260,6 +311,12 @@ class Results(Record):
         if not self.llm.parameters or self.proxy.parameters is None:
             return None
         return self.proxy.parameters / self.llm.parameters
+
+    @property
+    def kept(self) -> Round | None:
+        """The round whose adapter is the result; the last one where it is not said."""
+        found = (each for each in self.rounds if each.number == self.kept_round)
+        return next(found, self.rounds[-1] if self.rounds else None)
 
     def setting(self, table: str, key: str) -> Any:
         """A value of the experiment, or None."""
