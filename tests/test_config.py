@@ -107,6 +107,7 @@ FIELDS = {
         **dict.fromkeys(("retries", "keep_rounds"), NATURAL),
         "max_norm": POSITIVE,
         "max_norm_ratio": ([1.5, 2], [1, 1.0, *NO_NUMBER]),
+        "share_result": FLAG,
     },
     Fuse: {"scale": ([0, -0.5, "auto"], ["", "on", True, math.nan, math.inf, []]), "public": TEXT},
     Evaluate: {

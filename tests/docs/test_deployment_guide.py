@@ -34,7 +34,7 @@ def test_the_guide_works_as_written(tmp_path):
 
 
 COMMAND = re.compile(
-    r"fedproxy (keys \w+|serve|join|compress|federate|fuse|evaluate|run|compare|methods|doctor)\b([^\n`|]*)"
+    r"fedproxy (keys \w+|serve|join|ledger|compress|federate|fuse|evaluate|run|compare|methods|doctor)\b([^\n`|]*)"
 )
 
 
