@@ -8,6 +8,8 @@ RELEASE := build/release
 # the environment that has the oldest release of Flower that is supported, over .venv, which has the newest
 FLOWER := .venv/flower
 FLOWER_VERSION := 1.41.0
+# the environment that has the tools of the site, over .venv
+DOCS := .venv/docs
 # a folder for each public data set, as benchmarks/training_loop.py reads it
 DATA ?= ../shared/data
 
@@ -42,7 +44,7 @@ test: setup  ## all but the long tests
 	$(PYTEST) -n auto -m "not slow and not long"
 	$(PYTEST) -n 2 -m "slow and not long"
 
-test-all: setup qlora flower  ## everything, as CI runs it
+test-all: setup qlora flower docs  ## everything, as CI runs it
 	$(PYTEST) -n auto -m "not slow and not long"
 	$(PYTEST) -n 2 -m "slow or long"
 
@@ -86,9 +88,17 @@ bench: setup  ## measure, and write benchmarks/results/*.json
 	$(BIN)/python benchmarks/dry_run.py
 	$(BIN)/python benchmarks/render.py
 
-docs: setup  ## render docs/benchmarks.md from benchmarks/results
+docs: $(DOCS)/.ready  ## render the pages made from results and code, and build the site of all pages in build/site
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python scripts/render_configuration.py
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build
+
+$(DOCS)/.ready: $(READY)
+	$(PYTHON) -m venv $(DOCS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(DOCS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 release:  ## sdist, wheel, their dependencies with hashes, and what is in them (SBOM), in dist/
 	rm -rf dist $(RELEASE)

@@ -1,68 +1,18 @@
-"""Render docs/benchmarks.md, and the figures in README.md, from benchmarks/results/*.json: `make docs`."""
+"""Render docs/benchmarks.md, and the demo's outcome in README.md, from benchmarks/results/*.json: `make docs`."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from render_comparison import comparison, comparison_by_task, difference
+from render_demo import outcome, percent, quality
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-NAMES = {
-    "llm": "LLM",
-    "proxy": "proxy",
-    "proxy_tuned": "tuned proxy",
-    "fused": "fused LLM",
-    "centralized": "centralized",
-}
 
 
 def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def percent(spread: dict[str, float]) -> str:
-    return f"{100 * spread['mean']:.1f} ({100 * spread['min']:.1f}–{100 * spread['max']:.1f})"
-
-
-METHODS = {
-    "fedproxy": "H-TIES + PCR",
-    "mean": "mean (FedAvg on the proxy)",
-    "scaffold": "mean + SCAFFOLD",
-    "product": "H-TIES of the products B·A",
-    "product-mean": "mean of the products B·A",
-    "frozen-a": "H-TIES + PCR of B on a frozen A",
-}
-
-
-def quality(methods: Collection[str] = METHODS) -> str:
-    """The demo's scores: mean and range over seeds, in per cent."""
-    result = load("demo_quality")
-    seeds = sorted({cell["seed"] for cell in result["cells"]})
-    lines = ["| accuracy, % | " + " | ".join(NAMES.values()) + " | gap closed |", "|---" * 7 + "|"]
-    for method, row in result["summary"].items():
-        gap = row["gap_closed"]
-        if method not in methods:
-            continue
-        cells = " | ".join(percent(row["average"][name]) for name in NAMES)
-        lines.append(f"| {METHODS[method]} | {cells} | {gap['mean']:.2f} ({gap['min']:.2f}–{gap['max']:.2f}) |")
-    lines += ["", f"Mean of the four tasks; mean and range over {len(seeds)} seeds."]
-    tasks = list(result["cells"][0]["tasks"]["llm"])
-    lines += ["", "| H-TIES + PCR, by task, % | " + " | ".join(NAMES.values()) + " |", "|---" * 6 + "|"]
-    own = [cell for cell in result["cells"] if cell["method"] == "fedproxy"]
-    for task in tasks:
-        means = [sum(cell["tasks"][name][task] for cell in own) / len(own) for name in NAMES]
-        lines.append(f"| {task} | " + " | ".join(f"{100 * mean:.1f}" for mean in means) + " |")
-    stages = own[0]["seconds"]
-    sizes = own[0]["bytes"]
-    lines += [
-        "",
-        "Seconds of each stage (seed 0): " + ", ".join(f"{k} {v:.0f}" for k, v in stages.items()) + ". "
-        f"Sent by all clients in all rounds: {sizes['bytes_up'] / 1e6:.1f} MB up, {sizes['bytes_down'] / 1e6:.1f} MB down, "
-        f"besides the proxy of {sizes['proxy_bytes'] / 1e6:.1f} MB. Peak memory {own[0]['peak_memory_bytes'] / 1e9:.1f} GB.",
-    ]
-    return "\n".join(lines)
 
 
 def memory() -> str:
@@ -401,7 +351,8 @@ def hardware(name: str) -> str:
     return f"{found['device']}, {found['cpus']} CPUs; Python {found['python']}; {versions}."
 
 
-def main() -> None:
+def pages() -> dict[str, str]:
+    """Path → content of all that is rendered."""
     page = f"""# Benchmarks
 
 Rendered by `make docs` from `benchmarks/results/*.json`, which `make bench` writes. Machine: {hardware("demo_quality")}
@@ -480,10 +431,9 @@ Two updates of ten million float32 parameters, file to file.
 
 {dry_run()}
 """
-    (ROOT / "docs" / "benchmarks.md").write_text(page)
-    readme = ROOT / "README.md"
-    text = filled(readme.read_text(), "results", quality(["fedproxy", "mean"]))
-    readme.write_text(filled(text, "comparison", comparison("heterogeneous")))
+    drawing, text = outcome()
+    readme = filled((ROOT / "README.md").read_text(), "outcome", text)
+    return {"docs/benchmarks.md": page, "docs/images/demo.svg": drawing, "README.md": readme}
 
 
 def filled(page: str, name: str, section: str) -> str:
@@ -497,4 +447,5 @@ def filled(page: str, name: str, section: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    for path, content in pages().items():
+        (ROOT / path).write_text(content)

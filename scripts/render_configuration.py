@@ -28,7 +28,7 @@ def meanings(kind: type) -> tuple[str, dict[str, str]]:
     """What a docstring says of the whole, and of each attribute."""
     whole, _, attributes = (inspect.getdoc(kind) or "").partition("\n\nAttributes:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
-    return " ".join(whole.replace("DESIGN ", "").split()), {name: " ".join(text.split()) for name, text in entries}
+    return " ".join(whole.split()), {name: " ".join(text.split()) for name, text in entries}
 
 
 def checks(kind: Any) -> list[Any]:

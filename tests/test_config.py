@@ -78,7 +78,16 @@ FIELDS = {
     Train: {
         **dict.fromkeys(("epochs", "learning_rate", "adam_epsilon", "max_grad_norm", "lora_alpha"), POSITIVE),
         **dict.fromkeys(("max_steps", "batch_size", "gradient_accumulation_steps", "lora_r"), COUNT),
-        **dict.fromkeys(("gradient_checkpointing", "completion_only_loss", "group_by_length", "padding_free"), FLAG),
+        **dict.fromkeys(
+            (
+                "gradient_checkpointing",
+                "completion_only_loss",
+                "assistant_only_loss",
+                "group_by_length",
+                "padding_free",
+            ),
+            FLAG,
+        ),
         "lr_scheduler_type": choice("constant", "linear", "cosine"),
         "warmup_steps": NATURAL,
         "weight_decay": NOT_NEGATIVE,

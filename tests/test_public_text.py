@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -45,15 +46,18 @@ def test_gzip_changes_nothing(tmp_path: Path, name: str) -> None:
     [
         ("a.txt", b"", "holds no text"),
         ("a.txt", b" \n\n ", "holds no text"),
-        ("a.jsonl", b"", "holds no text"),
+        ("a.jsonl", b"", "holds no rows"),
         ("a.txt", b"\xff\xfe\xff", "cannot be read"),
         ("a.txt.gz", b"not gzip", "cannot be read"),
         ("a.txt.gz", gzip.compress(b"text" * 100, mtime=0)[:-20], "cannot be read"),
-        ("a.json", b"[]", "JSON Lines"),
+        ("a.json", b"[]", "holds no rows"),
+        ("a.csv", b"text\n", "holds no rows"),
+        ("a.csv", b"text\n  \n", "holds no text"),
+        ("a.json", b'[{"text": "a"}, {"messages": [{"role": "user"}]}]', "row 2: message 1"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2"),
-        ("a.jsonl", b'{"text": "a"}\n\n{"text": 3}\n', "line 3: needs"),
-        ("a.jsonl", b'{"prompt": "a"}', "line 1: needs"),
-        ("a.jsonl", b"[1]", "line 1: needs"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": 3}\n', "line 3: text is no string"),
+        ("a.jsonl", b'{"prompt": "a"}', "line 1: completion is missing"),
+        ("a.jsonl", b"[1]", "line 1: a JSON list"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -65,8 +69,8 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, messag
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.txt", tmp_path):
-        with pytest.raises(ArtifactError, match="cannot be read"):
+    for path in (tmp_path / "absent.txt", tmp_path / "absent.jsonl", tmp_path):
+        with pytest.raises(ArtifactError, match=re.escape(str(path))):
             read_documents(path)
 
 

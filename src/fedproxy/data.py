@@ -1,77 +1,77 @@
-"""The clients' rows: JSON Lines in TRL's formats, checked line by line, and one file divided among clients."""
+"""The clients' rows: read from a file in whatever format, checked one by one, and divided among clients."""
 
-import gzip
 import json
+import logging
 import math
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fedproxy.artifacts import parse_json
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.row_files import Row, numbered_rows
+from fedproxy.row_formats import check_row, in_trl_form, unanswered
 from fedproxy.seeds import derive_seed
 
-Row = dict[str, Any]
+_log = logging.getLogger(__name__)
+
 _SCHEMES = ("dirichlet", "iid")
-FORMATS = (
-    '{"prompt", "completion"} (strings or lists of messages), {"messages": [{"role", "content"}, ...]} or {"text"}'
-)
 
 
 def read_objects(path: Path, limit: int | None = None) -> list[Row]:
-    """Read a JSON Lines file of objects, in UTF-8; blank lines are passed over, a name ending in .gz is unpacked.
-
-    Raises:
-        ArtifactError: the file is missing or empty, or a line is no JSON object; file and line are named.
-        UsageError: `limit` is below 1.
-    """
-    return [row for _, row in _numbered_objects(Path(path), limit)]
+    """Read a file of objects of any fields; formats and errors are those of `numbered_rows`."""
+    return [row for _, row in numbered_rows(Path(path), limit)]
 
 
 def read_rows(path: str | Path | Sequence[Row], limit: int | None = None) -> list[Row]:
-    """Read training rows in one of TRL's formats; further fields, such as a label, are kept.
+    """Read training rows in one of TRL's formats, Alpaca's or ShareGPT's; further fields, such as a label, are kept.
 
     Args:
-        path: A JSON Lines file, UTF-8; a name ending in .gz is unpacked. Or the rows themselves, to be checked.
+        path: A file or folder as of `numbered_rows`. Or the rows themselves, to be checked.
         limit: Read at most this many rows; None reads all.
 
     Returns:
-        One dict per line, in file order, all of the same format. Where prompt and completion are lists of messages,
-        they come as the format of messages: one list, whose last message is the answer.
+        The rows in order, all of the same format, in the form of `in_trl_form`: of a conversation one list of messages,
+        whose last is the answer. Those that are `unanswered` are left out, and a line of the log says so.
 
     Raises:
-        ArtifactError: the file is missing or empty, a line is no JSON object, a field has the wrong type or is
-            empty, or the rows are of no known format or of several; file and line are named.
+        ArtifactError: the file is missing, empty or damaged, a row is no object, a field has the wrong type or is
+            empty, or the rows are of no known format or of several; file and row are named.
+        MissingExtraError: the file is Parquet or a folder, and the library `datasets` is not installed.
         UsageError: `limit` is below 1.
 
     Example:
-        A line of a file that `read_rows` takes: `{"prompt": "2 + 2 =", "completion": " 4"}`
+        A line of a JSON Lines file that `read_rows` takes: `{"prompt": "2 + 2 =", "completion": " 4"}`
     """
     if isinstance(path, str | Path):
-        numbered, line = _numbered_objects(Path(path), limit), f"{path}, line"
+        numbered, source = numbered_rows(Path(path), limit), f"{path}, "
     else:
-        numbered, line = iter(enumerate(path[:limit], 1)), "row"
+        numbered, source = ((f"row {number}", row) for number, row in enumerate(path[:limit], 1)), ""
     rows: list[Row] = []
+    left_out: list[str] = []
     first = ""
-    for number, row in numbered:
-        where = f"{line} {number}"
+    for where, row in numbered:
         try:
             if not isinstance(row, Mapping):
                 raise ValueError(f"a {type(row).__name__}, where an object is expected")
-            row = _called(_joined(row))
-            kind = _check_row(row)
+            if unanswered(row):
+                left_out.append(where)
+                continue
+            row = in_trl_form(row)
+            kind = check_row(row)
         except (ValueError, ArtifactError) as error:
-            raise ArtifactError(f"{where}: {str(error).rstrip('.')}.") from error
+            raise ArtifactError(f"{source}{where}: {str(error).rstrip('.')}.") from error
         first = first or kind
         if kind != first:
             raise ArtifactError(
-                f"{where}: a row of the format {kind}, the rows above are of the format {first}. "
+                f"{source}{where}: a row of the format {kind}, the rows above are of the format {first}. "
                 "Give each format a file of its own."
             )
         rows.append(row)
+    if left_out and not rows:
+        raise ArtifactError(f"{source}{left_out[0]}: output is empty, as in all the rows.")
+    if left_out:
+        _log.warning("%s%s: output is empty. Such rows are left out, %d in all.", source, left_out[0], len(left_out))
     return rows
 
 
@@ -154,113 +154,3 @@ def _labels(rows: Sequence[Row], field: str | None) -> list[str]:
             '"label", or use scheme = "iid".'
         )
     return answers
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            yield from file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ArtifactError(f"{path} is no gzip file, or is truncated: {error}.") from error
-    except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror or error}.") from error
-
-
-def _numbered_objects(path: Path, limit: int | None) -> Iterator[tuple[int, Row]]:
-    if limit is not None and limit < 1:
-        raise UsageError(f"a limit of {limit} rows: give at least 1.")
-    count = 0
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        row = parse_json(line, f"{path}, line {number}")
-        if not isinstance(row, dict):
-            raise ArtifactError(f"{path}, line {number}: a JSON {type(row).__name__}, where an object is expected.")
-        yield number, row
-        count += 1
-        if count == limit:
-            return
-    if not count:
-        raise ArtifactError(f"{path} holds no rows.")
-
-
-def _check_text(value: object, name: str, *, empty: bool = False) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is a {type(value).__name__}, where a string is expected")
-    if not value and not empty:
-        raise ValueError(f"{name} is empty")
-    value.encode()
-
-
-def _joined(row: Row) -> Row:
-    """A row of conversational prompt and completion as one of messages; any other as it is."""
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if not (isinstance(prompt, list) and isinstance(completion, list)) or "messages" in row:
-        return row
-    if len(completion) != 1:
-        raise ValueError(f"completion holds {len(completion)} messages, where one, of the assistant, is expected")
-    rest = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
-    return {**rest, "messages": prompt + completion}
-
-
-def _called(row: Row) -> Row:
-    """A row whose tools, and the arguments of whose tool calls, are values; some write them as JSON strings.
-
-    A message that only calls tools may lack its content.
-    """
-    if isinstance(row.get("tools"), str):
-        row = {**row, "tools": parse_json(row["tools"], "tools")}
-    if not isinstance(row.get("messages"), list):
-        return row
-    return {**row, "messages": [_with_calls(message) for message in row["messages"]]}
-
-
-def _with_calls(message: Any) -> Any:
-    calls = message.get("tool_calls") if isinstance(message, dict) else None
-    if not calls:
-        return message
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise ValueError("tool_calls is no list of objects")
-    return {"content": None, **message, "tool_calls": [_parsed(call) for call in calls]}
-
-
-def _parsed(call: Row) -> Row:
-    function = call.get("function")
-    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-        return {**call, "function": {**function, "arguments": parse_json(function["arguments"], "arguments")}}
-    return call
-
-
-def _check_row(row: Mapping[str, Any]) -> str:
-    """Name the format of a row, or raise ValueError with what is wrong with it."""
-    named = {"prompt": "prompt", "completion": "prompt", "messages": "messages", "text": "text"}
-    kinds = {kind for field, kind in named.items() if field in row}
-    if not kinds:
-        raise ValueError(f"a row with the fields {sorted(row)}; known formats: {FORMATS}")
-    if len(kinds) > 1:
-        raise ValueError(f"a row of several formats at once, with the fields {sorted(row)}; known formats: {FORMATS}")
-    if kinds == {"prompt"}:
-        for name in ("prompt", "completion"):
-            if name not in row:
-                raise ValueError(f"{name} is missing; known formats: {FORMATS}")
-            _check_text(row[name], name, empty=name == "prompt")
-        return "prompt and completion"
-    if kinds == {"text"}:
-        _check_text(row["text"], "text")
-        return "text"
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("messages is no list of messages, or an empty one")
-    if not isinstance(row.get("tools") or [], list):
-        raise ValueError(f"tools is a {type(row['tools']).__name__}, where a list is expected")
-    for position, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError(f'message {position} is no object with "role" and "content"')
-        _check_text(message["role"], f"the role of message {position}")
-        calls = bool(message.get("tool_calls"))
-        if not (calls and message["content"] is None):
-            empty = calls or message["role"] != "assistant"
-            _check_text(message["content"], f"the content of message {position}", empty=empty)
-    if messages[-1]["role"] != "assistant":
-        raise ValueError(f"the last message has the role {messages[-1]['role']!r}, where 'assistant' is expected")
-    return "messages"

@@ -1,8 +1,11 @@
-"""Which of a task's metrics counts, whether it can be averaged with accuracies, and the gap that tuning closed."""
+"""Which of a task's metrics counts, whether it can be averaged with accuracies, and what a score can be at all."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+HIGHEST_LOSS = 1000.0
+"""Nats per token. Guessing costs the logarithm of the vocabulary's size, about 12: a model beyond this is broken, and
+who states more would decide by itself what the mean of several is."""
 _OF_A_HUNDRED = ("bleu", "chrf")
 """Metrics of the harness that go from 0 to 100, so that a low one may look like a share."""
 

@@ -1,5 +1,7 @@
 """LLM → proxy → adapter → LLM: an experiment becomes a run directory, every step of which survives a kill.
 
+The method behind it, equation by equation, is docs/method.md.
+
 The stages come in their order: `make_proxy`, `federate`, `fuse_run`, `evaluate_run`; `run` is all of them. Below is
 what they begin with.
 """
@@ -215,7 +217,7 @@ def run(
         What results.json holds.
 
     Raises:
-        As `federate` and `evaluate`.
+        FedproxyError: as of `federate` and `evaluate`.
 
     Example:
         `run("experiment.toml", "runs/first")["evaluation"]["fused"]["average"]` → `0.91`

@@ -6,48 +6,59 @@ import random
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from fedproxy.artifacts import parse_json
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.row_files import holds_rows, numbered_rows
+from fedproxy.row_formats import Row, check_row, in_trl_form
 from fedproxy.seeds import derive_seed
-
-_ROW_FORMATS = (("text",), ("prompt", "completion"), ("instruction", "input", "output"), ("instruction", "output"))
 
 
 def read_documents(text: str | Path | Sequence[str]) -> tuple[list[str], str]:
-    """Read the documents of a text file (separated by blank lines) or of a JSON Lines file, gzipped or not.
+    """Read the documents of a text file (separated by blank lines) or of a file of rows, which are clients' formats.
 
-    A line of a `.jsonl` file holds "text", "prompt" and "completion", or Alpaca's "instruction", "input" and "output".
-    A list of documents is taken as it is, and hashed as a file with a blank line between them.
+    A name that ends in .jsonl or in another end that `numbered_rows` knows says that the file holds rows, and so does a
+    folder. Of a row count its text, its prompt with its completion, or its messages, one below the other. A list of
+    documents is taken as it is, and hashed as a file with a blank line between them; so are the documents of a folder.
 
     Returns:
         The documents in order, none empty, and the SHA-256 of the uncompressed file.
 
     Raises:
-        ArtifactError: the file is missing, damaged, of another format, or holds no text; a bad line is named.
+        ArtifactError: the file is missing, damaged, of another format, or holds no text; a bad row is named.
+        MissingExtraError: as of `numbered_rows`.
     """
     if not isinstance(text, str | Path):
         if not (text and all(isinstance(document, str) and document.strip() for document in text)):
             raise ArtifactError("public text in memory must be a list of strings, at least one and none empty.")
-        return list(text), hashlib.sha256("\n\n".join(text).encode()).hexdigest()
+        return list(text), _sha256(text)
     path = Path(text)
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        decoded = content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ArtifactError(f"public text {path} cannot be read: {reason}.") from error
-    kind = Path(path.stem if path.suffix == ".gz" else path.name).suffix
-    if kind == ".json":
-        raise ArtifactError(f"public text {path} is JSON. Write it as JSON Lines (.jsonl), one object a line.")
-    documents = _json_lines(decoded, path) if kind == ".jsonl" else _paragraphs(decoded)
+    content = b"" if path.is_dir() else _content(path)
+    documents = _of_rows(path) if holds_rows(path) else _paragraphs(_decoded(path, content))
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise ArtifactError(f"public text {path} holds no text. Give some hundred documents of public text.")
-    return documents, hashlib.sha256(content).hexdigest()
+    return documents, hashlib.sha256(content).hexdigest() if content else _sha256(documents)
+
+
+def _sha256(documents: Sequence[str]) -> str:
+    return hashlib.sha256("\n\n".join(documents).encode()).hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise ArtifactError(
+            f"public text {path} cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from error
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"public text {path} cannot be read: {error}.") from error
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -60,21 +71,26 @@ def _paragraphs(text: str) -> list[str]:
     return ["\n".join(lines) for lines in documents]
 
 
-def _json_lines(text: str, path: Path) -> list[str]:
+def _of_rows(path: Path) -> list[str]:
     documents = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        row: Any = parse_json(line, f"public text {path}, line {number}")
-        keys = next((keys for keys in _ROW_FORMATS if isinstance(row, dict) and set(keys) <= set(row)), None)
-        if keys is None or not all(isinstance(row[key], str) for key in keys):
-            raise ArtifactError(
-                f"public text {path}, line {number}: needs the strings 'text', 'prompt' and 'completion', "
-                "or 'instruction', 'input' and 'output'."
-            )
-        parts = [row[key] for key in keys if row[key]]
-        documents.append(("" if keys[0] == "prompt" else "\n").join(parts))
+    for where, row in numbered_rows(path):
+        try:
+            documents.append(_document(in_trl_form(row)))
+        except (ValueError, ArtifactError) as error:
+            raise ArtifactError(f"public text {path}, {where}: {str(error).rstrip('.')}.") from error
     return documents
+
+
+def _document(row: Row) -> str:
+    if "messages" in row:
+        check_row(row)
+        return "\n".join(message["content"] for message in row["messages"] if message["content"])
+    fields = ["text"] if "text" in row else ["prompt", "completion"]
+    for name in fields:  # which may be empty here
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"{name} is {'no string' if name in row else 'missing'}")
+    document = "".join(row[name] for name in fields)
+    return document if row[fields[-1]] else document.removesuffix("\n")
 
 
 def draw(documents: Sequence[str], samples: int, seed: int) -> list[str]:

@@ -439,6 +439,14 @@ def read_run(run: Path) -> Results:
     found = read_record(path, Results)
     if "rounds" in found.model_fields_set:
         return found
+    return found.model_copy(update={"rounds": read_rounds(run)})
+
+
+def read_rounds(run: Path) -> list[Round]:
+    """Read the round.json of every complete round in RUN/rounds.
+
+    Raises:
+        ArtifactError: one is damaged, or a link leads out of the run.
+    """
     files = (inside(run, str(file.relative_to(run))) for file in sorted(run.glob("rounds/*/round.json")))
-    rounds = [read_record(file, Round) for file in files]
-    return found.model_copy(update={"rounds": rounds})
+    return [read_record(file, Round) for file in files]

@@ -95,7 +95,7 @@ class Axis(Mapping[str, Row], Generic[Row]):
             UsageError: the name is taken by another choice, or the row is not what this axis holds.
 
         Example:
-            `fedproxy.register_rule(LOUDEST)`; afterwards `merge = "loudest"` names it (CONTRIBUTING.md has it whole).
+            `fedproxy.register_rule(LOUDEST)`; afterwards `merge = "loudest"` names it (docs/how_to/add_a_choice.md).
         """
         name = str(getattr(row, "name", ""))
         self._check(name, row, f"The {self.kind} {name!r}")

@@ -31,6 +31,8 @@ COMMANDS = [
     "evaluate",
     "report",
     "log",
+    "data",
+    "init",
     "doctor",
     "compare",
     "methods",

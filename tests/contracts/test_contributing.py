@@ -1,4 +1,4 @@
-"""What CONTRIBUTING tells newcomers to write is run as it stands there."""
+"""What the how-to tells those who have an idea of their own to write is run as it stands there."""
 
 import importlib
 import re
@@ -13,7 +13,7 @@ from fedproxy.aggregation.regularise import Regulariser
 from fedproxy.registry import axis
 from tests.contracts.foreign import install
 
-PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how_to" / "add_a_choice.md"
 BLOCK = re.compile(r"^```\w+\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -47,14 +47,14 @@ def packaged(tmp_path, monkeypatch):
         held._found = None
 
 
-def test_the_merge_rule_that_contributing_tells(packaged):
+def test_the_merge_rule_that_the_page_tells(packaged):
     rule = packaged("Add a merge rule from outside the package")
     assert isinstance(rule, Rule)
     merged, _ = merge([{"w": torch.tensor([1.0, -4.0])}, {"w": torch.tensor([3.0, 1.0])}], rule.name, factor=0.5)
     assert merged["w"].tolist() == [1.5, -2.0]
 
 
-def test_the_regulariser_that_contributing_tells(packaged):
+def test_the_regulariser_that_the_page_tells(packaged):
     row = packaged("Add a regulariser from outside the package")
     assert isinstance(row, Regulariser)
     given = {"w": torch.tensor([1.0, -4.0], requires_grad=True)}

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from fedproxy.aggregation.analyse import measure
 from fedproxy.aggregation.merge import RULES, configured, merge
 from fedproxy.aggregation.merge.top_k import kept_count
 from fedproxy.errors import ArtifactError, UsageError
@@ -89,17 +90,15 @@ def test_only_zero_updates_merge_to_zero(rule):
     assert analysis.zero_fraction == 1.0
 
 
-def test_the_result_lies_between_the_updates_and_zero(rule):
+def test_the_result_lies_between_the_updates_as_the_rule_scales_them_and_zero(rule):
     updates = made(5, seed=3)
     merged, _ = merge(updates, rule)
-    stack = torch.stack([flat(update) for update in updates] + [torch.zeros(analysis_length(updates))])
+    scales = RULES[rule].scale(measure(updates, ["client"] * 5)) if RULES[rule].scale else [1.0] * 5
+    scaled = [scale * flat(update) for scale, update in zip(scales, updates, strict=True)]
+    stack = torch.stack([*scaled, torch.zeros(len(scaled[0]))])
     slack = 1e-6 * stack.abs().max()
     assert (flat(merged) <= stack.max(dim=0).values + slack).all()
     assert (flat(merged) >= stack.min(dim=0).values - slack).all()
-
-
-def analysis_length(updates):
-    return len(flat(updates[0]))
 
 
 @pytest.mark.parametrize("elements", [1, 8, 50, 10_000])

@@ -1,21 +1,46 @@
-"""What README shows in Python, run as it stands there."""
+"""The first page: what it shows works, and what it says of results is what the results say."""
 
-import torch
-from peft import PeftModel
+import importlib.util
+import sys
+import tomllib
 
-from tests.docs.terminal import DOCS, fenced
+import pytest
+
+from fedproxy.config import parse_experiment
+from tests.docs.terminal import DOCS, PAGES, fenced
+
+README = DOCS.parent / "README.md"
+TABLES = {"llm", "compress", "heal", "client", "train", "federate", "fuse", "evaluate", "compare"}
+EXPERIMENTS = [
+    pytest.param(parsed, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, (language, text) in enumerate(fenced(page))
+    if language == "toml" and (parsed := tomllib.loads(text)).keys() & TABLES
+]
 
 
-def test_the_job_in_memory_runs_as_written(tiny_checkpoint, tmp_path, monkeypatch):
-    (block,) = [text for _, text in fenced(DOCS.parent / "README.md") if "client_update" in text]
-    (tmp_path / "llm").symlink_to(tiny_checkpoint())
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)
-    tuned, adapter, proxy = names["tuned"], names["adapter"], names["proxy"]
-    assert isinstance(tuned, PeftModel)
-    assert tuned.get_base_model() is names["llm"]
-    blocks = {int(name.split(".layers.")[1].split(".")[0]) for name, _ in tuned.named_parameters() if "lora_B" in name}
-    assert sorted(blocks) == proxy.layer_map
-    assert any(bool(torch.any(tensor)) for name, tensor in adapter.items() if "lora_B" in name)
-    assert [path.name for path in tmp_path.iterdir()] == ["llm"]
+def test_it_opens_with_what_it_is_for_and_the_two_commands():
+    opening = README.read_text(encoding="utf-8").partition("![")[0]
+    assert "make demo" in opening
+    assert "make test" in opening
+    assert opening.count("\n") < 12
+
+
+@pytest.mark.parametrize("given", EXPERIMENTS)
+def test_experiments_on_pages_are_accepted(given, tmp_path):
+    """Files that are left out are put beside what a page shows of one."""
+    for name in ("public.txt", "bank.jsonl"):
+        (tmp_path / name).touch()
+    whole = {"llm": {"path": "llm"}, "compress": {"calibration": "public.txt"}}
+    whole["client"] = [{"name": name, "data": "bank.jsonl"} for name in ("bank", "media", "travel")]
+    parse_experiment(whole | given, source="the page", folder=tmp_path)
+
+
+def test_figures_are_rendered_from_results(monkeypatch):
+    folder = DOCS.parent / "benchmarks"
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    spec = importlib.util.spec_from_file_location("render", folder / "render.py")
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    for path, content in render.pages().items():
+        assert (DOCS.parent / path).read_text(encoding="utf-8") == content, f"{path}: run make docs"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fedproxy
-from tests.docs.terminal import DOCS, Block, fenced, follow, free_port
+from tests.docs.terminal import DOCS, PAGES, Block, fenced, follow, free_port
 
 TUTORIAL = DOCS / "tutorial.md"
 NOT_RUN = {
@@ -88,7 +88,7 @@ def test_only_what_is_known_is_not_run():
     assert not re.search(r"^    \S", prose, re.MULTILINE), "an indented block is never run: fence it"
 
 
-@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_extras_that_pages_name_exist(page):
     known = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extras in re.findall(r"(?:fedproxy|\.)\[([a-z,]+)\]", page.read_text()):

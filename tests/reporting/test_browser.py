@@ -48,10 +48,11 @@ def pages(tmp_path_factory) -> list[Path]:
     return [*(run / "report.html" for run in runs), compare_runs(runs, folder / "comparison.html"), *compared]
 
 
-def browse(page: Path, profile: Path, *flags: str) -> tuple[str, list[str]]:
-    """The page's elements after its scripts ran, and the lines of its console."""
+def browse(page: Path | str, profile: Path, *flags: str) -> tuple[str, list[str]]:
+    """The elements of a page, a file or an address, after its scripts ran, and the lines of its console."""
+    address = page if isinstance(page, str) else f"file://{page}"
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", "--virtual-time-budget=5000", *flags]
-    done = subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=600, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

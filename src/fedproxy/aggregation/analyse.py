@@ -1,6 +1,6 @@
 """How a round's updates relate: similarity, heterogeneity, weights, retention and conflict.
 
-Reference: FedProxy (arXiv 2604.19015), Eq. 5-7 and 10.
+Reference: FedProxy (arXiv 2604.19015), Eq. 5-7 and 10; in words, docs/method.md.
 """
 
 from collections.abc import Iterator, Sequence

@@ -18,12 +18,12 @@ from fedproxy.errors import FedproxyError, explained
 INTERRUPTED = 130
 _COMMANDS = (
     "demo", "run", "compress", "federate", "serve", "join", "merge", "fuse", "evaluate", "compare", "methods",
-    "report", "log", "ledger", "doctor",
+    "report", "log", "ledger", "init", "doctor",
 )  # fmt: skip
 
 
 def _command() -> click.Command:
-    from fedproxy.cli import keys
+    from fedproxy.cli import data, keys
 
     app = typer.Typer(
         name="fedproxy",
@@ -39,6 +39,7 @@ def _command() -> click.Command:
     for name in _COMMANDS:
         module = importlib.import_module(f"fedproxy.cli.{name}")
         app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
+    app.add_typer(data.app, name="data")
     app.add_typer(keys.app, name="keys")
     group = typer.main.get_command(app)
     for command in _leaves(group):

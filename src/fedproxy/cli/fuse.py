@@ -14,7 +14,9 @@ EXAMPLE = "fedproxy fuse ./llm runs/first/adapter ./tuned --as checkpoint"
 
 def fuse(
     llm: Annotated[str, typer.Argument(help="The LLM that the proxy was made from.")],
-    adapter: Annotated[Path, typer.Argument(help="The adapter tuned on the proxy.")],
+    adapter: Annotated[
+        Path, typer.Argument(help="The adapter tuned on the proxy, by fedproxy or (with --proxy) by PEFT or TRL.")
+    ],
     out: Annotated[Path, typer.Argument(help="Directory to write.")],
     form: Annotated[
         str, typer.Option("--as", help="adapter (PEFT adapter for the LLM) or checkpoint (merged weights).")
@@ -26,7 +28,8 @@ def fuse(
     samples: Annotated[int, typer.Option(help="Documents of the public text to use.", min=1)] = 64,
     max_length: Annotated[int, typer.Option(help="Tokens of a document at most.", min=2)] = 256,
     proxy: Annotated[
-        Path | None, typer.Option(help="The proxy; needed for biases and saved modules trained on a healed one.")
+        Path | None,
+        typer.Option(help="The proxy: for an adapter by PEFT or TRL, or biases and modules trained on a healed one."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,

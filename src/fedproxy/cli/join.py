@@ -37,7 +37,8 @@ EXAMPLE = "fedproxy join fedproxy.example.org:9443 --data tickets.jsonl --key ba
 def join(
     address: Annotated[str, typer.Argument(help="HOST:PORT of the server.")],
     data: Annotated[
-        Path | None, typer.Option(help="Your rows (JSON Lines); with --task the folder of its data.")
+        Path | None,
+        typer.Option(help="Your rows, a file or folder; with --task the folder of its data."),
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Your key file.")] = None,
     ca: Annotated[Path | None, typer.Option(help="The server's CA certificate, if not in the key file.")] = None,
@@ -57,6 +58,12 @@ def join(
     max_length: Annotated[int, _limit("longer rows, in tokens", min=2)] = 8192,
     max_batch_size: Annotated[int, _limit("larger batches, in rows", min=1)] = 256,
     max_download: Annotated[float, _limit("a larger proxy, in GB", min=0)] = 500.0,
+    validation: Annotated[
+        Path | None, typer.Option(help="Rows to score adapters on, in place of a part of --data.")
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores/--no-scores", help="Tell the server how well its adapters do on rows of yours.")
+    ] = True,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -104,6 +111,8 @@ def join(
         raise UsageError("Give --data FILE, or --task NAME.")
     if (supernode_secret or supernode_ca) and not supernode:
         raise UsageError("--supernode-secret and --supernode-ca are of a SuperNode that --supernode names.")
+    if validation is not None and not scores:
+        raise UsageError("--validation names rows to score on, and --no-scores gives no scores: leave one of them out.")
     if offer and not re.fullmatch("[0-9a-fA-F]{64}", offer):
         raise UsageError(f"--offer {offer}: must be 64 hex digits, as --look shows them.")
     if every_round and out is None:
@@ -138,6 +147,8 @@ def join(
         out,
         every_round,
         ledger is Kept.FULL,
+        str(validation or ""),
+        scores,
     )
     rounds = 1
 

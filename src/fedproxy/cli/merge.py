@@ -15,7 +15,7 @@ def merge(
     updates: Annotated[list[Path], typer.Argument(help="The clients' updates (trained minus global), safetensors.")],
     out: Annotated[Path, typer.Option("--out", help="File to write the merged update to.")],
     rule: Annotated[
-        str, typer.Option(help="mean, ties, h-ties, median, trimmed-mean, or an installed one.")
+        str, typer.Option(help="mean, mean-rescaled, ties, h-ties, median, trimmed-mean, or an installed one.")
     ] = "h-ties",
     conflict_out: Annotated[Path | None, typer.Option(help="File to write each coordinate's conflict to.")] = None,
     rows: Annotated[str | None, typer.Option(help="The clients' row counts for mean, as in 100,250.")] = None,

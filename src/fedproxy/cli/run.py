@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedproxy.cli.live import live_page
 from fedproxy.cli.output import (
     DryRun,
     Json,
@@ -45,9 +46,14 @@ def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json:
     """Run an experiment with its progress on stderr, and print what came of it."""
     from fedproxy import pipeline, reporting
 
-    with progress() as show:
+    with progress() as show, live_page(out) as begin:
+
+        def on_progress(stage: str, fraction: float, text: str) -> None:
+            begin()
+            show(stage, fraction, text)
+
         results = pipeline.run(
-            experiment, out, resume=resume, overwrite=overwrite, on_progress=show, on_sheet=print_sheet
+            experiment, out, resume=resume, overwrite=overwrite, on_progress=on_progress, on_sheet=print_sheet
         )
     page = page_of(out, reporting.report)
     if json:

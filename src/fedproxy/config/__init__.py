@@ -22,4 +22,5 @@ from fedproxy.config.tables import (
     from_folder,
     seconds,
 )
+from fedproxy.config.template import experiment_file
 from fedproxy.registry import did_you_mean

@@ -103,6 +103,7 @@ def _clashes(experiment: Experiment) -> Iterator[str]:
             f"[federate] quorum = {quorum}: there are {count} clients. Write a number of replies, or a share with a "
             "decimal point."
         )
+    yield from _unscored(experiment)
     for number, client in enumerate(clients, 1):
         own = client.lora_r or rank
         if own != rank and spaces[experiment.federate.space].for_rank is None:
@@ -110,6 +111,17 @@ def _clashes(experiment: Experiment) -> Iterator[str]:
             yield f"[client {number}] lora_r = {own}: clients' ranks may differ in these spaces only: {fitting}."
         if own > rank:
             yield f"[client {number}] lora_r = {own}: must be at most that of [train], {rank}."
+
+
+def _unscored(experiment: Experiment) -> Iterator[str]:
+    """Settings of [federate] that need the clients' scores and have none."""
+    federate = experiment.federate
+    wanted = {'keep = "best"': federate.keep == "best", "patience_rounds": federate.patience_rounds > 0}
+    for key, set_ in {**wanted, "alone": federate.alone}.items():
+        if set_ and not federate.validation:
+            yield f"[federate] {key} goes by the clients' validation rows: set validation, as in validation = 0.1."
+    if federate.keep == "best" and experiment.heal.realign_steps:
+        yield '[federate] keep = "best": with [heal] realign_steps each round has another proxy; keep the last.'
 
 
 def _variant_problems(experiment: Experiment, known: list[str]) -> Iterator[str]:

@@ -44,7 +44,7 @@ class LLM:
 
 @table
 class Compress:
-    """[compress]: how the LLM becomes the proxy (DESIGN Eq. 4).
+    """[compress]: how the LLM becomes the proxy (Eq. 4).
 
     Attributes:
         remove: Share of the LLM's blocks that is removed, rounded down to whole blocks; above 0 at least one must go.
@@ -119,12 +119,15 @@ class Heal:
 
 @table
 class Client:
-    """[[client]]: a data owner, with a JSON Lines file (`data`) or a task of the LM evaluation harness (`task`).
+    """[[client]]: a data owner, with a file of rows (`data`) or a task of the LM evaluation harness (`task`).
 
     Attributes:
         name: Its name.
-        data: Its rows in TRL's formats: {"prompt", "completion"}, strings or lists of messages (the completion one
-            message, the answer), {"messages"}, of which the last is the answer, or {"text"}.
+        data: Its rows, in JSON Lines, a JSON array, CSV, TSV, Parquet, or a folder that `datasets` saved: the ends
+            .json, .csv, .tsv and .parquet say so. Fields are TRL's: {"prompt", "completion"}, strings or lists of
+            messages (the completion one message, the answer), {"messages"}, of which the last is the answer, or
+            {"text"}; or Alpaca's {"instruction", "input", "output"}, or ShareGPT's {"conversations"}. Beside messages
+            may stand "tools". `fedproxy data check FILE` shows what of it is trained on.
         task: Or a task.
         rows: At most so many of them, chosen by the seed; clients of one task draw different ones while they last.
         lora_r: Rank of its adapter, if not that of [train]; in the space "product" clients' ranks may differ. The
@@ -140,10 +143,10 @@ class Client:
 
 @table
 class Partition:
-    """[partition]: a JSON Lines file (`data`) or a task (`task`) cut into clients, instead of [[client]].
+    """[partition]: a file of rows (`data`) or a task (`task`) cut into clients, instead of [[client]].
 
     Attributes:
-        data: The rows.
+        data: The rows, as in [[client]].
         task: Or a task.
         rows: At most so many of them, chosen by the seed.
         clients: Number of clients.
@@ -173,6 +176,10 @@ class Train:
         lr_scheduler_type: How the learning rate goes on after the warm-up. It begins anew in each round.
         warmup_steps: Steps, of each round, in which the learning rate rises from 0, the first step's; also in
             "constant". A round of one step with a warm-up changes nothing.
+        completion_only_loss: Whether of a prompt with a completion the completion alone counts in the loss, and of a
+            conversation the last answer alone.
+        assistant_only_loss: Whether of a conversation all turns of the assistant count, and nothing else, whatever
+            completion_only_loss says; rows without messages are as before.
         blocks: Which blocks of the proxy train: "all", or their numbers, of which negative ones count from the end, as
             in [0, 1, -2, -1] for the first and the last two.
         report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of
@@ -195,6 +202,7 @@ class Train:
     max_grad_norm: Positive = 1.0
     max_length: Length = 512
     completion_only_loss: bool = True
+    assistant_only_loss: bool = False
     group_by_length: bool = True
     padding_free: bool = True
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -239,9 +247,14 @@ class Federate:
         max_norm: Largest Euclidean norm of an update; none if any is taken.
         max_norm_ratio: Largest norm of an update, in medians of the round's norms (from three replies on).
         strikes: Invalid replies over the run after which a client is not asked again.
-        keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all.
+        keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all. The best one's adapter stays.
         share_result: Whether clients that join over the network get the adapter that the run ends with. They get that
             of every round but the last in any case, or they could not train.
+        validation: Share of its rows, at most a half, that each client keeps back, never trains on, and scores every
+            round's adapter on; 0 for none.
+        alone: Whether each client also trains an adapter of its own, as many steps, to say what federating gains.
+        keep: The round whose adapter is the result: the "last", or the "best" by the clients' validation loss.
+        patience_rounds: Rounds without a better one, by that loss, after which the federation ends; 0 for never.
     """
 
     rounds: Count = 10
@@ -265,6 +278,10 @@ class Federate:
     strikes: Count = 3
     keep_rounds: Natural = 0
     share_result: bool = True
+    validation: Annotated[float, Rule("at least 0 and at most 0.5", lambda v: 0 <= v <= 0.5)] = 0.0
+    alone: bool = False
+    keep: Literal["last", "best"] = "last"
+    patience_rounds: Natural = 0
 
 
 @table

@@ -28,7 +28,7 @@ from fedproxy.deployment.ledger import LEDGER, Ledger
 from fedproxy.deployment.result import RESULT_CACHE, fetch_result, keeper
 from fedproxy.deployment.welcome import FAREWELL, MOST_BYTES, PATH, Verdict, Welcome, introduce, public_pem
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError, told
-from fedproxy.federation.client_rows import rows_of
+from fedproxy.federation.client_rows import parted_rows, rows_of
 from fedproxy.federation.offer import Limits, check_offer
 from fedproxy.federation.session import Session
 from fedproxy.federation.wire import ENCODINGS
@@ -85,6 +85,8 @@ class Joining:
         out: Where the adapter that the federation ends with is written; none if it is not wanted.
         every_round: Whether it is written after each round, too, as far as this client's orders bring it.
         full_ledger: Whether the ledger keeps what left, and not its hashes alone.
+        validation: File of rows to score on, in place of a part of its data; "" for such a part.
+        scores: Whether it scores adapters at all.
     """
 
     address: Address
@@ -104,6 +106,8 @@ class Joining:
     out: Path | None = None
     every_round: bool = False
     full_ledger: bool = False
+    validation: str = ""
+    scores: bool = True
 
 
 def look(joining: Joining) -> Welcome:
@@ -166,7 +170,14 @@ def join(
             owner.farewell()
             raise FederationError(f"The federation at {joining.address} is complete: there is nothing left to do.")
         data = Client(welcome.name, joining.client.data, joining.client.task, offer.max_rows)
-        rows = rows_of(data, joining.evaluate, offer.seed)
+        rows, held = parted_rows(
+            rows_of(data, joining.evaluate, offer.seed),
+            offer.federate.validation,
+            offer.seed,
+            welcome.name,
+            file=joining.validation,
+            scores=joining.scores,
+        )
         check_offer(offer, joining.limits, rows=len(rows), steps=optimizer_steps(len(rows), offer.train))
         proxy = fetch_proxy(
             owner.url,
@@ -180,7 +191,7 @@ def join(
         )
         state = cache / "clients" / owner.authority / offer.id
         session = Session.open(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
-        steps = session.add(welcome.name, session.encode(rows))
+        steps = session.take_rows(welcome.name, rows, held)
         keep = None
         if joining.out is not None:
             keep = keeper(joining.out, session, offer, proxy, overwrite=joining.every_round)

@@ -8,6 +8,7 @@ import numpy as np
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.evaluation.library import contained, templates_of
 from fedproxy.evaluation.loading import load_for_training
+from fedproxy.models.validating import OPTIONS, Options
 from fedproxy.seeds import derive_seed
 
 
@@ -20,7 +21,8 @@ def training_rows(
     limit: int | None = None,
     seed: int = 0,
     split: str | None = None,
-) -> list[dict[str, str]]:
+    options: bool = False,
+) -> list[dict[str, Any]]:
     r"""Render a task's training split as prompts and completions.
 
     The prompt is the harness's context without few-shot examples; the completion is what the harness would score after
@@ -36,9 +38,10 @@ def training_rows(
         limit: At most this many rows, chosen by `seed`; None takes all, in their order.
         seed: The same seed chooses the same rows.
         split: The split to render; None takes the task's training split.
+        options: Let each row of a choice bring all that the harness would score for it, as `validating.Options`.
 
     Returns:
-        Rows of {"prompt", "completion"}.
+        Rows of {"prompt", "completion"}, and "options" if asked for.
 
     Raises:
         UsageError: an unknown task, one with code that is not trusted, or a limit below 1.
@@ -56,13 +59,15 @@ def training_rows(
     order: Any = range(len(documents))
     if limit is not None:
         order = np.random.default_rng(derive_seed(seed, "training rows", task)).permutation(len(documents)).tolist()
-    rows: list[dict[str, str]] = []
+    rows: list[dict[str, Any]] = []
     with contained(), templates_of(task):
         for index in order:
             if (pair := answered(loaded, documents[index])) is not None:
                 context, continuation = pair
                 prompt = context.rstrip()
                 rows.append({"prompt": prompt, "completion": context[len(prompt) :] + continuation})
+                if options and loaded.OUTPUT_TYPE == "multiple_choice":
+                    rows[-1][OPTIONS] = _options(loaded, documents[index])
             if len(rows) == limit:
                 break
     if not rows:
@@ -81,13 +86,29 @@ def answered(task: Any, document: dict[str, Any]) -> tuple[str, str] | None:
     answer = _answer(task, document)
     if answer is None:
         return None
-    context = task.fewshot_context(doc=document, num_fewshot=0, gen_prefix=task.doc_to_prefix(document))
     if task.OUTPUT_TYPE == "generate_until":
-        return context, f"{task.config.target_delimiter}{answer}"
-    requests = task.construct_requests(doc=document, ctx=context, metadata=(task.task_name, 0, 1))
+        return _context(task, document), f"{task.config.target_delimiter}{answer}"
+    requests = _requests(task, document)
     request = requests[answer] if task.OUTPUT_TYPE == "multiple_choice" else requests
     context, continuation = request.arguments
     return context, continuation
+
+
+def _context(task: Any, document: dict[str, Any]) -> Any:
+    return task.fewshot_context(doc=document, num_fewshot=0, gen_prefix=task.doc_to_prefix(document))
+
+
+def _requests(task: Any, document: dict[str, Any]) -> Any:
+    context = _context(task, document)
+    return task.construct_requests(doc=document, ctx=context, metadata=(task.task_name, 0, 1))
+
+
+def _options(task: Any, document: dict[str, Any]) -> Options:
+    """What the harness scores for a document of a choice, and the right ones."""
+    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    right = frozenset(gold) if isinstance(gold, list) else frozenset({_answer(task, document)})
+    count = len(task.doc_to_choice(document))
+    return Options([request.arguments for request in _requests(task, document)[:count]], right)
 
 
 def _answer(task: Any, document: dict[str, Any]) -> Any:

@@ -1,8 +1,7 @@
 """The harness's view of a model. Imports the harness: import it through `library.harness_module`."""
 
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +9,9 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn.utils.rnn import pad_sequence
 
 from fedproxy.errors import ArtifactError
+from fedproxy.models.answer_likelihoods import keeps_cache, log_likelihoods
 from fedproxy.models.checkpoints import padding
 from fedproxy.models.tokens import answer_ids, text_ids
-
-SLACK = 4
-"""How many tokens the contexts of one batch may differ in length."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
@@ -33,9 +30,6 @@ class Scorer(HFLM):  # type: ignore[misc]
         )
         self.on_answer: Callable[[], None] = lambda: None
         self.set_cache_hook(self)
-        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-        takes = inspect.signature(bare.forward).parameters
-        self._no_logits = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._encode = functools.lru_cache(maxsize=64)(
             lambda text, special: text_ids(tokenizer, [text], special=special)[0]
         )
@@ -90,77 +84,15 @@ class Scorer(HFLM):  # type: ignore[misc]
         and shared by its options. Requests that are too long for the model, or share no context, or whose model keeps
         no such cache, go the harness's way.
         """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, (_, context, continuation) in enumerate(requests):
-            if len(context) + len(continuation) > self.max_length:
-                break
-            groups.setdefault(tuple(context), []).append(index)
-        else:
-            if len(groups) < len(requests) and self._keeps_cache():
-                return self._score_groups(requests, groups)
-        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        return answers
-
-    @torch.inference_mode()
-    def _keeps_cache(self) -> bool:
-        cache = self.model(torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=True).past_key_values
-        return hasattr(cache, "batch_select_indices")
-
-    @torch.inference_mode()
-    def _score_groups(
-        self, requests: Sequence[Request], groups: dict[tuple[int, ...], list[int]]
-    ) -> list[tuple[float, bool]]:
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for batch in self._batches(groups):
-            shared = min(map(len, batch)) - 1
-            rows: dict[tuple[int, tuple[int, ...]], int] = {}
-            places = []
-            for number, context in enumerate(batch):
-                for index in groups[context]:
-                    continuation = requests[index][2]
-                    tokens = (*context[shared:], *continuation[:-1])
-                    places.append((index, rows.setdefault((number, tokens), len(rows)), len(tokens)))
-            logs = self._read(batch, shared, list(rows))
-            for index, row, end in places:
-                text, _, continuation = requests[index]
-                wanted = torch.tensor(continuation, device=self.device)
-                found = logs[row, end - len(continuation) : end]  # (tokens of the continuation, vocabulary)
-                total = float(found.gather(1, wanted[:, None]).sum())
-                answers[index] = (total, bool((found.argmax(-1) == wanted).all()))
-                self.cache_hook.add_partial("loglikelihood", text, answers[index])
-        return answers
-
-    def _batches(self, groups: dict[tuple[int, ...], list[int]]) -> Iterator[list[tuple[int, ...]]]:
-        batch: list[tuple[int, ...]] = []
-        rows = 0
-        for context in sorted(groups, key=lambda ids: (-len(ids), ids)):
-            more = len(groups[context])
-            if batch and (rows + more > self.batch_size or len(batch[0]) - len(context) > SLACK):
-                yield batch
-                batch, rows = [], 0
-            batch.append(context)
-            rows += more
-        yield batch
-
-    def _read(
-        self, contexts: list[tuple[int, ...]], shared: int, rows: list[tuple[int, tuple[int, ...]]]
-    ) -> torch.Tensor:
-        """Log probabilities after each token of each row, whose context's first `shared` tokens are read only once.
-
-        Args:
-            contexts: Token ids, at least `shared` each.
-            shared: Length of what is read once.
-            rows: For each row the number of its context and the tokens that follow.
-
-        Returns:
-            (rows, longest row, vocabulary), float32; meaningless after a row's end.
-        """
-        cache = None
-        if shared:
-            prefix = torch.tensor([context[:shared] for context in contexts], device=self.device)
-            cache = self.model(prefix, use_cache=True, **self._no_logits).past_key_values
-            cache.batch_select_indices(torch.tensor([number for number, _ in rows], device=self.device))
-        length = max(len(tokens) for _, tokens in rows)
-        following = torch.tensor([[*tokens, *[0] * (length - len(tokens))] for _, tokens in rows], device=self.device)
-        logits: torch.Tensor = self.model(following, past_key_values=cache, use_cache=cache is not None).logits
-        return logits.log_softmax(-1, dtype=torch.float32)
+        fits = all(len(context) + len(continuation) <= self.max_length for _, context, continuation in requests)
+        shares = len({tuple(context) for _, context, _ in requests}) < len(requests)
+        if not (fits and shares and keeps_cache(self.model)):
+            answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return answers
+        return log_likelihoods(
+            self.model,
+            [(context, continuation) for _, context, continuation in requests],
+            batch_size=self.batch_size,
+            shared=True,
+            on_answer=lambda index, answer: self.cache_hook.add_partial("loglikelihood", requests[index][0], answer),
+        )

@@ -6,6 +6,7 @@ from fedproxy.artifacts import Manifest, new_directory
 from fedproxy.config import Experiment
 from fedproxy.errors import UsageError
 from fedproxy.federation.client_rows import ClientRows, encode_for
+from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tuning import OnProgress, adapter_manifest, load_proxy, steps_of_all
 from fedproxy.models.checkpoints import padding, resolve
 from fedproxy.models.lora import adapter_state, write_adapter
@@ -25,6 +26,8 @@ def tune_centralized(
     llm = resolve(experiment.llm.path)
     tokenizer, examples = encode_for(llm, rows, experiment)
     settings = replace(experiment.train, blocks="all")
+    complete = RoundStore(directory.path / "rounds").count()  # fewer than planned, if the federation ended early
+    done = replace(experiment, federate=replace(experiment.federate, rounds=complete))
     model = load_proxy(replace(experiment, train=settings), llm)
     try:
         train(
@@ -33,7 +36,7 @@ def tune_centralized(
             settings,
             pad=padding(tokenizer),
             seed=derive_seed(experiment.seed, "centralized"),
-            steps=steps_of_all(experiment, {name: len(part) for name, part in examples.items()}),
+            steps=steps_of_all(done, {name: len(part) for name, part in examples.items()}),
             on_step=lambda step, total, loss: on_progress(
                 "centralized", step / total, f"step {step}/{total} · loss {loss:.3f}"
             ),

@@ -11,17 +11,17 @@ from fedproxy.federation.parcel import wrap_update
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state
-from fedproxy.models.training import train
+from fedproxy.models.training import DivergedError, train
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors
 
 log = logging.getLogger(__name__)
 
 
-def _take(order: Order, model: AdaptedModel) -> None:
-    """Put the order's adapter into the model; tensors that are not trained keep their values."""
+def take(adapter: Tensors, model: AdaptedModel) -> None:
+    """Put an order's adapter into the model; tensors that are not trained keep their values."""
     frozen = {name: tensor for name, tensor in adapter_parameters(model).items() if not tensor.requires_grad}
-    set_adapter_state(model, {**frozen, **order.adapter})
+    set_adapter_state(model, {**frozen, **adapter})
 
 
 def _recall(state: ClientState, since: int, name: str, loses: bool, carried: Carried | None) -> Memory:
@@ -71,7 +71,7 @@ def answer(
     wire, row = federate_settings.wire, REGULARISERS.choose(federate_settings.regulariser)
     carried = row.carried
     memory = _recall(state, order.since, name, ENCODINGS.choose(wire).loses, carried)
-    _take(order, model)
+    take(order.adapter, model)
     device = next(model.parameters()).device
     done = train(
         model,
@@ -111,3 +111,60 @@ def answer(
     own = carried.client(memory.state, order.state, reply) if carried else None
     state.after(order.round, order.since, Memory(residual, own))
     return reply
+
+
+def train_alone(
+    order: Order,
+    name: str,
+    model: AdaptedModel,
+    examples: Sequence[Encoded],
+    *,
+    start: Tensors,
+    train_settings: Train,
+    pad: int,
+    seed: int,
+    state: ClientState,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> bool:
+    """Train what the client would have without the others: its own adapter, by as many steps on the same batches.
+
+    It goes on from where it was after the last round whose update counted, so that both trainings took as many steps.
+
+    Args:
+        order: The order of the round; its adapter is not looked at.
+        name: The client's name.
+        model: The proxy; its adapter's values are overwritten, and are afterwards those trained alone.
+        examples: The client's encoded rows.
+        start: The adapter that the run began with, as far as it is trained.
+        train_settings: The [train] table.
+        pad: Padding token id.
+        seed: The experiment's seed.
+        state: Where the adapter is kept from round to round.
+        on_step: As of `answer`.
+
+    Returns:
+        Whether there is such an adapter: not once a training diverged or what was kept is gone.
+
+    Raises:
+        ArtifactError: what was kept is damaged.
+    """
+    adapter = state.before(order.since).state if order.since else start
+    if adapter is None:
+        log.warning("%s no longer has what it trained alone until round %d.", name, order.since)
+        return False
+    take(adapter, model)
+    try:
+        train(
+            model,
+            examples,
+            train_settings,
+            pad=pad,
+            seed=derive_seed(seed, "train", order.round, name),
+            on_step=on_step,
+        )
+    except DivergedError as error:
+        log.warning("What %s trains alone diverged: %s", name, error)
+        return False
+    trained = adapter_state(model)
+    state.after(order.round, order.since, Memory(state={key: trained[key] for key in start}))
+    return True

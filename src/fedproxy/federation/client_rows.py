@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fedproxy.config import Client, Evaluate, Experiment
+from fedproxy.config import Client, Evaluate, Experiment, Train
 from fedproxy.data import partition, read_rows
 from fedproxy.evaluation.rendering import training_rows
 from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer
-from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import readable
 from fedproxy.seeds import derive_seed
 
@@ -25,12 +25,13 @@ class ClientRows(Mapping[str, Rows]):
     An LLM and its proxy have one tokenizer: what was encoded for the one need not be for the other.
 
     Args:
-        rows: Name → rows.
+        rows: Name → rows that are trained on.
+        held: Name → rows that are kept back, to be scored on; none of a client without.
     """
 
-    def __init__(self, rows: Mapping[str, Rows]) -> None:
-        self._rows = dict(rows)
-        self._encoded: dict[tuple[str, int, bool], list[Encoded]] = {}
+    def __init__(self, rows: Mapping[str, Rows], held: Mapping[str, Rows] | None = None) -> None:
+        self._rows, self.held = dict(rows), dict(held or {})
+        self._encoded: dict[tuple[str, int, bool, bool], list[Encoded]] = {}
 
     def __getitem__(self, name: str) -> Rows:
         return self._rows[name]
@@ -41,13 +42,11 @@ class ClientRows(Mapping[str, Rows]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def examples(self, name: str, tokenizer: Tokenizer, longest: int, *, completion_only: bool) -> list[Encoded]:
-        """A client's rows as tokens; the arguments, and what is raised, are those of `encode`."""
-        key = (name, longest, completion_only)
+    def examples(self, name: str, tokenizer: Tokenizer, longest: int, train: Train) -> list[Encoded]:
+        """A client's rows as tokens; the arguments, and what is raised, are those of `training_examples`."""
+        key = (name, longest, train.completion_only_loss, train.assistant_only_loss)
         if key not in self._encoded:
-            self._encoded[key] = encode(
-                self._rows[name], tokenizer, max_length=longest, completion_only=completion_only
-            )
+            self._encoded[key] = training_examples(self._rows[name], tokenizer, train, longest)
         return self._encoded[key]
 
     def encoded(self, tokenizer: Tokenizer, experiment: Experiment, longest: int) -> dict[str, list[Encoded]]:
@@ -58,12 +57,63 @@ class ClientRows(Mapping[str, Rows]):
             experiment: The experiment.
             longest: Tokens of a row at most.
         """
-        only = experiment.train.completion_only_loss
-        return {name: self.examples(name, tokenizer, longest, completion_only=only) for name in self}
+        return {name: self.examples(name, tokenizer, longest, experiment.train) for name in self}
+
+
+def hold_back(rows: Rows, share: float, seed: int, client: str) -> tuple[Rows, Rows]:
+    """Part a client's rows into those that are trained on and those that are kept back, each in their order.
+
+    Args:
+        rows: The rows.
+        share: Share that is kept back, rounded down to whole rows but at least one; 0 for none.
+        seed: The experiment's seed; the rows depend on it and the client's name.
+        client: The client's name.
+
+    Returns:
+        The rows to train on, never none, and those kept back; of a single row nothing is kept back.
+    """
+    count = min(max(1, int(share * len(rows) + 1e-9)), len(rows) - 1) if share else 0
+    order = np.random.default_rng(derive_seed(seed, "validation", client)).permutation(len(rows))
+    held = set(order[:count].tolist())
+    return [row for i, row in enumerate(rows) if i not in held], [row for i, row in enumerate(rows) if i in held]
+
+
+def validation_rows(path: Path, most: int, seed: int, client: str) -> Rows:
+    """At most so many rows of a file to be scored on, drawn by the seed and the client's name, in their order.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    rows = read_rows(path)
+    order = np.random.default_rng(derive_seed(seed, "validation", client)).permutation(len(rows))
+    return [rows[i] for i in sorted(order[:most].tolist())]
+
+
+def parted_rows(
+    rows: Rows, share: float, seed: int, client: str, *, file: str = "", scores: bool = True
+) -> tuple[Rows, Rows]:
+    """A client's rows to train on, and those to score on, by what is offered and what it wants itself.
+
+    Args:
+        rows: Its rows.
+        share: What is offered as [federate] validation; 0 asks for no scores.
+        seed: The experiment's seed.
+        client: Its name.
+        file: A file of rows to score on instead, so that all `rows` are trained on; at most as many as these.
+        scores: Whether it gives scores at all; if not, it trains on all its rows.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    if not (share and scores):
+        return rows, []
+    if file:
+        return rows, validation_rows(Path(file), len(rows), seed, client)
+    return hold_back(rows, share, seed, client)
 
 
 def rows_of(client: Client, evaluate: Evaluate, seed: int) -> Rows:
-    """The training rows of a client: its file's, or its task's; at most `client.rows`, chosen by the seed.
+    """The rows of a client: its file's, or its task's; at most `client.rows`, chosen by the seed.
 
     Raises:
         ArtifactError: the file or task cannot be read.
@@ -77,6 +127,7 @@ def rows_of(client: Client, evaluate: Evaluate, seed: int) -> Rows:
             trust_tasks=evaluate.trust_tasks,
             limit=client.rows,
             seed=seed,
+            options=True,
         )
     rows = read_rows(Path(client.data))
     if client.rows is None or client.rows >= len(rows):
@@ -86,18 +137,23 @@ def rows_of(client: Client, evaluate: Evaluate, seed: int) -> Rows:
 
 
 def client_rows(experiment: Experiment) -> ClientRows:
-    """The training rows of every client.
+    """The rows of every client, those parted off that [federate] validation keeps back.
 
     Raises:
         ArtifactError: a data file or task cannot be read.
         UsageError: a task is unknown or has code that is not trusted, or the partition is impossible.
     """
-    cut = experiment.partition
+    cut, seed, share = experiment.partition, experiment.seed, experiment.federate.validation
     if cut is None:
-        return ClientRows(_own_rows(experiment))
-    rows = rows_of(Client("partition", cut.data, cut.task, cut.rows), experiment.evaluate, experiment.seed)
-    parts = partition(rows, cut.clients, cut.scheme, cut.alpha, experiment.seed)
-    return ClientRows(dict(zip(client_names(experiment), parts, strict=True)))
+        found = _own_rows(experiment)
+    else:
+        rows = rows_of(Client("partition", cut.data, cut.task, cut.rows), experiment.evaluate, seed)
+        parts = partition(rows, cut.clients, cut.scheme, cut.alpha, seed)
+        found = dict(zip(client_names(experiment), parts, strict=True))
+    parted = {name: hold_back(rows, share, seed, name) for name, rows in found.items()}
+    return ClientRows(
+        {name: rows for name, (rows, _) in parted.items()}, {name: held for name, (_, held) in parted.items() if held}
+    )
 
 
 def _own_rows(experiment: Experiment) -> dict[str, Rows]:

@@ -12,7 +12,7 @@ from fedproxy.federation.client import answer
 from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.messages import Order, Reply
 from fedproxy.models.checkpoints import Tokenizer, padding
-from fedproxy.models.encoding import encode
+from fedproxy.models.encoding import training_examples
 from fedproxy.models.families import readable
 from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state
 from fedproxy.tensors import Tensors
@@ -39,7 +39,7 @@ def client_update(
 
     Args:
         model: The proxy with an adapter, from `attach_adapter` or PEFT; what of it requires gradients is trained.
-        rows: The client's rows in TRL's formats, or a JSON Lines file of them.
+        rows: The client's rows in TRL's formats, or a file of them as of `read_rows`.
         adapter: φ_t, the global adapter, named as PEFT's `get_peft_model_state_dict` names it.
         tokenizer: The LLM's.
         train: The settings of the training.
@@ -70,8 +70,8 @@ def client_update(
     if not isinstance(model, AdaptedModel) or not any(p.requires_grad for p in adapter_parameters(model).values()):
         raise UsageError(f"{type(model).__name__} has no adapter that can be trained: put one on with attach_adapter.")
     base: Any = model.get_base_model()
-    longest, only = readable(base.config, train.max_length), train.completion_only_loss
-    examples = encode(read_rows(rows), tokenizer, max_length=longest, completion_only=only)
+    longest = readable(base.config, train.max_length)
+    examples = training_examples(read_rows(rows), tokenizer, train, longest)
     start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in adapter.items()}
     try:
         return answer(

@@ -6,13 +6,15 @@ It opens no socket, reads no file and imports no engine; `rounds.drive` moves it
     order = coordinator.order(client)        # what each client of `coordinator.asked` gets
     coordinator.receive(sender, answer)      # one at a time; what cannot be used is recorded with its reason
     closed = coordinator.close()             # the merged adapter, or QuorumError
+    scoring = coordinator.scoring(closed)    # with [federate] validation: the clients that score it
+    coordinator.judge(closed, scoring)       # which round is the best, and whether it is the last
 
 Replies are merged in the order of the clients' names, so the result does not depend on who was first.
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,18 +26,25 @@ from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError
-from fedproxy.federation.messages import Closed, Kind, Order, Refusal, Reply, order_size
-from fedproxy.federation.parcel import wrap_adapter
-from fedproxy.federation.reply_checks import FAILURES_IN_A_ROW, checked_norm, failing, failures, outliers, strikes
+from fedproxy.federation.messages import Answer, Closed, Kind, Order, Refusal, Reply, Score, Scored, order_size
+from fedproxy.federation.parcel import Parcel, wrap_adapter
+from fedproxy.federation.reply_checks import (
+    FAILURES_IN_A_ROW,
+    REASON_CHARACTERS,
+    checked_norm,
+    failing,
+    failures,
+    outliers,
+    strikes,
+)
+from fedproxy.federation.scoring import Scoring
+from fedproxy.federation.validation import MODELS, Standing, as_scores, check_scores
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.foreign import plain
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors, check_finite
 
 __all__ = ["Closed", "Coordinator", "Order", "QuorumError", "Refusal", "Reply"]
-
-REASON_CHARACTERS = 500
-"""Of a fault's reason at most so much is recorded: a client may have a say in it."""
 
 
 class QuorumError(FederationError):
@@ -126,11 +135,19 @@ class Coordinator:
         self._counted = {name: int(record["round"]) for record in records for name in record.get("clients", ())}
         self._attempts: list[dict[str, Any]] = []
         self._open: _Open | None = None
+        self._records, self._untuned = list(records), _untuned(records)
+        self._standing = Standing.of(self._records, settings.patience_rounds)
 
     @property
     def done(self) -> bool:
-        """Whether all rounds are complete."""
-        return self.completed >= self.settings.rounds
+        """Whether all rounds are complete, or no further one is to be expected to be better."""
+        return self.completed >= self.settings.rounds or self._standing.stop
+
+    @property
+    def kept(self) -> int:
+        """The round whose adapter is the result so far: the last, or the best as [federate] keep says."""
+        best = self._standing.best if self.settings.keep == "best" else None
+        return self.completed if best is None else best
 
     @property
     def eligible(self) -> frozenset[str]:
@@ -205,18 +222,21 @@ class Coordinator:
     def _orders(self, number: int, asked: Collection[str]) -> dict[str, Order]:
         """The orders of a round, one object for all clients of one rank, retention and memory."""
         plain: dict[tuple[int | None, float], Order] = {}
-        orders: dict[tuple[int | None, float, int], Order] = {}
+        orders: dict[tuple[int | None, float, int, bool], Order] = {}
         made = {}
         for name in asked:
             rank, share, since = self._ranks.get(name), self._share(name), self._since(name)
+            untuned = self.settings.validation > 0 and name not in self._untuned
             if (rank, share) not in plain:
                 plain[rank, share] = self._order(number, rank, share)
-            made[name] = orders.setdefault((rank, share, since), replace(plain[rank, share], since=since))
+            own = replace(plain[rank, share], since=since, untuned=untuned)
+            made[name] = orders.setdefault((rank, share, since, untuned), own)
         return made
 
     def _since(self, client: str) -> int:
         """The last round that counted the client's update, where the client has something to remember."""
-        return self._counted.get(client, 0) if self._wire.loses or self._regulariser.carried else 0
+        remembers = self._wire.loses or self._regulariser.carried or self.settings.alone
+        return self._counted.get(client, 0) if remembers else 0
 
     def _share(self, client: str) -> float:
         """The share that a client sends: its retention (Eq. 10) in the round before, at first the highest."""
@@ -228,12 +248,16 @@ class Coordinator:
         """The retention of each client, Eq. 10, whatever the merge rule makes of it."""
         return dict(zip(names, self._rule.retained(heterogeneities, self._rule_options), strict=True)) if names else {}
 
-    def _order(self, number: int, rank: int | None, share: float) -> Order:
+    def _travelling(self, number: int, rank: int | None) -> tuple[Parcel | None, Tensors]:
+        """The adapter with which a round begins, as it travels to clients of a rank and as they read it."""
         adapter: Tensors = trained(self._space, self.adapter)
         if rank is not None and self._space.for_rank is not None:
             adapter = self._space.for_rank(adapter, rank)
         seed = derive_seed(self._seed, "wire-down", number)
-        parcel, adapter = wrap_adapter(adapter, self._start, self.settings.wire_down, seed=seed)
+        return wrap_adapter(adapter, self._start, self.settings.wire_down, seed=seed)
+
+    def _order(self, number: int, rank: int | None, share: float) -> Order:
+        parcel, adapter = self._travelling(number, rank)
         conflict = self._conflict if self._regulariser.conflict else None
         voters = self._voters if conflict else 0
         return Order(number, adapter, conflict, voters, self._state, share, parcel)
@@ -251,7 +275,7 @@ class Coordinator:
             + " Start the missing clients and go on with --resume, or lower [federate] quorum."
         )
 
-    def receive(self, sender: str, answer: Reply | Refusal) -> str | None:
+    def receive(self, sender: str, answer: Answer) -> str | None:
         """Take a client's answer. The first to a round counts; what comes late or twice is recorded and left out.
 
         Args:
@@ -274,6 +298,8 @@ class Coordinator:
         state.answered.add(sender)
         if isinstance(answer, Refusal):
             return self._fault(state, sender, answer.kind, answer.reason)
+        if isinstance(answer, Scored):
+            return self._fault(state, sender, "invalid", "it is a score, an update was asked for")
         if answer.client != sender:
             return self._fault(state, sender, "invalid", f"it came under the name {answer.client!r}")
         if answer.round != state.round:
@@ -288,7 +314,9 @@ class Coordinator:
         try:
             if carried:
                 carried.check(answer)
-            given = state.orders[sender].adapter
+            given, federate = state.orders[sender].adapter, self.settings
+            untuned = state.orders[sender].untuned
+            check_scores(answer, wanted=federate.validation > 0, untuned=untuned, alone=federate.alone)
             norm = checked_norm(answer.update, given, sender)
             if not self._space.lasting:  # what is merged is computed of the update, and may overflow by itself
                 check_finite(self._space.vector(given, answer.update), sender)
@@ -305,7 +333,7 @@ class Coordinator:
             self.strikes[client] += 1
         return state.fault(client, kind, reason)
 
-    def _late(self, sender: str, answer: Reply | Refusal, state: _Open) -> str | None:
+    def _late(self, sender: str, answer: Answer, state: _Open) -> str | None:
         """Why nothing is awaited from the sender any more, if so."""
         if answer.round < state.round:
             return _other_round(answer.round, state.round)
@@ -356,7 +384,34 @@ class Coordinator:
         for name in analysis.names:
             del self.failures[name]
         self.completed, self._attempts = closed.round, []
+        self._records.append(record)
         return closed
+
+    def scoring(self, closed: Closed) -> Scoring | None:
+        """Let the clients whose replies counted and brought scores score the round's adapter; none without validation.
+
+        It goes out as it will in the next round.
+        """
+        if not self.settings.validation:
+            return None
+        clients, orders = closed.record["clients"], dict[int | None, Order]()
+        made = {}
+        for name in (name for name, client in clients.items() if "validation" in client):
+            if (rank := self._ranks.get(name)) not in orders:
+                parcel, adapter = self._travelling(closed.round + 1, rank)
+                orders[rank] = Order(closed.round, adapter, parcel=parcel, trains=False)
+            made[name] = orders[rank]
+            clients[name]["bytes_down"] += order_size(made[name])
+        return Scoring(closed, made)
+
+    def judge(self, closed: Closed, scoring: Scoring) -> None:
+        """Take the scores into the round's record, and with them the standing of all rounds."""
+        told = scoring.record()
+        closed.record["validation"] = told
+        self.strikes.update(fault["client"] for fault in told["faults"] if fault["kind"] == "invalid")
+        self._untuned = _untuned(self._records)
+        self._standing = Standing.of(self._records, self.settings.patience_rounds)
+        told |= {"best_round": self._standing.best, "stop": self._standing.stop}
 
     def _miss(self, state: _Open) -> QuorumError:
         record = state.record()
@@ -369,6 +424,13 @@ class Coordinator:
             f"{self.settings.quorum} needs {state.needed}." + "".join(f"\n  - {fault}" for fault in faults),
             repeatable=bool(record["dropouts"]) or failed or not state.everyone,
         )
+
+    def _scored(self, reply: Reply) -> dict[str, Any]:
+        """The scores of a reply for its record, with that of the untuned proxy, which is measured once."""
+        found, known = dict(reply.validation), self._untuned.get(reply.client)
+        if found and known is not None and known.rows == found["own"].rows:
+            found["untuned"] = known
+        return {"validation": {name: asdict(found[name]) for name in MODELS if name in found}} if found else {}
 
     def _record(self, state: _Open, replies: list[Reply], analysis: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -385,6 +447,7 @@ class Coordinator:
                     "wire": reply.wire,
                     "bytes_up": reply.size,
                     "bytes_down": order_size(state.orders[reply.client]),
+                    **self._scored(reply),
                 }
                 for reply in replies
             },
@@ -393,6 +456,18 @@ class Coordinator:
             "norms": {name: state.norms[name] for name in sorted(state.norms)},
             "analysis": dict(analysis),
         }
+
+
+def _untuned(records: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
+    """The score that each client gave the untuned proxy, unless the rows that it scores are others now."""
+    found: dict[str, Score] = {}
+    for name, client in ((name, one) for record in records for name, one in record.get("clients", {}).items()):
+        scores = as_scores(client.get("validation", {}))
+        if "untuned" in scores:
+            found[name] = scores["untuned"]
+        elif scores:
+            found.pop(name, None)
+    return found
 
 
 def _share(share: float, count: int) -> int:

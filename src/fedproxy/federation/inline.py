@@ -8,7 +8,7 @@ from fedproxy.errors import ArtifactError, FedproxyError, ResourceError, UsageEr
 from fedproxy.federation.aligning import open_aligner
 from fedproxy.federation.client_rows import ClientRows, encode_for
 from fedproxy.federation.local_clients import LocalClients
-from fedproxy.federation.messages import Order, Refusal, Reply
+from fedproxy.federation.messages import Answer, Order, Refusal, Reply, Scored
 from fedproxy.federation.tracking import open_tracker
 from fedproxy.federation.tuning import START, OnProgress, begin, load_proxy, tune
 from fedproxy.models.encoding import Encoded
@@ -25,23 +25,23 @@ class InlineExchange:
     what is wrong with this process or its inputs ends the run.
 
     Args:
-        answer: Trains as the named client and returns its reply.
+        answer: Trains or scores as the named client and returns its answer.
         names: The clients' names.
     """
 
-    def __init__(self, answer: Callable[[Order, str], Reply], names: Sequence[str]) -> None:
+    def __init__(self, answer: Callable[[Order, str], Reply | Scored], names: Sequence[str]) -> None:
         self._answer, self._names = answer, tuple(names)
 
     def available(self) -> Sequence[str]:
         """All clients."""
         return self._names
 
-    def ask(self, orders: Mapping[str, Order], deadline: float | None) -> Iterator[tuple[str, Reply | Refusal]]:
-        """Train as each of the clients in turn."""
+    def ask(self, orders: Mapping[str, Order], deadline: float | None) -> Iterator[tuple[str, Answer]]:
+        """Train or score as each of the clients in turn."""
         for name, order in orders.items():
             yield name, self._try(order, name)
 
-    def _try(self, order: Order, name: str) -> Reply | Refusal:
+    def _try(self, order: Order, name: str) -> Answer:
         try:
             return self._answer(order, name)
         except (UsageError, ArtifactError, ResourceError):
@@ -65,7 +65,7 @@ def tune_inline(experiment: Experiment, directory: RunDirectory, rows: ClientRow
     _, fresh, _ = read_adapter(directory.path / START)
     names, rounds = sorted(examples), experiment.federate.rounds
 
-    def reply(order: Order, name: str) -> Reply:
+    def reply(order: Order, name: str) -> Reply | Scored:
         done = order.round - 1 + names.index(name) / len(names)
 
         def on_step(number: int, step: int, steps: int, loss: float) -> None:
@@ -77,9 +77,9 @@ def tune_inline(experiment: Experiment, directory: RunDirectory, rows: ClientRow
             tracker.step(name, loss)
 
         session = clients.session(name)
-        if aligner is not None:
+        if aligner is not None and order.trains:
             aligner.before(order.round, {**fresh, **order.adapter})
-        return session.train(name, order, on_step)
+        return session.respond(name, order, on_step)
 
     with directory.driven(), open_tracker(experiment, directory.path) as tracker:
         tune(experiment, directory, lambda store: InlineExchange(reply, names), names, tracker.round_closed)

@@ -65,6 +65,8 @@ class LocalClients:
             self._sessions[train.lora_r] = Session(model, self._tokenizer, offer, state=state)
         session = self._sessions[train.lora_r]
         if not session.knows(client):
-            only = train.completion_only_loss
-            session.add(client, self._rows.examples(client, self._tokenizer, session.longest, completion_only=only))
+            held = self._rows.held.get(client)
+            examples = self._rows.examples(client, self._tokenizer, session.longest, train)
+            validation = session.validation(self._rows[client], held, len(examples)) if held else None
+            session.add(client, examples, validation)
         return session

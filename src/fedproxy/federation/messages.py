@@ -12,8 +12,23 @@ from fedproxy.tensors import Tensors
 
 
 @dataclass(frozen=True)
+class Score:
+    """What a model reached on a client's validation rows.
+
+    Attributes:
+        loss: Mean over the tokens of the completions, nats.
+        rows: Number of the rows.
+        accuracy: Share of the rows answered right; none where the answers are no labels.
+    """
+
+    loss: float
+    rows: int
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
 class Order:
-    """What a client gets for a round.
+    """What a client gets for a round: an adapter to train from, or, once the round is merged, one to score.
 
     Attributes:
         round: Counted from 1.
@@ -26,6 +41,8 @@ class Order:
             began with.
         since: The last round before whose update of this client counted, 0 for none: what the client remembers goes on
             from there. 0, too, where there is nothing to remember.
+        trains: Whether the client trains; else it scores the adapter, the one that the round ended with.
+        untuned: Whether a client that trains also scores the untuned proxy.
     """
 
     round: int
@@ -36,6 +53,8 @@ class Order:
     share: float = 1.0
     parcel: Parcel | None = None
     since: int = 0
+    trains: bool = True
+    untuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,8 @@ class Reply:
         wire: The encoding that it travels in.
         size: Bytes of the update as it travels.
         parcel: What travels in place of `update`, where it is encoded and did not travel yet.
+        validation: What the "untuned" proxy, the proxy with the client's "own" update, and the one that was trained
+            "alone" reached on its validation rows; empty if it gives no scores.
     """
 
     client: str
@@ -71,6 +92,16 @@ class Reply:
     wire: str = PLAIN
     size: int = field(default=0, compare=False)
     parcel: Parcel | None = field(default=None, compare=False)
+    validation: Mapping[str, Score] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a client returns when it was to score: what the round's adapter reached on its validation rows."""
+
+    client: str
+    round: int
+    score: Score
 
 
 Kind = Literal["declined", "failed", "invalid", "late"]
@@ -94,6 +125,9 @@ class Refusal:
     kind: Literal["declined", "failed", "invalid"] = "failed"
 
 
+Answer = Reply | Scored | Refusal
+
+
 @dataclass(frozen=True)
 class Closed:
     """A complete round.
@@ -104,7 +138,7 @@ class Closed:
         conflict: Eq. 7, by trained tensor; empty where the space of the merge has none.
         server_state: The server optimizer's state; empty without one.
         state: The server's state of a regulariser that carries one; else empty.
-        record: What `round.json` holds.
+        record: What `round.json` holds; of a round that clients score, complete once they did.
     """
 
     round: int

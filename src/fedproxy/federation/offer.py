@@ -15,7 +15,7 @@ OFFER_CHARACTERS = 16384
 """Of an offer at most so much is read."""
 _FEDERATE = (
     *("rounds", "regulariser", "regulariser_strength", "space", "wire", "wire_options", "wire_down"),
-    "share_result",
+    *("validation", "alone", "share_result"),
 )
 """What a client needs of [federate]."""
 
@@ -39,9 +39,9 @@ class Offer:
         start: SHA-256 of the adapter that the run began with (`tensors.digest`), which the client draws itself.
         proxy: SHA-256 of the manifest of the proxy as it is handed out, 64 hex digits.
         train: The [train] table.
-        federate: Rounds, regulariser, space, encodings, and whether the result is shared, of the [federate] table; all
-            else is left at its default.
-        max_rows: Rows of this client that are trained on at most; none for all.
+        federate: Rounds, regulariser, space, encodings, what is scored, and whether the result is shared, of the
+            [federate] table; all else is left at its default.
+        max_rows: Rows of this client that are used at most; none for all.
     """
 
     run: _Text
@@ -91,6 +91,7 @@ class Offer:
         asked = {key: values.pop(key) for key in _FEDERATE if key in values}
         train = read_table(Train, values.get("train"), "train", problems)
         federate = read_table(Federate, asked, "federate", problems)
+        problems += ["alone: needs validation above 0"] * (federate.alone and not federate.validation)
         offer = read_table(Offer, {**values, "train": train, "federate": federate}, "", problems)
         if not problems:
             try:
@@ -171,8 +172,8 @@ def check_offer(offer: Offer, limits: Limits, *, rows: int, steps: int) -> None:
     Args:
         offer: What the server offers.
         limits: What the client allows.
-        rows: The client's rows, `offer.max_rows` at most.
-        steps: Optimizer steps a round that the offer's settings mean for so many rows.
+        rows: The client's training rows, `offer.max_rows` at most.
+        steps: Optimizer steps that one training by the offer's settings takes with so many rows.
 
     Raises:
         DeclinedError: they forbid it; each setting is named with its value and the limit.
@@ -184,7 +185,7 @@ def check_offer(offer: Offer, limits: Limits, *, rows: int, steps: int) -> None:
         "min_rows": ("rows trained on in a round", trained),
         "min_steps": ("optimizer steps a round that change anything", changing),
         "max_rounds": ("[federate] rounds", offer.federate.rounds),
-        "max_steps": ("optimizer steps a round", steps),
+        "max_steps": ("optimizer steps a round", steps * (1 + offer.federate.alone)),
         "max_rank": ("[train] lora_r", train.lora_r),
         "max_length": ("[train] max_length", train.max_length),
         "max_batch_size": ("[train] batch_size", train.batch_size),

@@ -19,7 +19,7 @@ import torch
 from fedproxy.artifacts import os_error, versions
 from fedproxy.config import CLIENT_NAME, Choice, Rule, read_table, table
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.messages import Order, Refusal, Reply, size_in_bytes
+from fedproxy.federation.messages import Answer, Order, Refusal, Reply, Score, Scored, size_in_bytes
 from fedproxy.federation.parcel import Parcel, open_adapter
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding, pack_levels, unpack_levels
 from fedproxy.tensor_files import (
@@ -33,12 +33,12 @@ from fedproxy.tensor_files import (
 )
 from fedproxy.tensors import MappedTensors, Tensors, check_finite
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Rises when an order, an answer or an offer changes so that an older fedproxy would misread it."""
 HEAD_BYTES = 4096
 """Of a head at most so much is read."""
 _REASON_CHARACTERS = 500
-_NUMBERS = 32
+_NUMBERS, _SCORES = 32, 4
 _SHAPE_CHARACTERS = 64
 """A tensor's shape may take so many characters more in a header than its number of values."""
 _LIMIT = 1 << 53
@@ -88,6 +88,15 @@ class _OrderHead:
     share: Annotated[float, Rule("from 0 to 1", lambda value: 0 <= value <= 1)]
     wire: _Wire
     since: _Count
+    trains: bool
+    untuned: bool
+
+
+@table
+class _ScoreHead:
+    loss: Annotated[float, Rule("0 or more", lambda value: 0 <= value < _LIMIT)]
+    rows: _Positive
+    accuracy: Annotated[float, Rule("from 0 to 1", lambda value: 0 <= value <= 1)] | None
 
 
 @table
@@ -102,6 +111,14 @@ class _ReplyHead:
     numbers: Annotated[dict[str, _Number], Rule(f"{_NUMBERS} numbers at most", lambda value: len(value) <= _NUMBERS)]
     peak_memory: _Count
     wire: _Wire
+    validation: Annotated[dict[str, dict[str, Any]], Rule("a few scores", lambda value: len(value) <= _SCORES)]
+
+
+@table
+class _ScoredHead:
+    client: _Name
+    round: _Positive
+    score: dict[str, Any]
 
 
 @table
@@ -112,7 +129,7 @@ class _RefusalHead:
     reason: Annotated[str, Rule("short", lambda value: len(value) <= _REASON_CHARACTERS)]
 
 
-_HEADS: dict[str, type] = {"order": _OrderHead, "reply": _ReplyHead, "refusal": _RefusalHead}
+_HEADS: dict[str, type] = {"order": _OrderHead, "reply": _ReplyHead, "scored": _ScoredHead, "refusal": _RefusalHead}
 """The head of each message; its fields are fields of the message's dataclass."""
 
 
@@ -214,8 +231,7 @@ def encode_order(order: Order) -> bytes:
         if not torch.equal(levels.float() / order.voters, values):
             raise AssertionError(f"the conflict of {name} is no multiple of 1/{order.voters}")
         tensors[_CONFLICT + name] = pack_levels(levels, order.voters)
-    head = {"round": order.round, "voters": order.voters, "share": order.share, "wire": wire, "since": order.since}
-    return _encode("order", head, tensors)
+    return _encode("order", _fields(order, "order", wire=wire), tensors)
 
 
 def order_limit(adapter: Tensors, wire: str = PLAIN) -> int:
@@ -274,7 +290,15 @@ def decode_order(data: bytes, start: Tensors | None = None, wire: str = PLAIN) -
         for name, packed in conflict.items()
     }
     return Order(
-        head["round"], adapter, shares or None, voters, state or None, float(head["share"]), since=head["since"]
+        head["round"],
+        adapter,
+        shares or None,
+        voters,
+        state or None,
+        float(head["share"]),
+        since=head["since"],
+        trains=head["trains"],
+        untuned=head["untuned"],
     )
 
 
@@ -287,26 +311,46 @@ def _under(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def encode_reply(answer: Reply | Refusal) -> bytes:
-    """The bytes of a client's reply, or of its refusal (of kind "declined" or "failed")."""
+def encode_reply(answer: Answer) -> bytes:
+    """The bytes of a client's reply, of its score, or of its refusal (of kind "declined" or "failed")."""
     if isinstance(answer, Refusal):
-        reason = answer.reason[:_REASON_CHARACTERS]
-        return _encode("refusal", {**_fields(answer, "refusal"), "reason": reason}, {})
-    return _encode("reply", _fields(answer, "reply"), answer.parcel.parts if answer.parcel else answer.update)
+        return _encode("refusal", _fields(answer, "refusal", reason=answer.reason[:_REASON_CHARACTERS]), {})
+    if isinstance(answer, Scored):
+        return _encode("scored", _fields(answer, "scored", score=dataclasses.asdict(answer.score)), {})
+    scores = {name: dataclasses.asdict(score) for name, score in answer.validation.items()}
+    tensors = answer.parcel.parts if answer.parcel else answer.update
+    return _encode("reply", _fields(answer, "reply", validation=scores), tensors)
 
 
-def _fields(answer: Reply | Refusal, message: str) -> dict[str, object]:
-    return {field.name: getattr(answer, field.name) for field in dataclasses.fields(_HEADS[message])}
+def _fields(said: Answer | Order, message: str, **given: object) -> dict[str, object]:
+    """The head of a message: those fields of it that are given, and the others as they are."""
+    names = (field.name for field in dataclasses.fields(_HEADS[message]))
+    return {name: given[name] if name in given else getattr(said, name) for name in names}
+
+
+def _score(values: dict[str, Any], who: str) -> Score:
+    """A score that came.
+
+    Raises:
+        ArtifactError: it is none.
+    """
+    problems: list[str] = []
+    found = read_table(_ScoreHead, values, "", problems)
+    if problems:
+        raise ArtifactError(f"{who}, a score: {problems[0]:.200}")
+    return Score(**vars(found))
 
 
 def reply_limit(order: Order, wire: str = PLAIN, options: Mapping[str, Any] | None = None) -> int:
     """The most bytes that a reply to `order` takes, plain or encoded: its exact size, and a few KiB for the head."""
+    if not order.trains:
+        return _limit({})
     return max(_limit(_as_sent(order.adapter, name, options or {}, order.share)) for name in {PLAIN, wire})
 
 
 def read_reply(
     path: Path, data: bytes, who: str, order: Order, wire: str = PLAIN, options: Mapping[str, Any] | None = None
-) -> Reply | Refusal:
+) -> Answer:
     """Read an answer that lies in a file. The update stays on disk: it is mapped, and judged by the coordinator.
 
     Args:
@@ -323,13 +367,14 @@ def read_reply(
     """
     try:
         file = read_header(path)
-        message, head = _head(file, _content(data), who, "reply", "refusal")
+        message, head = _head(file, _content(data), who, "reply" if order.trains else "scored", "refusal")
     except ArtifactError as error:
         raise ArtifactError(str(error).replace(str(path), who)) from error
-    if message == "refusal":
+    if message != "reply":
         if file.entries:
-            raise ArtifactError(f"{who}: a refusal holds tensors.")
-        return Refusal(**head)
+            raise ArtifactError(f"{who}: it is {message}, and holds tensors.")
+        return Refusal(**head) if message == "refusal" else Scored(**{**head, "score": _score(head["score"], who)})
+    head["validation"] = {name: _score(values, who) for name, values in head["validation"].items()}
     sent = head.pop("wire")
     if sent not in (PLAIN, wire):
         raise ArtifactError(f"{who}: the update came as {sent}; {wire} was offered.")
@@ -350,7 +395,7 @@ def read_reply(
 
 def take_reply(
     data: bytes, path: Path, order: Order, sender: str, wire: str = PLAIN, options: Mapping[str, Any] | None = None
-) -> Reply | Refusal:
+) -> Answer:
     """Turn what a client sent in answer to `order` into an answer for the coordinator.
 
     Args:
@@ -362,7 +407,7 @@ def take_reply(
         options: Its options.
 
     Returns:
-        Its reply or refusal; a refusal of kind "invalid" if the bytes are too many or cannot be read.
+        Its reply, score or refusal; a refusal of kind "invalid" if the bytes are too many or cannot be read.
 
     Raises:
         UsageError, ResourceError: the file cannot be written.

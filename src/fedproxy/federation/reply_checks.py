@@ -13,6 +13,10 @@ RATIO_NEEDS = 3
 norm leaves the median among the honest ones."""
 
 
+REASON_CHARACTERS = 500
+"""Of a fault's reason at most so much is recorded: a client may have a say in it."""
+
+
 def checked_norm(update: Tensors, adapter: Tensors, client: str) -> float:
     """The Euclidean norm of an update that can be added to the adapter, in float64; a mapped update stays on disk.
 
@@ -81,7 +85,10 @@ def failures(records: Sequence[Mapping[str, Any]]) -> Counter[str]:
 
 
 def strikes(records: Sequence[Mapping[str, Any]]) -> Counter[str]:
-    """How many invalid replies each client sent, over the records of rounds and of their failed attempts."""
+    """How many invalid replies and scores each client sent, over the records of rounds and of their failed attempts."""
     rounds = [part for record in records for part in (record, *record.get("attempts", ()))]
-    faults = [fault for part in rounds for fault in part.get("quarantined", ())]
+    parts = [
+        part for one in rounds for part in (one.get("quarantined", ()), one.get("validation", {}).get("faults", ()))
+    ]
+    faults = [fault for part in parts for fault in part]
     return Counter(fault["client"] for fault in faults if fault.get("kind") == "invalid")

@@ -7,7 +7,7 @@ from typing import Protocol
 from fedproxy.config import seconds
 from fedproxy.errors import FederationError
 from fedproxy.federation.coordinator import Coordinator, QuorumError
-from fedproxy.federation.messages import Closed, Order, Refusal, Reply
+from fedproxy.federation.messages import Answer, Closed, Order
 
 POLL_SECONDS = 0.5
 """Pause between two looks at who is there."""
@@ -20,10 +20,10 @@ class Exchange(Protocol):
         """Names of the clients that can take part now."""
         ...
 
-    def ask(self, orders: Mapping[str, Order], deadline: float | None) -> Iterator[tuple[str, Reply | Refusal]]:
-        """Send each client its order of a round and yield what comes back, as it comes.
+    def ask(self, orders: Mapping[str, Order], deadline: float | None) -> Iterator[tuple[str, Answer]]:
+        """Send each client its order, all of one round and to train or all to score, and yield what comes back.
 
-        It ends when all have answered, or after `deadline` seconds. Late answers to earlier rounds may be among them:
+        It ends when all have answered, or after `deadline` seconds. Late answers to earlier orders may be among them:
         the coordinator refuses those.
 
         Yields:
@@ -44,14 +44,16 @@ def drive(
     Before its first round it waits up to `patience` for every client that a full round asks, and is then content with
     a quorum; before later rounds it waits for a quorum only. A client that is there and new takes part from then on. A
     round without a quorum is repeated up to `retries` times, where that can change anything
-    (`QuorumError.repeatable`).
+    (`QuorumError.repeatable`). With [federate] validation the clients of a merged round score its adapter, for which
+    they have as long as for their training, before it is stored; who does not, costs the round nothing but its score.
 
     Args:
         coordinator: The federation.
         exchange: The way to its clients.
         on_closed: Called with each complete round and the seconds it took; it stores the round before the next begins.
         on_event: Told what happens, as name and values: `waiting` (round, present, needed), `round_opened` (round,
-            asked), `answered` (round, client, fault: none if it counts), `round_failed` (round, reason).
+            asked), `answered` (round, client, fault: none if it counts), `round_failed` (round, reason), `scoring`
+            (round, asked), `scored` (round, client, fault), `validated` (round, and what all scores say).
 
     Raises:
         FederationError: too few clients within `patience`, or a round without a quorum.
@@ -78,6 +80,14 @@ def drive(
                 if tries == settings.retries or not miss.repeatable:
                     raise
                 tries += 1
+        scoring = coordinator.scoring(closed)
+        if scoring is not None:
+            if scoring.orders:
+                on_event("scoring", round=number, asked=list(scoring.orders))
+                for sender, answer in exchange.ask(scoring.orders, deadline):
+                    on_event("scored", round=number, client=sender, fault=scoring.receive(sender, answer))
+            coordinator.judge(closed, scoring)
+            on_event("validated", round=number, **closed.record["validation"])
         on_closed(closed, time.perf_counter() - started)
 
 

@@ -1,8 +1,10 @@
-"""A client that stays warm: proxy, adapter and encoded rows are made ready once and answer every round's order."""
+"""A client that stays warm: proxy, adapter and encoded rows are made ready once and answer every round's orders."""
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,19 +12,20 @@ import torch
 
 from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained, told
-from fedproxy.federation.client import answer
+from fedproxy.federation.client import answer, take, train_alone
 from fedproxy.federation.client_state import ClientState
-from fedproxy.federation.messages import Order, Refusal, Reply
+from fedproxy.federation.messages import Order, Refusal, Reply, Score, Scored
 from fedproxy.federation.offer import DeclinedError, Limits, Offer, check_offer
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.layer_map import split_name, trained_blocks
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer, padding
-from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import blocks, readable
-from fedproxy.models.lora import AdaptedModel, adapter_config, adapter_state, train_only
+from fedproxy.models.lora import AdaptedModel, adapter_config, adapter_state, train_only, without_adapter
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import optimizer_steps
+from fedproxy.models.validating import BrokenModelError, Validation, encode_validation, labels_of, measure
 from fedproxy.tensors import Tensors, digest
 
 OnStep = Callable[[int, int, int, float], None]
@@ -42,7 +45,7 @@ class Session:
         state: Folder in which clients keep what they remember from round to round.
 
     Attributes:
-        orders: How often each round was ordered of a client: (client, round) → times.
+        orders: How often each round was ordered of a client: (client, "train" or "score", round) → times.
         on_global: Told the global adapter that an order brings; none if nobody wants it.
         fresh: The adapter's first values; what is not trained keeps them.
 
@@ -55,7 +58,7 @@ class Session:
     ) -> None:
         self._model, self._tokenizer, self._offer, self._state = model, tokenizer, offer, state
         self._limits = limits
-        self.orders: Counter[tuple[str, int]] = Counter()
+        self.orders: Counter[tuple[str, str, int]] = Counter()
         self.on_global: OnGlobal | None = None
         base: Any = model.get_base_model()
         self.longest = readable(base.config, offer.train.max_length)
@@ -71,6 +74,7 @@ class Session:
                 "the server's version of torch, or ask for wire_down = fp32 and another space than frozen-a."
             )
         self._examples: dict[str, Sequence[Encoded]] = {}
+        self._validations: dict[str, Validation] = {}
         self.order_limit = order_limit(self._start, offer.federate.wire_down)
 
     @staticmethod
@@ -98,11 +102,28 @@ class Session:
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
         """Rows as this proxy is to read them; errors as of `encode`."""
-        only = self._offer.train.completion_only_loss
-        return encode(rows, self._tokenizer, max_length=self.longest, completion_only=only)
+        return training_examples(rows, self._tokenizer, self._offer.train, self.longest)
 
-    def add(self, client: str, examples: Sequence[Encoded]) -> int:
-        """Take a client's encoded rows.
+    def validation(self, rows: Sequence[Mapping[str, Any]], held: Sequence[Mapping[str, Any]], most: int) -> Validation:
+        """The rows to score on, as this proxy is to read them.
+
+        Args:
+            rows: The client's training rows; their answers and those of `held` are the labels, if they are few.
+            held: The rows that it keeps back, at least one.
+            most: So many of these are scored at most: a server believes no score of more rows than are trained on.
+
+        Raises:
+            UsageError, ArtifactError: as of `encode`.
+        """
+        return encode_validation(held[:most], labels_of([*rows, *held]), self._tokenizer, max_length=self.longest)
+
+    def take_rows(self, client: str, rows: Sequence[Mapping[str, Any]], held: Sequence[Mapping[str, Any]]) -> int:
+        """Encode a client's rows to train on and to score on, and take them; see `add` and `validation`."""
+        examples = self.encode(rows)
+        return self.add(client, examples, self.validation(rows, held, len(examples)) if held else None)
+
+    def add(self, client: str, examples: Sequence[Encoded], validation: Validation | None = None) -> int:
+        """Take a client's encoded rows, and those that it scores on; without, it gives no scores.
 
         Returns:
             Optimizer steps that a round takes.
@@ -114,10 +135,86 @@ class Session:
         if self._limits is not None:
             check_offer(self._offer, self._limits, rows=len(examples), steps=steps)
         self._examples[client] = examples
+        if validation is not None:
+            self._validations[client] = validation
         return steps
 
+    def respond(self, client: str, order: Order, on_step: OnStep | None = None) -> Reply | Scored:
+        """Train or score as an order says; the arguments, and what is raised, are those of `train` and `score`."""
+        return self.train(client, order, on_step) if order.trains else self.score(client, order)
+
+    def _begin(self, client: str, order: Order) -> None:
+        """Check that an order is one of this federation, and that this client was not asked too often.
+
+        Raises:
+            FederationError: it is not.
+            DeclinedError: it was.
+        """
+        number, kind = order.round, "train" if order.trains else "score"
+        if number > self._offer.federate.rounds:
+            raise FederationError(f"round {number} was ordered of {self._offer.federate.rounds} that were offered.")
+        if _shapes(order.adapter) != _shapes(self._start):
+            raise FederationError("The order's adapter is not one of the proxy that was handed out.")
+        self.orders[client, kind, number] += 1
+        limits, times = self._limits, self.orders[client, kind, number]
+        if limits is not None and times > 1 + limits.max_repeats:
+            raise DeclinedError(
+                f"round {number} was ordered {times} times, this client allows {limits.max_repeats} repeats at most "
+                "(max_repeats)."
+            )
+        made = number - 1 if order.trains else number
+        if self.on_global is not None and made:
+            self.on_global(made, order.adapter)
+
+    def score(self, client: str, order: Order) -> Scored:
+        """Score the adapter of an order on the client's validation rows.
+
+        Args:
+            client: For whom; its rows must have been added.
+            order: The order.
+
+        Raises:
+            FederationError: the order is none of this federation.
+            DeclinedError: this client gives no scores, or the round was ordered too often.
+            BrokenModelError: the model's loss means nothing.
+        """
+        self._begin(client, order)
+        if client not in self._validations:
+            raise DeclinedError("this client gives no scores.")
+        take(order.adapter, self._model)
+        return Scored(client, order.round, self._measure(client))
+
+    def _measure(self, client: str) -> Score:
+        validation, size = self._validations[client], self._offer.train.batch_size
+        loss, accuracy = measure(self._model, validation, pad=padding(self._tokenizer), batch_size=size)
+        return Score(loss, validation.rows, accuracy)
+
+    def _scores(self, client: str, order: Order, on_step: Callable[[int, int, float], None]) -> dict[str, Score]:
+        """What a client that has trained says of its own update, of the untuned proxy, and of training alone."""
+        if client not in self._validations or not self._offer.federate.validation:
+            return {}
+        found = {"own": self._measure(client)}
+        if order.untuned:
+            with without_adapter(self._model):
+                found["untuned"] = self._measure(client)
+        if self._offer.federate.alone and train_alone(
+            order,
+            client,
+            self._model,
+            self._examples[client],
+            start=self._start,
+            train_settings=self._offer.train,
+            pad=padding(self._tokenizer),
+            seed=self._offer.seed,
+            state=ClientState(self._state / client / "alone"),
+            on_step=on_step,
+        ):
+            with contextlib.suppress(BrokenModelError):
+                found["alone"] = self._measure(client)
+        return found
+
     def train(self, client: str, order: Order, on_step: OnStep | None = None) -> Reply:
-        """Train as an order says; see `client.answer`.
+        """Train as an order says, see `client.answer`, and score what came of it.
 
         Args:
             client: For whom; its rows must have been added.
@@ -127,36 +224,27 @@ class Session:
         Raises:
             FederationError: the order is none of this federation.
             DeclinedError: the round was ordered too often, or takes longer than the client allows.
-            DivergedError: the training diverged.
+            DivergedError, BrokenModelError: the training diverged.
             ArtifactError: what the client remembers is damaged.
             ResourceError: the disk is full, or memory does not suffice.
         """
-        number = order.round
-        if number > self._offer.federate.rounds:
-            raise FederationError(f"round {number} was ordered of {self._offer.federate.rounds} that were offered.")
-        if _shapes(order.adapter) != _shapes(self._start):
-            raise FederationError("The order's adapter is not one of the proxy that was handed out.")
-        if self.on_global is not None and number > 1:
-            self.on_global(number - 1, order.adapter)
-        self.orders[client, number] += 1
-        limits, times, began = self._limits, self.orders[client, number], time.monotonic()
-        if limits is not None and times > 1 + limits.max_repeats:
-            raise DeclinedError(
-                f"round {number} was ordered {times} times, this client allows {limits.max_repeats} repeats at most "
-                "(max_repeats)."
-            )
+        self._begin(client, order)
+        number, limits, began = order.round, self._limits, time.monotonic()
 
-        def stepped(step: int, steps: int, loss: float) -> None:
+        def in_time(step: int, steps: int, loss: float) -> None:
             spent = time.monotonic() - began
             if limits is not None and step < steps and spent > limits.max_time:
                 raise DeclinedError(
                     f"round {number} took {spent:.0f} s for {step} of {steps} steps, this client allows "
                     f"{limits.max_time:g} s at most (max_time)."
                 )
+
+        def stepped(step: int, steps: int, loss: float) -> None:
+            in_time(step, steps, loss)
             if on_step is not None:
                 on_step(number, step, steps, loss)
 
-        return answer(
+        reply = answer(
             order,
             client,
             self._model,
@@ -168,9 +256,10 @@ class Session:
             state=ClientState(self._state / client),
             on_step=stepped,
         )
+        return replace(reply, validation=self._scores(client, order, in_time))
 
     def answer(self, client: str, data: bytes, on_step: OnStep | None = None) -> tuple[bytes, FedproxyError | None]:
-        """Train as the order in `data` says; whatever goes wrong becomes a refusal that says so.
+        """Train or score as the order in `data` says; whatever goes wrong becomes a refusal that says so.
 
         Args:
             client: For whom; its rows must have been added.
@@ -186,7 +275,7 @@ class Session:
         try:
             order = self._order(data)
             number = order.round
-            return encode_reply(self.train(client, order, on_step)), None
+            return encode_reply(self.respond(client, order, on_step)), None
         except FedproxyError as error:
             fault = error
         except (OSError, MemoryError, RuntimeError) as error:

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedproxy.artifacts import new_directory, os_error, read_json, write_json
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.messages import Closed
@@ -48,10 +50,11 @@ class RoundStore:
     def _clear_spool(self) -> None:
         shutil.rmtree(self.folder / ".open", ignore_errors=True)
 
-    def save(self, closed: Closed, *, seconds: float) -> None:
+    def save(self, closed: Closed, *, seconds: float, best: int = 0) -> None:
         """Write a complete round; it is there, synced, when this returns.
 
-        Only then are the tensors of rounds that need not be kept removed, and the open round's replies.
+        Only then are the tensors of rounds that need not be kept removed, and the open round's replies. The adapter of
+        round `best` is needed.
 
         Raises:
             ResourceError: the disk is full; the rounds before are untouched.
@@ -69,8 +72,16 @@ class RoundStore:
         self._clear_spool()
         if self._keep:
             for number in range(1, closed.round - self._keep + 1):
-                for name in (_ADAPTER, _CONFLICT, _SERVER, _STATE):
+                for name in (_ADAPTER, _CONFLICT, _SERVER, _STATE)[number == best :]:
                     (self._of(number) / name).unlink(missing_ok=True)
+
+    def adapter(self, number: int) -> dict[str, torch.Tensor]:
+        """The adapter that a complete round ended with.
+
+        Raises:
+            ArtifactError: it is damaged, or was removed.
+        """
+        return load_tensors(self._of(number) / _ADAPTER)
 
     def count(self) -> int:
         """Number of complete rounds, counted from the first without a gap."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,9 @@ def tune(
     clients: Collection[str],
     on_closed: Callable[[Closed, float], None] | None = None,
 ) -> None:
-    """Run the rounds that are left and write RUN/adapter; every round is stored before the next begins.
+    """Run the rounds that are left and write RUN/adapter, that of the round that is kept.
+
+    Every round is stored before the next begins.
 
     Args:
         experiment: The experiment.
@@ -154,11 +157,15 @@ def tune(
     )
 
     def closed(outcome: Closed, seconds: float) -> None:
-        store.save(outcome, seconds=seconds)
+        store.save(outcome, seconds=seconds, best=coordinator.kept)
         directory.event("round_closed", round=outcome.round, seconds=seconds)
         if on_closed is not None:
             on_closed(outcome, seconds)
 
     drive(coordinator, exchange(store), closed, on_event=directory.event)
+    kept = coordinator.kept
+    adapter = coordinator.adapter if kept == coordinator.completed else store.adapter(kept)
+    directory.event("federated", rounds=coordinator.completed, kept=kept)
+    manifest = replace(manifest, settings={**manifest.settings, "round": kept})
     with new_directory(directory.path / "adapter") as folder:
-        write_adapter(folder, read_json(directory.path / START / CONFIG_FILE), coordinator.adapter, manifest)
+        write_adapter(folder, read_json(directory.path / START / CONFIG_FILE), adapter, manifest)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedproxy.config import Train
 from fedproxy.models.checkpoints import Tokenizer
-from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.encoding import Encoded, training_examples
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def texts_of(
         examples: The rows as they are trained on.
 
     Raises:
-        ArtifactError, UsageError: as of `encode`.
+        ArtifactError, UsageError: as of `training_examples`.
     """
-    whole = encode(rows, tokenizer, max_length=sys.maxsize, completion_only=train.completion_only_loss)
+    whole = training_examples(rows, tokenizer, train, sys.maxsize)
     first = examples[0]
     prompt, answer = (
         str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
@@ -58,7 +58,7 @@ def texts_of(
         lost=len(rows) - len(examples),
         cut=sum(len(example.ids) > train.max_length for example in whole),
         longest=max(len(example.ids) for example in examples),
-        prompt=_spread([example.start for example in whole]),
+        prompt=_spread([len(example.ids) - example.counting for example in whole]),
         answer=_spread([example.counting for example in whole]),
         example={"prompt": prompt, "answer": answer},
     )

@@ -81,7 +81,8 @@ def fuse(
 
     Args:
         llm: The LLM that the proxy was made from: directory or Hub id; or, without `out`, a model in memory.
-        adapter: An adapter trained on the proxy: its directory, the proxy with it (a PeftModel), or its state dict.
+        adapter: An adapter trained on the proxy: its directory, the proxy with it (a PeftModel), or its state dict. The
+            directory may be one that PEFT or TRL wrote; then the proxy must be given.
         out: Directory to write; if none, nothing is written, and the fused model is in memory.
         form: "adapter" (a PEFT adapter for the untouched LLM) or "checkpoint" (the LLM with merged weights); of a model
             in memory a PeftModel around that very model, or a copy.
@@ -89,7 +90,8 @@ def fuse(
         public: Public text to choose the scale by: a file, or a list of documents.
         samples: Documents to draw from it.
         max_length: Tokens of a document at most.
-        proxy: The proxy, needed for biases and saved modules that were trained on a healed one.
+        proxy: The proxy, needed for an adapter that PEFT or TRL wrote, and for biases and saved modules that were
+            trained on a healed one.
         layer_map: The proxy's, for an adapter in memory; one on disk says it itself.
         config: The LoraConfig of a state dict.
         tokenizer: The tokenizer of a model in memory, to choose the scale with.
@@ -111,13 +113,13 @@ def fuse(
         `fuse(llm, tuned_proxy, layer_map=proxy.layer_map)` is a PeftModel of `llm`.
 
     Reference:
-        FedProxy, Eq. 15.
+        FedProxy, Eq. 15 (docs/method.md).
     """
     _check_settings(form, scale, public)
     if out is not None:
         inputs = [path for path in (llm, adapter, public, proxy) if path and isinstance(path, str | Path)]
         check_output(Path(out), inputs, overwrite=overwrite)
-    record, tensors, manifest = _read(adapter, layer_map, config)
+    record, tensors, manifest = _read(adapter, layer_map, config, proxy)
     source = open_source(llm, trust_remote_code=trust_remote_code, load=out is None)
     manifest = _settled(source, manifest)
     if proxy is not None:
@@ -187,7 +189,7 @@ def _check_settings(form: str, scale: float | str, public: str | Path | Sequence
 
 
 def _read(
-    adapter: Adapter, layer_map: Sequence[int] | None, config: AdapterConfig | None
+    adapter: Adapter, layer_map: Sequence[int] | None, config: AdapterConfig | None, proxy: str | Path | None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor], Manifest]:
     """An adapter's PEFT configuration, tensors and manifest; of one in memory the manifest names no LLM yet."""
     if isinstance(adapter, str | Path) is (layer_map is not None):
@@ -195,7 +197,7 @@ def _read(
             f"an adapter in memory needs the proxy's layer_map, one on disk says it; given is {layer_map}."
         )
     if isinstance(adapter, str | Path):
-        record, tensors, manifest = read_adapter(Path(adapter))
+        record, tensors, manifest = read_adapter(Path(adapter), None if proxy is None else Path(proxy))
         with open(Path(adapter) / WEIGHTS_FILE, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     else:

@@ -29,19 +29,20 @@ def write_card(directory: Path, manifest: Manifest, *, base_model: str | None, a
         base_model: Hub id of the LLM; none if it is a directory of the owner's, which the card does not name.
         auto_class: Class of transformers that loads the LLM.
     """
-    adapter = manifest.kind == "llm-adapter"
+    adapter, federated = manifest.kind == "llm-adapter", "trained_with" not in manifest.settings
     data = ModelCardData(
         base_model=base_model,
         library_name="peft" if adapter else "transformers",
         license="other",
         license_name="to-be-set-by-the-owner",
         pipeline_tag="text-generation",
-        tags=["fedproxy", "federated-learning"] + ["lora"] * adapter,
+        tags=["fedproxy"] + ["federated-learning"] * federated + ["lora"] * adapter,
         base_model_relation=None if base_model is None else "adapter" if adapter else "finetune",
     )
     template = files("fedproxy.fusion").joinpath("model_card.md.j2").read_text(encoding="utf-8")
     text = Template(template, trim_blocks=True, keep_trailing_newline=True).render(
         adapter=adapter,
+        federated=federated,
         auto_class=auto_class,
         base_model=base_model,
         manifest=manifest,

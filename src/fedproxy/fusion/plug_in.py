@@ -97,10 +97,8 @@ class TaskVector:
         }
 
     def _tensor(self, name: str, tensor: torch.Tensor, scale: float) -> torch.Tensor:
-        if name.endswith(".lora_B.weight"):
-            return tensor.float() if scale == 1 else tensor.float() * scale
         if is_lora(name):
-            return tensor
+            return tensor.float() if scale == 1 or ".lora_A." in name else tensor.float() * scale
         before, own = self.before.get(name), self.llm.get(name)
         if scale == 1 and before == own:
             return tensor

@@ -7,7 +7,7 @@ modules (`modules_to_save`), in the blocks or outside. Their values are absolute
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ def check_config(config: Any, path: Path) -> None:
         ArtifactError: it is not.
     """
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ArtifactError(f"{path} describes no LoRA adapter.")
+        sort = config.get("peft_type") if isinstance(config, dict) else None
+        raise ArtifactError(f"{path} describes no LoRA adapter; its peft_type is {sort!r:.40}.")
     if type(config.get("r")) is not int or config["r"] < 1:
         raise ArtifactError(f"{path}: r must be a positive integer, got {config.get('r')!r}.")
     alpha = config.get("lora_alpha")
@@ -178,6 +179,30 @@ def check_layout(
             raise ArtifactError(
                 f"{file}: {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, no matrix of rank {rank}."
             )
+
+
+def check_targets(targets: Any, modules: Collection[str], path: Path) -> None:
+    """Check that an adapter's modules are those that its configuration targets; a pattern is not matched.
+
+    Raises:
+        ArtifactError: a target has no tensors, or a module is no target.
+    """
+    if not isinstance(targets, list):
+        return
+    endings = {module: _endings(module) for module in modules}
+    wanted = set(map(str, targets))
+    lost = wanted - set().union(*endings.values())
+    foreign = [module for module in sorted(modules) if endings[module].isdisjoint(wanted)]
+    if lost or foreign:
+        raise ArtifactError(
+            f"{path}: target_modules and tensors differ; only the former name {sorted(lost)[:3]}, only the latter "
+            f"{foreign[:3]}."
+        )
+
+
+def _endings(module: str) -> set[str]:
+    parts = module.split(".")
+    return {".".join(parts[start:]) for start in range(len(parts))}
 
 
 def check_fits(model: Model, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:

@@ -78,6 +78,8 @@ def _laid(rows: Sequence[Sequence[Encoded]], pad: int) -> dict[str, torch.Tensor
             end = begin + len(example.ids)
             ids[number, begin:end] = example.ids
             labels[number, begin + example.start : end] = example.ids[example.start :]
+            for first, behind in example.gaps:
+                labels[number, begin + first : begin + behind] = IGNORED
             positions[number, begin:end] = count[: end - begin]
             begin = end
         positions[number, begin:] = count[: shape[1] - begin]

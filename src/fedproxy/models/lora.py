@@ -1,22 +1,33 @@
 """LoRA adapters: attached to the blocks of a model, taken out as tensors, put back, written, read and checked."""
 
+import contextlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
 from fedproxy.artifacts import CONFIG_BYTES, MANIFEST, Manifest, read_json, write_json
-from fedproxy.checkpoint_files import model_identity
+from fedproxy.checkpoint_files import CONFIG, model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.layer_map import ADAPTER_PREFIX
-from fedproxy.models.adapter_checks import check_config, check_finite, check_layout, is_lora, stamp
+from fedproxy.models.adapter_checks import (
+    check_config,
+    check_finite,
+    check_layout,
+    check_targets,
+    is_lora,
+    parameter_name,
+    stamp,
+)
 from fedproxy.models.checkpoints import hub_id, load_model, resolve
 from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_transposed
 from fedproxy.seeds import derive_seed
@@ -35,6 +46,7 @@ _ALWAYS_SAID = (
     *("r", "target_modules", "task_type"),
 )
 """What adapter_config.json holds also where it is PEFT's default; every release of PEFT knows these keys."""
+_NO_PATTERN = dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform"))
 
 
 def target_names(model: PreTrainedModel, targets: str | Sequence[str]) -> tuple[list[str], bool]:
@@ -156,6 +168,18 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+@contextlib.contextmanager
+def without_adapter(model: AdaptedModel) -> Iterator[None]:
+    """Let a model compute what it does without its adapter; afterwards the same tensors are trained as before."""
+    trained = {parameter: parameter.requires_grad for parameter in adapter_parameters(model).values()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:  # PEFT lets all be trained
+        for parameter, before in trained.items():
+            parameter.requires_grad_(before)
+
+
 def train_only(model: nn.Module, chosen: Callable[[str], bool]) -> None:
     """Freeze the adapter's parameters but those whose names `chosen` picks."""
     for name, parameter in adapter_parameters(model).items():
@@ -241,10 +265,16 @@ def scaling(config: Mapping[str, Any]) -> float:
     return float(config["lora_alpha"] / rank)
 
 
-def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], Manifest]:
-    """Read an adapter and check that its three files belong together and that it is LoRA on numbered blocks.
+def read_adapter(
+    directory: Path, proxy: Path | None = None
+) -> tuple[dict[str, Any], dict[str, torch.Tensor], Manifest]:
+    """Read an adapter and check that its files belong together and that it is LoRA on numbered blocks.
 
     Beside pairs of LoRA it may hold trained biases and saved modules.
+
+    Args:
+        directory: Where the adapter lies.
+        proxy: The proxy that the adapter was trained on, if it may be one that PEFT wrote (see `plain_adapter`).
 
     Returns:
         PEFT configuration, tensors by name, manifest.
@@ -255,11 +285,15 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
     """
     directory = Path(directory)
     if not (directory / MANIFEST).is_file():
+        if (directory / CONFIG_FILE).is_file() and proxy is not None:
+            return plain_adapter(directory, Path(proxy))
         why = f"it holds no {MANIFEST}" if directory.is_dir() else "there is no such directory"
         of = {directory / "adapter": "proxy", directory / "fused": "LLM"}
         inside = [f"{place} (for the {base})" for place, base in of.items() if (place / MANIFEST).is_file()]
         remedy = f"It is a run: give {' or '.join(inside)}" if inside else "Check the path"
-        raise ArtifactError(f"{directory} is no adapter: {why}. {remedy}.")
+        if (directory / CONFIG_FILE).is_file():
+            remedy = "If it was trained on a proxy by PEFT or TRL, give that proxy, too (--proxy DIR)"
+        raise ArtifactError(f"{directory} is no adapter of fedproxy's: {why}. {remedy}.")
     manifest = Manifest.read(directory)
     if manifest.kind not in KINDS:
         raise ArtifactError(f"{directory} holds a {manifest.kind!r}, not an adapter ({' or '.join(KINDS)}).")
@@ -277,6 +311,44 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
     check_layout(tensors, config, manifest, file)
     check_finite(tensors, str(file))
     return config, tensors, manifest
+
+
+def plain_adapter(directory: Path, proxy: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], Manifest]:
+    """Read an adapter that PEFT, or TRL with it, trained on a proxy; the proxy says which blocks it is of.
+
+    What the configuration matches the names of modules with is replaced by the names of the modules that the tensors
+    are of, so that no pattern from outside is ever used.
+
+    Returns:
+        As of `read_adapter`.
+
+    Raises:
+        ArtifactError: as of `read_adapter`; or `proxy` is no proxy, the adapter was trained on another model, its
+            tensors are not those of its target modules, or its configuration has settings that PEFT does not know here.
+    """
+    source = Manifest.read(proxy) if (proxy / MANIFEST).is_file() else None
+    if source is None or source.kind != "proxy":
+        raise ArtifactError(f"{proxy} is no proxy. Give the one that {directory} was trained on.")
+    settings = {"healed": bool(source.settings.get("healed")), "trained_with": "PEFT"}
+    manifest = replace(source, kind="proxy-adapter", scores=None, settings=settings, calibration_sha256=None)
+    path, file = directory / CONFIG_FILE, directory / WEIGHTS_FILE
+    config = read_json(path, CONFIG_BYTES)
+    check_config({**config, **_NO_PATTERN} if isinstance(config, dict) else config, path)
+    if unknown := sorted(name for name, value in config.items() if name not in _DEFAULTS and value):
+        raise ArtifactError(f"{path} uses {unknown}, which PEFT {peft.__version__} does not know.")
+    base = config.get("base_model_name_or_path")
+    if (
+        isinstance(base, str)
+        and (Path(base) / CONFIG).is_file()
+        and model_identity(Path(base)) != model_identity(proxy)
+    ):
+        raise ArtifactError(f"{directory} was trained on {base!r}, as its {CONFIG_FILE} says, which is not {proxy}.")
+    tensors = load_tensors(file)
+    check_layout(tensors, config, manifest, file)
+    check_finite(tensors, str(file))
+    modules = {parameter_name(name).rpartition(".")[0] for name in tensors if is_lora(name)}
+    check_targets(config.get("target_modules"), modules, path)
+    return {**config, **_NO_PATTERN, "target_modules": sorted(modules)}, tensors, manifest
 
 
 def held_adapter(
@@ -342,8 +414,8 @@ def load_with_adapter(
     Raises:
         ArtifactError: either is damaged, or the adapter does not fit the base.
     """
-    config, tensors, manifest = read_adapter(Path(adapter))
     directory = resolve(base)
+    config, tensors, manifest = read_adapter(Path(adapter), proxy=directory)
     check_base(directory, manifest)
     return put_on(load_model(directory, dtype=dtype, trust_remote_code=trust_remote_code), config, tensors)
 

@@ -1,6 +1,7 @@
 """Pages from templates: everything inline, a few lines of script that the page works without, nothing from a network.
 
-The page's own policy (Content-Security-Policy) lets that one script run, known by its hash, and nothing else load.
+The page's own policy (Content-Security-Policy) lets that one script run, known by its hash, and nothing else load but,
+while a run is under way, the page itself.
 """
 
 import base64
@@ -18,8 +19,14 @@ T = TypeVar("T")
 Column = tuple[str, list[tuple[Any, str]]]
 
 
-def fill(template: str, **values: Any) -> str:
+def fill(template: str, *, status: str = "", live: bool = False, **values: Any) -> str:
     """Fill in a template of this package.
+
+    Args:
+        template: Its name.
+        status: A line at the head of the page that says what is happening, if anything is.
+        live: Let the page look for a newer one of itself, and show that.
+        **values: What the template uses.
 
     Raises:
         MissingExtraError: the extra `report` is not installed.
@@ -37,13 +44,19 @@ def fill(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(units, name) for name in ("percent", "size", "duration", "decimals")}
-    script, style = (
+    style, sort, look = (
         files("fedproxy.reporting").joinpath("templates", name).read_text(encoding="utf-8")
-        for name in ("sort.js", "style.css")
+        for name in ("style.css", "sort.js", "live.js")
     )
+    script = sort + look if live else sort
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
-        script=Markup(script), style=Markup(style), script_hash=f"sha256-{digest}", **values
+        script=Markup(script),
+        style=Markup(style),
+        script_hash=f"sha256-{digest}",
+        status=status,
+        live=live,
+        **values,
     )
 
 

@@ -16,7 +16,7 @@ from fedproxy.reporting.summary import sentences
 from fedproxy.reporting.svg import drawing
 from fedproxy.reporting.units import duration
 
-_EVENTS = 500
+EVENTS = 500
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,5}((a|b|rc|\.post|\.dev)[0-9]{1,9}){0,3}(\+[a-z0-9.]{1,40})?")
 """As of PEP 440."""
 
@@ -47,14 +47,24 @@ def report(run_dir: Path | str) -> Path:
     return path
 
 
-def render(results: Results, *, events: list[dict[str, Any]], run: str, conflicts: Sequence[Conflict] = ()) -> str:
+def render(
+    results: Results,
+    *,
+    events: Sequence[dict[str, Any]],
+    run: str,
+    conflicts: Sequence[Conflict] = (),
+    status: str = "",
+    live: bool = False,
+) -> str:
     """The page.
 
     Args:
         results: The run.
-        events: What happened, in order; the last `_EVENTS` are shown.
+        events: What happened, in order; the last `EVENTS` are shown.
         run: Name of the run's folder, for the commands that reproduce it.
         conflicts: Conflict by block, of the rounds that have it.
+        status: What is happening, if the run is not complete.
+        live: Whether the page is to look for newer ones.
 
     Raises:
         MissingExtraError: the extra `report` is not installed.
@@ -66,6 +76,8 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
     left_out = [name for name, there in (("Agreement", agreement), ("Compression", "blocks" in figures)) if not there]
     return fill(
         "run.html.j2",
+        status=status,
+        live=live,
         title=results.name,
         contents=[name for name in contents if name not in left_out],
         results=results,
@@ -77,7 +89,7 @@ def render(results: Results, *, events: list[dict[str, Any]], run: str, conflict
         settings=grouped(results.experiment),
         environment=grouped(results.environment),
         precision=_precision(results),
-        events=[", ".join(f"{key}: {value}" for key, value in event.items()) for event in events[-_EVENTS:]],
+        events=[", ".join(f"{key}: {value}" for key, value in event.items()) for event in events[-EVENTS:]],
         run=argument(run),
         pins=pins(results.environment),
     )

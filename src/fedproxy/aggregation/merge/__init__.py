@@ -11,6 +11,7 @@ from fedproxy.aggregation.merge.clipping import CLIP_NORM, clipped
 from fedproxy.aggregation.merge.driver import drive
 from fedproxy.aggregation.merge.h_ties import H_TIES
 from fedproxy.aggregation.merge.mean import MEAN
+from fedproxy.aggregation.merge.mean_rescaled import MEAN_RESCALED
 from fedproxy.aggregation.merge.median import MEDIAN
 from fedproxy.aggregation.merge.rule import Rule
 from fedproxy.aggregation.merge.ties import TIES
@@ -24,7 +25,7 @@ RULES: Axis[Rule[Any]] = Axis(
     "merge rule",
     "fedproxy.rules",
     Rule,
-    {rule.name: rule for rule in (MEAN, TIES, H_TIES, MEDIAN, TRIMMED_MEAN)},
+    {rule.name: rule for rule in (MEAN, MEAN_RESCALED, TIES, H_TIES, MEDIAN, TRIMMED_MEAN)},
 )
 
 

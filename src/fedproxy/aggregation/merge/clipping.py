@@ -7,6 +7,7 @@ from typing import Literal, TypeVar, cast
 
 import torch
 
+from fedproxy.aggregation.analyse import Statistics
 from fedproxy.aggregation.merge.rule import Rule
 from fedproxy.errors import UsageError
 
@@ -42,7 +43,7 @@ def clipped(rule: Rule[Options], limit: object) -> Rule[Options]:
     analysis and what is kept stay those of the updates as they came; only `combine` sees the clipped values.
 
     Args:
-        rule: Any rule that does not scale yet.
+        rule: Any rule. If it scales, it sees the dot products of the clipped updates.
         limit: Largest L2 norm of an update, or "median" (see `clip_factors`).
 
     Raises:
@@ -54,4 +55,14 @@ def clipped(rule: Rule[Options], limit: object) -> Rule[Options]:
             f'{rule.name}: {CLIP_NORM} is {limit!r}; it must be a finite number above 0, or "median" for the median '
             "of the updates' norms."
         )
-    return dataclasses.replace(rule, scale=lambda statistics: clip_factors(statistics.gram, cast(Limit, limit)))
+
+    def scale(statistics: Statistics) -> list[float]:
+        factors = clip_factors(statistics.gram, cast(Limit, limit))
+        if rule.scale is None:
+            return factors
+        column = torch.tensor(factors, dtype=torch.float64, device=statistics.gram.device)
+        clipped_gram = statistics.gram * column[:, None] * column
+        scales = rule.scale(dataclasses.replace(statistics, gram=clipped_gram))
+        return [factor * own for factor, own in zip(factors, scales, strict=True)]
+
+    return dataclasses.replace(rule, scale=scale)

@@ -46,7 +46,7 @@ def h_ties(values: torch.Tensor, weights: torch.Tensor, options: HTiesOptions) -
     Returns:
         [n].
 
-    Reference: FedProxy (arXiv 2604.19015), Eq. 11-14. We compare masses up to a relative 1e-12.
+    Reference: FedProxy (arXiv 2604.19015), Eq. 11-14 (docs/method.md). We compare masses up to a relative 1e-12.
     """
     p, n, p_weights, n_weights = (torch.zeros_like(values[0]) for _ in range(4))
     for weight, row in zip(weights, values, strict=True):

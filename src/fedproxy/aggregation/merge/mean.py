@@ -39,7 +39,7 @@ def row_weights(analysis: Analysis, rows: Sequence[int] | None, options: MeanOpt
     return [count / sum(rows) for count in rows]
 
 
-def mean(values: torch.Tensor, weights: torch.Tensor, options: MeanOptions) -> torch.Tensor:
+def mean(values: torch.Tensor, weights: torch.Tensor, options: object) -> torch.Tensor:
     """Weighted mean: merged_p = Σ_k w_k τ_k,p, summed in the order of the clients.
 
     Args:

@@ -22,8 +22,8 @@ def pcr(parameters: Tensors, anchor: Tensors, conflict: Tensors | None, strength
     Raises:
         ArtifactError: the anchor or the conflict lacks a tensor, or holds it in another shape.
 
-    Reference: FedProxy (arXiv 2604.19015), Eq. 8-9. The paper's prose once says that agreed coordinates are held; we
-    follow its formula: disputed ones are.
+    Reference: FedProxy (arXiv 2604.19015), Eq. 8-9 (docs/method.md). The paper's prose once says that agreed
+    coordinates are held; we follow its formula: disputed ones are.
     """
     if conflict is None:
         return torch.zeros((), device=next(iter(parameters.values())).device)

@@ -36,7 +36,7 @@ def block_influence(
         Scores from 0 (the block changes no direction) to 2.
 
     Reference:
-        FedProxy, Eq. 4; ShortGPT (Men et al., arXiv 2403.03853), Eq. 1.
+        FedProxy, Eq. 4 (docs/method.md); ShortGPT (Men et al., arXiv 2403.03853), Eq. 1.
     """
     sums = torch.zeros(len(stream), dtype=torch.float64)
     hidden = stream.carried(passage.hidden for passage in passages)

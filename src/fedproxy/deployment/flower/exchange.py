@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedproxy.deployment.flower.announced import Announced
 from fedproxy.errors import ResourceError, UsageError, explained
-from fedproxy.federation.messages import Order, Refusal, Reply
+from fedproxy.federation.messages import Answer, Order, Refusal
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.wire import PLAIN
 
@@ -89,15 +89,16 @@ class GridExchange:
     ) -> None:
         self._grid, self._nodes, self._spool, self._wire = grid, nodes, spool, (wire, options)
         self._announced, self._offers = announced, offers or {}
-        self._late: dict[str, tuple[str, int]] = {}
+        self._late: dict[str, tuple[str, int, bool]] = {}
 
     def available(self) -> Sequence[str]:
         """Names of the clients that are connected."""
         return sorted(self._nodes())
 
-    def ask(self, orders: Mapping[str, Order], deadline: float | None) -> Iterator[tuple[str, Reply | Refusal]]:
+    def ask(self, orders: Mapping[str, Order], deadline: float | None) -> Iterator[tuple[str, Answer]]:
         """Send each client its order and yield what comes back, late answers to earlier orders among it."""
-        folder, nodes, number = self._spool(), self._nodes(), next(iter(orders.values())).round
+        one = next(iter(orders.values()))
+        folder, nodes, number, trains = self._spool(), self._nodes(), one.round, one.trains
         for name in orders:
             if name not in nodes:
                 yield name, Refusal(name, number, "it left before the order was sent")
@@ -115,7 +116,8 @@ class GridExchange:
         while waiting and (until is None or time.monotonic() < until):
             idle = True
             for identifier in [*waiting, *self._late]:
-                name, asked_in = (waiting[identifier], number) if identifier in waiting else self._late[identifier]
+                now = identifier in waiting
+                name, asked_in, trained = (waiting[identifier], number, trains) if now else self._late[identifier]
                 if (answer := self._fetched(identifier, name, asked_in)) is None:
                     continue
                 idle = False
@@ -124,9 +126,10 @@ class GridExchange:
                     yield name, self._read(answer, path, orders[name], name, nodes[name])
                     continue
                 del self._late[identifier]
-                if isinstance(answer, Refusal) or answer.has_error():  # it says nothing of this round's order
+                other = asked_in == number and trained is not trains  # of the half of the round that is over
+                if other or isinstance(answer, Refusal) or answer.has_error():  # it says nothing of this order
                     continue
-                if asked_in == number and name in orders:  # the round was begun again
+                if asked_in == number and name in orders:  # the order was sent again
                     yield name, self._read(answer, path, orders[name], name, nodes.get(name))
                 else:
                     yield name, Refusal(name, asked_in, "it came after its round")
@@ -136,10 +139,10 @@ class GridExchange:
                     for identifier, name in list(waiting.items()):
                         if name not in present:
                             del waiting[identifier]
-                            self._late[identifier] = name, number
+                            self._late[identifier] = name, number, trains
                             yield name, Refusal(name, number, "it left before it answered")
                 time.sleep(POLL_SECONDS if self._announced is None else LOOK_SECONDS)
-        self._late |= {identifier: (name, number) for identifier, name in waiting.items()}
+        self._late |= {identifier: (name, number, trains) for identifier, name in waiting.items()}
 
     def _pushed(self, orders: Mapping[str, Order], nodes: Mapping[str, int], life: float) -> Iterator[tuple[str, str]]:
         """Send the orders, and yield the identifier of each message and whom it went to."""
@@ -174,9 +177,7 @@ class GridExchange:
             return Refusal(name, number, "Flower did not take its answer")
         return answer
 
-    def _read(
-        self, answer: Message | Refusal, path: Path, order: Order, sender: str, node: int | None
-    ) -> Reply | Refusal:
+    def _read(self, answer: Message | Refusal, path: Path, order: Order, sender: str, node: int | None) -> Answer:
         if isinstance(answer, Refusal):
             return answer
         if answer.has_error():

@@ -16,7 +16,7 @@ from fedproxy.config import Client, Evaluate, Rule, table
 from fedproxy.deployment.flower.exchange import ANSWER, LISTING, OFFER, ORDER, PARTS, READY, TO, pack, unpack
 from fedproxy.deployment.handout.fetch import default_cache, find_proxy, take_parts
 from fedproxy.errors import ArtifactError, FederationError, ResourceError, UsageError
-from fedproxy.federation.client_rows import Rows, rows_of
+from fedproxy.federation.client_rows import Rows, parted_rows, rows_of
 from fedproxy.federation.offer import Limits, Offer, check_offer
 from fedproxy.federation.protocol import is_name
 from fedproxy.federation.session import Session
@@ -40,6 +40,8 @@ class Site:
         client: The client's name in the experiment.
         data: Its rows (JSON Lines); with `task` the folder of its data.
         task: A task of the LM evaluation harness instead of a file of rows.
+        validation: File of rows to score on, in place of a part of its data; "" for such a part.
+        scores: Whether it scores adapters at all.
         cache: Where proxies are kept, and what the client remembers; "" for the same place as `fedproxy join`.
         limits: What it allows: keys of the names of `Limits`.
     """
@@ -47,6 +49,8 @@ class Site:
     client: Annotated[str, Rule("a client's name", is_name)]
     data: str = ""
     task: str = ""
+    validation: str = ""
+    scores: bool = True
     cache: str = ""
     limits: Limits = field(default_factory=Limits)
 
@@ -66,11 +70,14 @@ class Site:
         """The cache."""
         return Path(self.cache).expanduser() if self.cache else default_cache()
 
-    def rows(self, offer: Offer) -> Rows:
-        """The rows that an offer would train on; errors as of `rows_of`."""
+    def rows(self, offer: Offer) -> tuple[Rows, Rows]:
+        """The rows that an offer would train on, and those to score on; errors as of `rows_of`."""
         data = "" if self.data == "" else str(Path(self.data).expanduser())
         client = Client(self.client, "" if self.task else data, self.task, offer.max_rows)
-        return rows_of(client, Evaluate(data=data if self.task else ""), offer.seed)
+        rows = rows_of(client, Evaluate(data=data if self.task else ""), offer.seed)
+        file = str(Path(self.validation).expanduser()) if self.validation else ""
+        share = offer.federate.validation
+        return parted_rows(rows, share, offer.seed, self.client, file=file, scores=self.scores)
 
     def session(self, offer: Offer) -> Session:
         """A session that can answer an order of this offer.
@@ -83,7 +90,7 @@ class Site:
         if proxy is None:
             raise FederationError("the proxy is not in this client's cache: start its SuperNode anew to get it again")
         session = Session.open(proxy, offer, self.limits, state=self.folder / "clients" / _AUTHORITY / offer.id)
-        session.add(self.client, session.encode(self.rows(offer)))
+        session.take_rows(self.client, *self.rows(offer))
         return session
 
 
@@ -107,7 +114,7 @@ def consider(message: Message, context: Context) -> Message:
     """
     with _discreet():
         site, offer = Site.of(context.node_config), Offer.decode(str(message.content[OFFER]["offer"]))
-        rows = len(site.rows(offer))
+        rows = len(site.rows(offer)[0])
         check_offer(offer, site.limits, rows=rows, steps=optimizer_steps(rows, offer.train))
         came = message.content[PARTS]
         assert isinstance(came, ArrayRecord)
@@ -129,10 +136,12 @@ def train(message: Message, context: Context) -> Message:
         if len(order) > session.order_limit:
             raise FederationError(f"an order of {len(order)} bytes came, {session.order_limit} are the most")
         ordered: Any = context.state.get(_ORDERED, {})
-        for number, times in ordered.items():
-            session.orders[site.client, int(number)] = times
+        for what, times in ordered.items():
+            kind, _, number = what.partition(" ")
+            session.orders[site.client, kind, int(number)] = times
         answer, fault = session.answer(site.client, order)
-        context.state[_ORDERED] = ConfigRecord({str(number): times for (_, number), times in session.orders.items()})
+        counts: Any = {f"{kind} {number}": times for (_, kind, number), times in session.orders.items()}
+        context.state[_ORDERED] = ConfigRecord(counts)
         if fault is not None and not isinstance(fault, FederationError):
             raise fault
         return Message(pack(ANSWER, answer), reply_to=message)

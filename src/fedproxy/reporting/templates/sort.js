@@ -1,6 +1,6 @@
 "use strict";
 // The headers of tables of class "sortable" become buttons: by falling values first, by rising ones the second time.
-for (const table of document.querySelectorAll("table.sortable")) {
+const makeSortable = () => document.querySelectorAll("table.sortable").forEach((table) => {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   const key = (row, column) => {
     const cell = row.cells[column], text = cell.dataset.value ?? cell.textContent.trim();
@@ -23,4 +23,5 @@ for (const table of document.querySelectorAll("table.sortable")) {
       body.append(...known, ...unknown);
     });
   });
-}
+});
+makeSortable();

@@ -1,4 +1,4 @@
-"""The laboratory's experiments render their tasks, and the results that lie beside them are theirs."""
+"""The laboratory's experiments and SmolLM2's render their tasks, and the results that lie beside them are theirs."""
 
 import json
 import shutil
@@ -14,9 +14,16 @@ from fedproxy.records import read_record
 from fedproxy.reporting.rows import Compared
 
 ROOT = Path(__file__).parents[2]
-LAB = ROOT / "experiments" / "lab"
-FILES = sorted(LAB.glob("*.toml"))
+LABORATORY = ROOT / "src" / "fedproxy" / "demo" / "llm"
+FOLDERS = ("lab", "smollm2")
+FILES = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder).glob("*.toml"))]
+COMPARED = [file for file in FILES if "compare" in tomllib.loads(file.read_text())]
+STOCK = ("clinc150", "banking77", "ag_news", "trec", "sst2", "rte")
 Cli = Callable[..., tuple[int, str, str]]
+
+
+def label(file: Path) -> str:
+    return f"{file.parent.name}-{file.stem}"
 
 
 def rows(task: str) -> Iterator[dict[str, Any]]:
@@ -25,31 +32,39 @@ def rows(task: str) -> Iterator[dict[str, Any]]:
     for number in range(8):
         if task in intents:
             yield {"text": f"request {number}", "label": 0, "label_text": intents[task][number % 3]}
+        elif task in ("sst2", "rte"):
+            yield {"label": number % 2} | {f"sentence{n}": f"sentence {number}" for n in ("", 1, 2)}
         else:
             yield {"text": f"text {number}", "label": number % 4, "coarse_label": number % 6}
 
 
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy beside a few rows, so that no other folder is needed."""
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy beside a few rows and the laboratory's LLM, so that no other folder is needed."""
     folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(LAB, folder / "lab", ignore=shutil.ignore_patterns("results"))
-    for task in ("clinc150", "banking77", "ag_news", "trec"):
-        for split in ("train", "test"):
+    for task in STOCK:
+        for split in ("train", "validation", "test"):
             file = folder / "data" / task / f"{split}.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("\n".join(json.dumps(row) for row in rows(task)))
-    for file in (folder / "lab").glob("*.toml"):
-        text = file.read_text().replace("../../src", str(ROOT / "src")).replace("../../../shared/data", "../data")
-        file.write_text(text)
+    (folder / "data" / "alpaca").mkdir()
+    (folder / "data" / "alpaca" / "train.jsonl").write_text('{"text": "A public text."}\n')
+    moved = {"../../src": str(ROOT / "src"), "../../../shared/data": "../data", "../../runs/smollm2": str(LABORATORY)}
+    for name in FOLDERS:
+        shutil.copytree(ROOT / "experiments" / name, folder / name, ignore=shutil.ignore_patterns("results"))
+        for file in (folder / name).glob("*.toml"):
+            text = file.read_text()
+            for old, new in moved.items():
+                text = text.replace(old, new)
+            file.write_text(text)
     for file in (folder / "lab" / "tasks").glob("*.yaml"):
         file.write_text(file.read_text().replace("../../../src", str(ROOT / "src")))
-    return folder / "lab"
+    return folder
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_its_tasks_render(file: Path, laboratory: Path, cli: Cli) -> None:
-    code, out, err = cli("run", laboratory / file.name, "--dry-run", "--tflops", 1, "--json")
+@pytest.mark.parametrize("file", FILES, ids=label)
+def test_its_tasks_render(file: Path, project: Path, cli: Cli) -> None:
+    code, out, err = cli("run", project / file.parent.name / file.name, "--dry-run", "--tflops", 1, "--json")
     assert code == 0, err
     clients = json.loads(out)["clients"]
     for client in clients.values():
@@ -59,12 +74,12 @@ def test_its_tasks_render(file: Path, laboratory: Path, cli: Cli) -> None:
         assert clients["kitchen"]["rows"] == clients["wallet"]["rows"] == 6  # other intents are left out
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", COMPARED, ids=label)
 def test_its_results_are_of_this_experiment(file: Path) -> None:
     asked = tomllib.loads(file.read_text())
     compared = asked.pop("compare")
     asked["evaluate"].pop("trust_tasks", None)  # it came after the results, and changes none
-    found = json.loads((LAB / "results" / f"{file.stem}.json").read_text())
+    found = json.loads((file.parent / "results" / f"{file.stem}.json").read_text())
     for table, values in asked.items():
         if table == "client":
             assert [{**client, **ours} for client, ours in zip(found["experiment"][table], values, strict=True)] == (
@@ -82,4 +97,4 @@ def test_its_results_are_of_this_experiment(file: Path) -> None:
     assert {(cell["method"], cell["seed"], cell["remove"]) for cell in found["cells"]} == {
         (method, seed, ratio) for method in methods for seed in compared["seeds"] for ratio in ratios
     }
-    assert read_record(LAB / "results" / f"{file.stem}.json", Compared).name == asked["name"]
+    assert read_record(file.parent / "results" / f"{file.stem}.json", Compared).name == asked["name"]
