@@ -68,7 +68,7 @@ def fetch(one, file, state, limits=Limits(), **listed):  # noqa: B008
 def test_the_result_is_the_owners_to_the_bit_and_fits_the_proxy(one, tmp_path):
     out = tmp_path / "out"
     tensors = fetch(one, one.run / "adapter" / WEIGHTS_FILE, tmp_path)
-    keeper(out, one.session, one.offer, one.proxy, overwrite=False)(3, tensors)
+    keeper(out, one.session, one.offer, one.proxy, overwrite=False)(None, tensors)
     assert (out / WEIGHTS_FILE).read_bytes() == (one.run / "adapter" / WEIGHTS_FILE).read_bytes()
     assert read_json(out / "adapter_config.json") == read_json(one.run / "adapter" / "adapter_config.json")
     read_adapter(out)
@@ -104,7 +104,7 @@ def test_an_adapter_of_another_rank_is_taken_up_to_the_limit(one, tmp_path):
     }
     save_tensors(tmp_path / WEIGHTS_FILE, wide)
     tensors = fetch(one, tmp_path / WEIGHTS_FILE, tmp_path / "state", Limits(max_rank=3 * rank))
-    keeper(tmp_path / "out", one.session, one.offer, one.proxy, overwrite=False)(3, tensors)
+    keeper(tmp_path / "out", one.session, one.offer, one.proxy, overwrite=False)(None, tensors)
     held, own = read_adapter(tmp_path / "out")[0], one.session.config
     assert (held["r"], held["lora_alpha"] / held["r"]) == (3 * rank, own["lora_alpha"] / own["r"])
     huge = {name: torch.zeros(tuple(size * (1 << 10) if size == rank else size for size in value.shape))
