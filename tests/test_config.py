@@ -119,6 +119,7 @@ FIELDS = {
         "validation": ([0, 0.1, 0.5], [-0.1, 0.51, *NO_NUMBER]),
         "alone": FLAG,
         "keep": (["last", "best"], ["first", 1]),
+        "share_result": FLAG,
     },
     Fuse: {"scale": ([0, -0.5, "auto"], ["", "on", True, math.nan, math.inf, []]), "public": TEXT},
     Evaluate: {

@@ -28,6 +28,7 @@ from fedproxy.deployment.keys import add_client, client_key_file, init_keys, rea
 from fedproxy.deployment.members import Members, read_members
 from fedproxy.deployment.welcome import Welcome, introduce, public_pem
 from fedproxy.federation.offer import make_offer
+from tests.deployment.conftest import eventually
 from tests.federation.test_offer import EXPERIMENT
 
 
@@ -202,6 +203,45 @@ def test_the_proxy_is_sent_once(start, tmp_path):
     for _ in range(2):
         fetch_proxy(f"http://127.0.0.1:{hub.gateway.port}", said.token, said.offer.proxy, tmp_path / "cache", None)
         assert list(hub.gateway.sent.values()) == [hub.gateway.listing.size]
+
+
+def farewell(hub, key, process="0" * 16):
+    return ask(hub, welcome.FAREWELL, introduce(key, process=process).encode())[0]
+
+
+def test_who_was_there_at_the_end_is_waited_for_until_it_has_the_result(start, tmp_path):
+    hub, file = start(), tmp_path / "adapter_model.safetensors"
+    file.write_bytes(b"result" * 1000)
+    bank, shop = key_of(hub, "bank"), key_of(hub, "shop")
+    for key in (bank, shop):
+        assert enter(hub, key)[1].result == ""
+    assert farewell(hub, bank) == 200  # too early: nothing is over
+    assert hub.gateway.untold(60.0) == {"bank", "shop"}
+    assert hub.gateway.end("complete", file) == 6000
+    for process in ("0" * 16, "1" * 16):  # one that was killed, and comes back
+        status, said = enter(hub, bank, process=process)
+        assert (status, said.offer.run) == (200, EXPERIMENT.name)
+        where = f"http://127.0.0.1:{hub.gateway.port}", said.token, said.result, tmp_path / process, None
+        assert (fetch_proxy(*where, listing_path="/result") / file.name).read_bytes() == file.read_bytes()
+        assert hub.gateway.untold(60.0) == {"bank", "shop"}
+    for _ in range(2):
+        assert farewell(hub, bank, "1" * 16) == 410
+        assert eventually(lambda: hub.gateway.untold(60.0) == {"shop"}, 10.0)
+    assert farewell(hub, make_key()) == 403
+    assert farewell(hub, bank) == 403  # of an older process
+    hub.gateway._asked["shop"] -= 100.0
+    assert not hub.gateway.untold(60.0)
+
+
+@pytest.mark.parametrize("how", ["complete", "failed"])
+def test_without_a_result_who_asks_is_told_that_it_is_over(start, how):
+    hub = start()
+    bank = key_of(hub, "bank")
+    _, said = enter(hub, bank)
+    assert hub.gateway.end(how) == 0
+    assert enter(hub, bank) == (410, how)
+    assert eventually(lambda: not hub.gateway.untold(60.0), 10.0)
+    assert ask(hub, "/result", None, "GET", Authorization=f"Bearer {said.token}")[0] == 404
 
 
 def test_a_members_request_goes_to_the_superlink_and_no_more_of_it_than_needed(start, superlink):

@@ -15,7 +15,7 @@ from fedproxy.federation.wire import ENCODINGS
 from tests.federation.test_offer import OFFER
 
 KEY = make_key()
-WELCOME = Welcome("bank", "token", OFFER, Verdict(3, "its norm"), 1.5)
+WELCOME = Welcome("bank", "token", OFFER, Verdict(3, "its norm"), "0" * 64, 1.5)
 
 
 def test_an_introduction_comes_back_as_made():
@@ -181,6 +181,8 @@ def changed(**values):
         (changed(name="../x"), "calls this client '../x'"),
         (changed(time="0"), "cannot be read"),
         (changed(offer="{}"), "protocol"),
+        (changed(result="x"), "result 'x'"),
+        (changed(result=None), "cannot be read"),
         *((changed(verdict=verdict), "last round") for verdict in WRONG_VERDICTS),
     ],
 )

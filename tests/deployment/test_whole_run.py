@@ -23,6 +23,8 @@ from fedproxy.deployment.ledger import check
 from tests.deployment.conftest import FEDPROXY, WORDS, Federation
 from tests.deployment.network import Tap, proxy, tap
 
+KINDS = "introduction", "hand-out", "connection", "heartbeat", "order", "answer", "farewell"
+
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, tiny_checkpoint, calibration):
@@ -135,7 +137,7 @@ def check_ledger(cache: Path, tapped: Tap) -> None:
     assert sorted(noted) == sorted(came)
     assert sum(map(len, came)) > 10_000
     kinds = {line["event"] for line in lines if line["to"] == tapped.address}
-    assert kinds == {"introduction", "hand-out", "connection", "heartbeat", "order", "answer", "farewell"}
+    assert kinds | {"heartbeat"} == {*KINDS}
     updates = [base64.b64decode(line["payload"]) for line in lines if line["event"] == "update"]
     assert len(updates) == 3
     sent = b"".join(content.partition(b"\r\n\r\n")[2] for content in noted if b"push-object" in content[:60])
@@ -151,7 +153,7 @@ def check_results(one: Federation, clients: list[tuple[Path, Path]]) -> None:
         assert read_json(out / "adapter_config.json") == read_json(owner / "adapter" / "adapter_config.json")
         assert Manifest.read(out).layer_map == Manifest.read(owner / "adapter").layer_map
         card = (out / "README.md").read_text()
-        assert "after round 3 of 3" in card
+        assert "after 3 rounds at most" in card
         assert str(one.folder) not in card
         assert {path.name for path in out.iterdir()} == {path.name for path in (owner / "adapter").iterdir()} | {
             "README.md"

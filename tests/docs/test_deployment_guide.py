@@ -34,7 +34,7 @@ def test_the_guide_works_as_written(tmp_path):
 
 
 COMMAND = re.compile(
-    r"fedproxy (keys \w+|data \w+|serve|join|compress|federate|fuse|evaluate|run|compare|methods|init|doctor)\b"
+    r"fedproxy (keys \w+|data \w+|serve|join|ledger|compress|federate|fuse|evaluate|run|compare|methods|init|doctor)\b"
     r"([^\n`|]*)"
 )
 

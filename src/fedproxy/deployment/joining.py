@@ -155,7 +155,8 @@ def join(
     """
     prepare(CLIENT_SETTINGS)
     if joining.out is not None:
-        check_output(joining.out, [joining.client.data] if joining.client.data else [], overwrite=joining.every_round)
+        read = (joining.client.data, joining.validation, joining.key)
+        check_output(joining.out, [path for path in read if path], overwrite=joining.every_round)
     with contextlib.closing(Owner(joining, on_verdict)) as owner:
         welcome = owner.ask()
         on_welcome(welcome)
@@ -201,7 +202,7 @@ def join(
             on_ready(len(rows), steps)
             welcome = _answer_orders(owner, welcome, session, joining.supernode, on_step, on_answer, on_refusal)
         if keep is not None:
-            keep(offer.federate.rounds, fetch_result(owner, welcome, session, joining.limits, state))
+            keep(None, fetch_result(owner, welcome, session, joining.limits, state))
             shutil.rmtree(state / RESULT_CACHE, ignore_errors=True)
         if welcome.result:
             owner.farewell()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from fedproxy.deployment.joining import Owner
     from fedproxy.deployment.welcome import Welcome
 
+Keep = Callable[[int | None, Tensors], None]
+"""Keeps a global adapter, given the round that it is of; none for the one that the federation ended with."""
 RESULT_CACHE = "result"
 """Below what a client remembers of a run: where the result lies until it is written."""
 CARD = "README.md"
@@ -39,7 +41,7 @@ tags:
 
 # An adapter from the federation `{run}`
 
-The global adapter after round {number} of {rounds}: what the clients' updates were merged into, yours among them.
+The global adapter {when}: what the clients' updates were merged into, yours among them.
 It belongs onto the proxy of that federation, an LLM without some of its blocks, and onto no other model. It is not the
 tuned LLM, which its owner alone can make of it.
 
@@ -64,10 +66,8 @@ completed from a beginning. Whether you may pass it on is a matter of your agree
 """
 
 
-def keeper(
-    out: Path, session: Session, offer: Offer, proxy: Path, *, overwrite: bool
-) -> Callable[[int, Tensors], None]:
-    """A function that writes a global adapter to `out`, whole or not at all, given the round that it is of.
+def keeper(out: Path, session: Session, offer: Offer, proxy: Path, *, overwrite: bool) -> Keep:
+    """A function that writes a global adapter to `out`, whole or not at all.
 
     Args:
         out: The directory to write.
@@ -90,14 +90,15 @@ def keeper(
         seed=offer.seed,
     )
 
-    def keep(number: int, tensors: Tensors) -> None:
+    def keep(number: int | None, tensors: Tensors) -> None:
         whole = {**session.fresh, **tensors}  # an order leaves out what is not trained
         rank = check_adapter(whole, session)
         config = {**own, "r": rank, "lora_alpha": own["lora_alpha"] * rank / own["r"]} if rank != own["r"] else own
+        rounds = offer.federate.rounds
+        ended = f"that all of it ended with, after {rounds} rounds at most"
         card = _TEXT.format(
             run=plain(offer.run).replace("`", "'"),
-            number=number,
-            rounds=offer.federate.rounds,
+            when=ended if number is None else f"after round {number} of {rounds}",
             proxy=offer.proxy,
             llm=source.llm_sha256,
             blocks=", ".join(map(str, source.layer_map)),

@@ -41,8 +41,9 @@ FASTEST_PAUSE, PAUSE_A_CLIENT = 1.0, 0.02
 """The SuperLink is asked for each client's messages every so many seconds; with many of them, less often."""
 FAREWELL_SECONDS = 15.0
 """How long the clients that were there in as many seconds before may take to ask how it ended."""
-SLOWEST = 12_000.0
-"""Bytes a second at which a client may fetch the result."""
+RESULT_SECONDS, RESULT_QUIET_SECONDS, SLOWEST = 60.0, 300.0, 12_000.0
+"""How long clients may take to begin with the result, how long be silent before they count as gone, and the bytes a
+second at which they may fetch it."""
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,11 @@ def _say_farewell(gateway: Gateway, how: str, result: Path | None) -> None:
     if how == "failed":
         log.warning("The clients are told and end as well: after `fedproxy serve --resume`, each has to join again.")
     size = gateway.end(how, result)
-    until = time.monotonic() + FAREWELL_SECONDS + size / SLOWEST
-    while gateway.untold(2 * FAREWELL_SECONDS) and time.monotonic() < until:
+    patience, quiet = FAREWELL_SECONDS, 2 * FAREWELL_SECONDS
+    if result is not None:
+        patience, quiet = RESULT_SECONDS + size / SLOWEST, RESULT_QUIET_SECONDS
+    until = time.monotonic() + patience
+    while gateway.untold(quiet) and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
 
 
