@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from fedproxy.cli.output import console, live
-from fedproxy.run_directory import Events
+from fedproxy.events import Events
 
 _LOOK_SECONDS = 0.5
 _SHOWN = 40

@@ -11,7 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fedproxy.artifacts import MANIFEST, Manifest, event_of, inside, read_json
+from fedproxy.artifacts import MANIFEST, Manifest, inside, read_json
+from fedproxy.events import event_of
 from fedproxy.foreign import plain
 from fedproxy.records import Results, as_record, read_rounds
 from fedproxy.reporting.html import write_page

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy import foreign
-from fedproxy.artifacts import SHAPING, event_of, inside
+from fedproxy.artifacts import SHAPING, inside
+from fedproxy.events import event_of
 from fedproxy.records import MODELS, Results, Round, read_run
 from fedproxy.reporting import heat_maps, plots, validation
 from fedproxy.reporting.conflict import Conflict, load_conflict
