@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fedproxy.methods import METHODS
-from fedproxy.records import read_record
 from fedproxy.reporting.rows import Compared
+from fedproxy.typed_json import read_record
 
 ROOT = Path(__file__).parents[2]
 LABORATORY = ROOT / "src" / "fedproxy" / "demo" / "llm"

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from fedproxy.records import Results, as_record
+from fedproxy.records import Results
 from fedproxy.tensor_files import save_tensors
+from fedproxy.typed_json import as_record
 
 TASKS = ["demo_snips", "demo_travel", "demo_banking", "demo_dbpedia"]
 HOSTILE = [None, True, -1, 1e31, float("nan"), 10**400, "x", "", [], [None], ["x"], {}, {"x": "x"}, [[1.0]]]

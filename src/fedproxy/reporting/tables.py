@@ -6,9 +6,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedproxy.records import MODELS, Results, as_record
+from fedproxy.records import MODELS, Results
 from fedproxy.reporting import validation
 from fedproxy.reporting.units import decimals, duration, percent, size
+from fedproxy.typed_json import as_record
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
