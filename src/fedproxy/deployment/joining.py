@@ -22,7 +22,7 @@ from fedproxy.deployment.flower.relay import Relay
 from fedproxy.deployment.flower.runtime import AGENT_APP, CLIENT_APP, Task
 from fedproxy.deployment.flower.supernode import OtherSuperNode, SuperNode
 from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
-from fedproxy.deployment.handout.link import BrokenLinkError, Link, OnRequest
+from fedproxy.deployment.handout.link import BrokenLinkError, Link
 from fedproxy.deployment.keys import read_client_key
 from fedproxy.deployment.ledger import LEDGER, Ledger
 from fedproxy.deployment.result import RESULT_CACHE, fetch_result, keeper
@@ -262,7 +262,7 @@ def _node(
             yield other
         return
     key = None if owner.ca is None else public_pem(load_private(owner.private).public_key())
-    with contextlib.closing(Relay(folder, owner.link, owner.ledger.leaves, key)) as relay:
+    with contextlib.closing(Relay(folder, owner.link(), owner.ledger.leaves, key)) as relay:
         relay.start()
         here = f"127.0.0.1:{relay.port}"
         if key is None:  # a SuperNode without TLS has a key of its own, and cannot say whose it is
@@ -357,7 +357,7 @@ class Owner:
         self.ledger = Ledger(
             self.cache / "clients" / self.authority / LEDGER, str(self.address), full=joining.full_ledger
         )
-        self._link = self.link(self.ledger.leaves)
+        self._link = self.link()
         self._away: float | None = None
         self._on_verdict = on_verdict
         self._verdict: Verdict | None = None
@@ -367,9 +367,9 @@ class Owner:
         self._link.close()
         self.ledger.close()
 
-    def link(self, on_request: OnRequest, token: str | None = None) -> Link:
-        """A way to the server, which tells of each request before it leaves."""
-        return Link(self.url, token, self.ca, on_request)
+    def link(self) -> Link:
+        """A way to the server; each request is in the ledger before it leaves."""
+        return Link(self.url, None, self.ca, self.ledger.leaves)
 
     def farewell(self) -> None:
         """Say that this client has all that it wants, so that the server need not wait for it."""

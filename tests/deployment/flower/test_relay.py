@@ -74,7 +74,7 @@ def start(server, keys, tmp_path):
 
         def begin(on_request, key=PUBLIC):
             url, ca = f"https://127.0.0.1:{server.server_address[1]}", (keys / "ca.crt").read_bytes()
-            relay = Relay(tmp_path, lambda told: Link(url, None, ca, told), on_request, key)
+            relay = Relay(tmp_path, Link(url, None, ca), on_request, key)
             relay.start()
             stack.callback(relay.close)
             return relay
@@ -119,6 +119,7 @@ def test_what_passes_is_told_first_to_the_byte(server, start):
         (signed(KEY, by=make_key()), PATH, "POST"),
         (signed(KEY, age=1000.0), PATH, "POST"),
         (signed(KEY), "/fedproxy/welcome", "POST"),
+        ({}, "elsewhere:1", "CONNECT"),
         (signed(KEY), PATH, "GET"),
         (signed(KEY) | {"Transfer-Encoding": "chunked"}, PATH, "POST"),
         (signed(KEY) | {"Content-Length": "99999999"}, PATH, "POST"),

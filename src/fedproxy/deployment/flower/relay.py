@@ -36,8 +36,8 @@ class Relay:
 
     Args:
         folder: Where its certificate and key are put, if it has any.
-        link: Makes the way to the server, given who is told of each request before it leaves.
-        on_request: Told of each; what it raises keeps the request here.
+        link: The way to the server.
+        on_request: Told each request before it leaves; what it raises keeps the request here.
         key: The SuperNode's public key (PEM): nothing passes that it did not sign. None for plaintext, where no key
             tells who it is.
 
@@ -45,11 +45,11 @@ class Relay:
         ca: The certificate (PEM) by which the SuperNode knows the relay; none for plaintext.
     """
 
-    def __init__(self, folder: Path, link: Callable[[OnRequest], Link], on_request: OnRequest, key: str | None) -> None:
+    def __init__(self, folder: Path, link: Link, on_request: OnRequest, key: str | None) -> None:
         self._on_request, self._key = on_request, key
         self.ca = None if key is None else _certify(folder)
         context = None if key is None else tls(folder / _CERTIFICATE, folder / _KEY)
-        self._server = _Server(link(self._checked), context)
+        self._server = _Server(lambda: link.open(self._checked), context)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="relay", daemon=True)
 
     @property
@@ -71,9 +71,6 @@ class Relay:
     def _checked(self, request: bytes) -> None:
         line, _, rest = request.partition(b"\r\n\r\n")[0].partition(b"\r\n")
         method, path, _ = line.decode("latin-1").split(" ", 2)
-        if method == "CONNECT":  # to the network's proxy, by the link itself
-            self._on_request(request)
-            return
         pairs = (header.partition(":") for header in rest.decode("latin-1").split("\r\n"))
         headers = {name.lower(): value.strip() for name, _, value in pairs}
         if method != "POST" or not path.startswith(FLEET):
@@ -96,9 +93,9 @@ def _certify(folder: Path) -> bytes:
 class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
-    def __init__(self, link: Link, context: ssl.SSLContext | None) -> None:
+    def __init__(self, door: Callable[[], http.client.HTTPConnection], context: ssl.SSLContext | None) -> None:
         super().__init__((_HERE, 0), socketserver.BaseRequestHandler)
-        self._link, self._context = link, context
+        self._door, self._context = door, context
         self._open: set[socket.socket] = set()
 
     def finish_request(self, request: Any, client_address: object) -> None:
@@ -111,7 +108,7 @@ class _Server(socketserver.ThreadingTCPServer):
             node.settimeout(SILENCE_SECONDS)
             if self._context is not None:
                 node.do_handshake()
-            with node, contextlib.closing(self._link.open()) as door:
+            with node, contextlib.closing(self._door()) as door:
                 _pass_on(node, door)
         except (OSError, ValueError, BrokenLinkError, FedproxyError) as error:
             log.debug("A connection of the SuperNode ended: %s", error)

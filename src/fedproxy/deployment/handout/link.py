@@ -62,7 +62,7 @@ class _Door(HTTPConnection):
 
     def __init__(self, *where: Any, on_request: OnRequest, **how: Any) -> None:
         super().__init__(*where, **how)
-        self._on_request, self._held = on_request, bytearray()
+        self.on_request, self._held = on_request, bytearray()
 
     def connect(self) -> None:
         """Open the connection; what is left of a request that never was whole is forgotten."""
@@ -77,7 +77,7 @@ class _Door(HTTPConnection):
         while length := whole_request(self._held):
             request = bytes(self._held[:length])
             del self._held[:length]
-            self._on_request(request)
+            self.on_request(request)
             for begin in range(0, length, _BLOCK_BYTES):  # each of which has its own time
                 self.sock.sendall(request[begin : begin + _BLOCK_BYTES])
 
@@ -145,10 +145,13 @@ class Link:
             self._prefix = url
             self._headers |= said
 
-    def open(self) -> HTTPConnection:
+    def open(self, on_request: OnRequest) -> HTTPConnection:
         """A connection of its own to the server, open, for one who speaks HTTP for himself.
 
         Its `send` takes the bytes of requests, whole or not, and `sock` gives those of answers.
+
+        Args:
+            on_request: Told each of these requests before it leaves.
 
         Raises:
             BrokenLinkError, FederationError: as of `broken`.
@@ -156,6 +159,7 @@ class Link:
         door = self._made(tunnelled=True)
         with self.broken():
             door.connect()
+        door.on_request = on_request
         return door
 
     def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> HTTPResponse:
