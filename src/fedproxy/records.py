@@ -130,21 +130,14 @@ class Together(Record):
     worst: OnHeldBack = OnHeldBack()
 
 
-class Gain(Record):
-    """How much lower the loss and how much higher the accuracy of a round's adapter is."""
-
-    loss: Number | None = None
-    accuracy: Number | None = None
-
-
 class Validation(Record):
-    """What the clients of a round state; `gain` is over the "untuned" proxy, and over training "alone"."""
+    """What the clients of a round state; `gain` over the "untuned" proxy and training "alone": of loss, of accuracy."""
 
     untuned: Together | None = None
     own: Together | None = None
     alone: Together | None = None
     merged: Together | None = Field(default=None, alias="global")
-    gain: Given[Gain] = {}
+    gain: Given[Given[Number]] = {}
     best_round: Whole | None = None
     stop: bool = False
 

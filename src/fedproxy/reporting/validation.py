@@ -7,7 +7,7 @@ from fedproxy.reporting import plots
 
 MODELS = {"untuned": "Untuned", "own": "Own update", "alone": "Trained alone", "merged": "Round’s adapter"}
 """Fields of `records.Validation`, and what their models are called."""
-_MEAN, _ALONE = "Mean by rows", "Trained alone, mean by rows"
+_MEAN, _ALONE = "Mean by rows", "Trained alone"
 _NAMED_CLIENTS = 8
 
 
