@@ -114,3 +114,22 @@ def test_a_killed_owner_and_a_killed_superlink_lose_nothing(federation) -> None:
 def kill_superlink(owner: Process) -> None:
     os.kill(superlink(owner), signal.SIGKILL)
     assert "SuperLink ended. Go on with --resume" in owner.ends(4)
+
+
+@pytest.mark.long
+def test_a_client_that_is_killed_at_the_end_comes_back_for_the_result(federation) -> None:
+    one: Federation = federation(rounds=1, quorum=3)
+    owner = one.serve("run")
+    clients = {name: one.join(name, "--out", one.folder / name) for name in ("animals", "colours", "numbers")}
+    assert eventually((one.folder / "run" / "adapter").is_dir)
+    killed = clients.pop("numbers")
+    killed.kill()
+    for client in clients.values():
+        client.ends()
+    assert not (one.folder / "numbers").exists()
+    assert owner.code is None
+    back = one.join("numbers", "--out", one.folder / "numbers", log="back")
+    assert "The federation is complete" in back.ends()
+    owner.ends()
+    for name in (*clients, "numbers"):
+        assert (one.folder / name / "adapter_model.safetensors").read_bytes() == one.adapter("run")

@@ -267,12 +267,16 @@ def test_without_keys_beyond_loopback_only_by_force(one: Federation) -> None:
 @pytest.mark.long
 def test_a_client_that_agrees_to_no_encoding_sends_another(federation: Callable[..., Federation]) -> None:
     options = {"wire_options.share": 0.5, "wire_options.values": "int4"}
-    two = federation(rows=8, rounds=2, quorum=3, wire="top-k", wire_down="int8", **options)
+    two = federation(rows=8, rounds=2, quorum=3, wire="top-k", wire_down="int8", share_result=False, **options)
     owner = two.serve("mixed")
+    refused = two.join("animals", "--out", two.folder / "out", log="refused").ends(4)
+    assert "share_result" in refused.partition("Error:")[2]
     clients = [two.join(name, *(("--wire", "bf16") if name == "animals" else ())) for name in WORDS]
     owner.ends()
     for client in clients:
         client.ends()
+    assert not (two.folder / "out").exists()
+    assert not list(two.folder.glob("cache*/**/adapter_model*"))
     for number in (1, 2):
         sent = two.record("mixed", number)["clients"]
         assert {name: reply["wire"] for name, reply in sent.items()} == dict.fromkeys(WORDS, "top-k") | {
