@@ -3,7 +3,7 @@
 #
 #     sh examples/loopback.sh DIR
 #
-# DIR/run then holds the tuned adapter, and DIR/tuned the LLM with it.
+# DIR/run then holds the rounds, their page (report.html) and the tuned adapter of the proxy.
 set -eu
 mkdir -p "$1" && cd "$1"
 PORT=${PORT:-9443}
@@ -14,7 +14,7 @@ python - "$DEMO/tasks" <<'END'
 import json, pathlib, sys
 
 def write(name, task, prompt):
-    lines = (pathlib.Path(sys.argv[1]) / task / "train.jsonl").read_text().splitlines()[:96]
+    lines = (pathlib.Path(sys.argv[1]) / task / "train.jsonl").read_text().splitlines()[:48]
     rows = [{"prompt": prompt.format(**row), "completion": " " + row["label_text"]} for row in map(json.loads, lines)]
     pathlib.Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 write("bank", "demo_banking", "Customer: {text}\nIssue:")
@@ -56,4 +56,4 @@ bank=$!
 fedproxy join "127.0.0.1:$PORT" --data travel.jsonl --key keys/clients/travel.key --cache travel &
 travel=$!
 for process in $bank $travel $owner; do wait $process; done
-fedproxy fuse "$DEMO/llm" run/adapter tuned
+echo "The tuned adapter of the proxy is made. Next: fedproxy fuse $DEMO/llm $1/run/adapter $1/tuned"

@@ -15,8 +15,10 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE"]
-OUTSIDE += ["experiments/lab/README.md", "experiments/paper/README.md"]
-OUTSIDE += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/paper/*.toml"))
+OUTSIDE += [f"experiments/{name}/README.md" for name in ("lab", "paper", "smollm2")]
+OUTSIDE += sorted(
+    str(path.relative_to(ROOT)) for place in ("experiments/paper/*.toml", "examples/*.*") for path in ROOT.glob(place)
+)
 """What is on the site beside docs/."""
 _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)")
 _SHOWN = re.compile(r"^::: fedproxy\.([\w.]+)", re.MULTILINE)

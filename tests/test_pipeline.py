@@ -16,7 +16,8 @@ from fedproxy.federation import client as client_module
 from fedproxy.federation import client_rows
 from fedproxy.forecast import forecast_run, given_speed
 from fedproxy.pipeline import run
-from fedproxy.records import Results, read_record
+from fedproxy.records import Results
+from fedproxy.typed_json import read_record
 
 WORDS = {"colours": ["red", "green", "blue"], "numbers": ["one", "two", "three"]}
 

@@ -329,15 +329,6 @@ def parse_json(content: str | bytes, source: str) -> Any:
         raise ArtifactError(f"{source} is not valid JSON: {error!s:.300}.") from error
 
 
-def event_of(line: str | bytes) -> dict[str, Any]:
-    """The event in a line of events.jsonl; nothing of a line that a kill or a full disk cut short."""
-    try:
-        event = parse_json(line, "an event")
-    except ArtifactError:
-        return {}
-    return event if isinstance(event, dict) else {}
-
-
 SHAPING = ("fedproxy", "torch", "transformers", "peft", "safetensors", "lm_eval")
 """The packages that shape results."""
 

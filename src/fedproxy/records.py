@@ -1,20 +1,30 @@
-"""What is written of runs and comparisons: results.json, round.json, an evaluation and compare.json, as types.
-
-A file may be a stranger's, cut short, or of an earlier version: a part that is not there is empty, keys that are not
-known are passed over, null is as if it were not there, and a wrong value is one `ArtifactError` that names its place.
-"""
+"""What is written of runs and comparisons: results.json, round.json, an evaluation and compare.json, as types."""
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as field
 from pydantic import model_validator as whole
 
-from fedproxy.artifacts import inside, read_json
+from fedproxy.artifacts import inside
 from fedproxy.errors import ArtifactError
 from fedproxy.metrics import gap_closed, main_metric
+from fedproxy.typed_json import (
+    LARGEST,
+    Block,
+    Cosine,
+    Given,
+    Name,
+    Number,
+    Record,
+    Settings,
+    Share,
+    Whole,
+    given,
+    read_record,
+)
 
 MODELS = {
     "llm": "LLM",
@@ -25,54 +35,12 @@ MODELS = {
     "centralized": "Centralized",
 }
 """The models that are evaluated, as people call them."""
-_LARGEST = 1e30
-"""No quantity comes near it; larger ones have no room in a figure, and sums of the largest would overflow."""
 _MOST_CELLS, _MOST_ROWS, _MOST_DIFFERENCES, _MOST_BLOCKS = 10_000, 400, 4_000, 10_000
 """No comparison comes near them, and a page has no room for more."""
-_SHOWN = 60
-"""Letters of a wrong value that are shown."""
-
-
-def _given(value: Any) -> Any:
-    """An object without what is null."""
-    return {key: entry for key, entry in value.items() if entry is not None} if isinstance(value, dict) else value
 
 
 def _known(value: Any) -> Any:
     return {model: value[model] for model in MODELS if model in value} if isinstance(value, dict) else value
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _tables(value: Any) -> Any:
-    if isinstance(value, list) and not all(isinstance(entry, dict) for entry in value):
-        raise ValueError("expected tables")
-    return value
-
-
-T = TypeVar("T")
-R = TypeVar("R", bound="Record")
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-_LARGEST, le=_LARGEST)]
-Whole = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=-_LARGEST, le=_LARGEST)]
-Cosine = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1.001, le=1.001)]
-Share = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1)]
-Block = Annotated[int, Field(ge=0, lt=10**9)]
-Given = Annotated[dict[str, T], BeforeValidator(_given)]
-Settings = dict[str, Annotated[Any, AfterValidator(_tables)]]
-
-
-class Record(BaseModel):
-    """A JSON object."""
-
-    model_config = ConfigDict(frozen=True)
-
-    @whole(mode="before")
-    @classmethod
-    def _without_null(cls, value: Any) -> Any:
-        return _given(value)
 
 
 class Score(Record):
@@ -93,7 +61,7 @@ class Score(Record):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 class Evaluation(Record):
@@ -122,8 +90,17 @@ class Evaluation(Record):
         return {task: score.value for task, score in self.scores.items() if not self.left_out.get(task)}
 
 
+class OnHeldBack(Record):
+    """What one client states of a model on the rows that it keeps back; of the worst client, its name as well."""
+
+    client: str = ""
+    loss: Number | None = None
+    accuracy: Share | None = None
+    rows: Whole | None = None
+
+
 class Client(Record):
-    """One client in one round, as it stated it."""
+    """One client in one round, as it stated it; `validation` has the models "untuned", "own", "alone", "global"."""
 
     rows: Whole | None = None
     loss: Number | None = None
@@ -133,6 +110,36 @@ class Client(Record):
     wire: str = ""
     bytes_up: Whole | None = None
     bytes_down: Whole | None = None
+    validation: Given[OnHeldBack] = {}
+
+
+class Means(Record):
+    """A mean to which a row contributes as much as any other, and one to which a client does."""
+
+    by_rows: Number | None = None
+    by_clients: Number | None = None
+
+
+class Together(Record):
+    """What all clients of a round state of a model."""
+
+    clients: Whole | None = None
+    rows: Whole | None = None
+    loss: Means = Means()
+    accuracy: Means = Means()
+    worst: OnHeldBack = OnHeldBack()
+
+
+class Validation(Record):
+    """What the clients of a round state; `gain` over the "untuned" proxy and training "alone": of loss, of accuracy."""
+
+    untuned: Together | None = None
+    own: Together | None = None
+    alone: Together | None = None
+    merged: Together | None = Field(default=None, alias="global")
+    gain: Given[Given[Number]] = {}
+    best_round: Whole | None = None
+    stop: bool = False
 
 
 class Quarantined(Record):
@@ -184,8 +191,9 @@ class Round(Record):
     clients: Given[Client] = {}
     quarantined: list[Quarantined] = []
     analysis: Analysis = Analysis()
-    conflict: Annotated[dict[Block, Share], BeforeValidator(_given)] = {}
+    conflict: Annotated[dict[Block, Share], BeforeValidator(given)] = {}
     seconds: Number | None = None
+    validation: Validation = Validation()
 
     @property
     def loss(self) -> float | None:
@@ -221,7 +229,10 @@ class Cost(Record):
 
 
 class Results(Record):
-    """A run's results.json; `evaluation` holds those of `MODELS` that were evaluated, in that order."""
+    """A run's results.json; `evaluation` holds those of `MODELS` that were evaluated, in that order.
+
+    `kept_round` is the round whose adapter is the result.
+    """
 
     name: str = "run"
     seed: Whole | None = None
@@ -229,6 +240,7 @@ class Results(Record):
     proxy: Proxy = Proxy()
     evaluation: Annotated[Given[Evaluation], BeforeValidator(_known)] = {}
     rounds: list[Round] = []
+    kept_round: Whole | None = None
     cost: Cost = Cost()
     environment: dict[str, Any] = {}
     experiment: dict[str, Any] = {}
@@ -260,6 +272,12 @@ class Results(Record):
         if not self.llm.parameters or self.proxy.parameters is None:
             return None
         return self.proxy.parameters / self.llm.parameters
+
+    @property
+    def kept(self) -> Round | None:
+        """The round whose adapter is the result; the last one where it is not said."""
+        found = (each for each in self.rounds if each.number == self.kept_round)
+        return next(found, self.rounds[-1] if self.rounds else None)
 
     def setting(self, table: str, key: str) -> Any:
         """A value of the experiment, or None."""
@@ -390,38 +408,6 @@ class Comparison(Record):
         if (rows := len({(method, remove) for method, _, remove in seen})) > _MOST_ROWS:
             raise ValueError(f"{rows} methods and ratios, at most {_MOST_ROWS} have room on a page")
         return value
-
-
-def as_record(value: Any, kind: type[R], source: str) -> R:
-    """Check what a file holds, and give it its type.
-
-    Args:
-        value: What it holds.
-        kind: The type.
-        source: The file's name in messages.
-
-    Raises:
-        ArtifactError: a part is wrong; the message names the place and the value.
-    """
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        wrong = min(error.errors(include_url=False), key=lambda each: each["type"] == "missing")
-    place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in wrong["loc"] if key != "[key]")
-    says = wrong["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    held = repr(wrong["input"])
-    held = held if len(held) <= _SHOWN else held[: _SHOWN - 3] + "..."
-    what = "missing" if wrong["type"] == "missing" else f"{held}: {says}"
-    raise ArtifactError(f"{source}{place} is {what}. Run the experiment again to write it anew.")
-
-
-def read_record(path: Path, kind: type[R]) -> R:
-    """Read a file of JSON as its type.
-
-    Raises:
-        ArtifactError: it is missing or damaged, or a part is wrong; the message names the place and the value.
-    """
-    return as_record(read_json(path), kind, str(path))
 
 
 def read_run(run: Path) -> Results:

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from fedproxy.artifacts import check_spared, event_of, locked, new_file, os_error, read_json, versions, write_json
+from fedproxy.artifacts import check_spared, locked, new_file, os_error, read_json, versions, write_json
 from fedproxy.config import Experiment, to_toml
 from fedproxy.errors import FedproxyError, UsageError, error_of
+from fedproxy.events import EVENTS, event_of
 
 MEMBERS = "members.json"
 """RUN/members.json: the clients that are other machines, and their keys."""
@@ -46,7 +47,7 @@ def environment() -> dict[str, Any]:
 
 PATIENCE_SECONDS, ENDING_SECONDS = 30.0, 2.0
 """How long the processes that a killed one started, and that one itself, may take to end."""
-_OWNER, _DRIVER, _EVENTS = ".owner", ".lock", "events.jsonl"
+_OWNER, _DRIVER = ".owner", ".lock"
 _STORED, _ENVIRONMENT = "experiment.toml", "environment.json"
 _MADE = {"name": (), "compare": (), "evaluate": ("work",), "fuse": ("fused", "work")}
 """Tables that may be changed when a run is gone on with, unless this, which they shape, is there already."""
@@ -169,29 +170,6 @@ def _remove(items: Iterable[Path]) -> None:
             raise os_error(error, item) from error
 
 
-class Events:
-    """A run's events.jsonl, read as it grows.
-
-    Args:
-        run: The run directory.
-        begun: Whether what is in it now is left out.
-    """
-
-    def __init__(self, run: Path, *, begun: bool = False) -> None:
-        self._path = run / _EVENTS
-        self._position = self._path.stat().st_size if begun and self._path.is_file() else 0
-
-    def read(self) -> list[dict[str, Any]]:
-        """The events that were added since, in order; a line that is not whole yet is left for the next time."""
-        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
-            file.seek(self._position)
-            content = file.read()
-            whole = content[: content.rfind(b"\n") + 1]
-            self._position += len(whole)
-            return [event_of(line) for line in whole.splitlines()]
-        return []
-
-
 class RunDirectory:
     """RUN/: which stages are complete, and the log of events; for a process that owns it, or that such a one started.
 
@@ -208,7 +186,7 @@ class RunDirectory:
 
     def _append(self, text: str) -> None:
         try:
-            with open(self.path / _EVENTS, "a", encoding="utf-8") as file:
+            with open(self.path / EVENTS, "a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             raise os_error(error, self.path) from error
@@ -231,7 +209,7 @@ class RunDirectory:
     def resumed(self) -> None:
         """Log that the run is gone on with, below a line that a kill or a full disk cut short."""
         with contextlib.suppress(FileNotFoundError):
-            if (content := (self.path / _EVENTS).read_bytes()) and not content.endswith(b"\n"):
+            if (content := (self.path / EVENTS).read_bytes()) and not content.endswith(b"\n"):
                 self._append("\n")
         self.event("resumed")
 
@@ -239,7 +217,7 @@ class RunDirectory:
         """Seconds spent in each stage, over all resumes."""
         total: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError):
-            for line in (self.path / _EVENTS).read_bytes().splitlines():
+            for line in (self.path / EVENTS).read_bytes().splitlines():
                 event = event_of(line)
                 if event.get("event") == "stage_ended":
                     total[event["stage"]] = total.get(event["stage"], 0.0) + event["seconds"]

@@ -47,6 +47,7 @@ def results_of(experiment: Experiment, directory: RunDirectory, evaluation: dict
         "evaluation": evaluation,
         "gap_closed": gap_closed(evaluation),
         "rounds": rounds,
+        "kept_round": Manifest.read(path / "adapter").settings.get("round"),
         "cost": {
             "seconds": directory.seconds(),
             "bytes_up": sum(client["bytes_up"] for client in replies),

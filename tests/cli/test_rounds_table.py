@@ -9,7 +9,7 @@ import pytest
 from fedproxy.cli import rounds_table as table_module
 from fedproxy.cli.output import Terminal
 from fedproxy.cli.rounds_table import Rounds, rounds_table
-from fedproxy.run_directory import Events
+from fedproxy.events import Events
 
 STORED = [{"event": "round_closed", "round": number, "seconds": 1.0} for number in (1, 2, 3)]
 

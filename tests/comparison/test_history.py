@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.comparison import compare
 from fedproxy.layer_map import split_name
-from fedproxy.records import Analysis, Round, read_record
+from fedproxy.records import Analysis, Round
 from fedproxy.reporting import report_comparison
 from fedproxy.reporting.rows import Compared
+from fedproxy.typed_json import read_record
 
 PLACES = {"proxy_tuned": "proxy_tuned.average", "worst": "worst.accuracy", "gap_closed": "gap_closed"}
 METHODS = ("zero-shot", "centralized", "fedavg", "proxy-tuning", "fedproxy")

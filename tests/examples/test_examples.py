@@ -57,9 +57,10 @@ def test_the_whole_method_in_memory() -> None:
 @pytest.mark.slow
 def test_three_processes_and_what_their_rounds_say(tmp_path: Path) -> None:
     example("sh", EXAMPLES / "loopback.sh", tmp_path)
-    assert json.loads((tmp_path / "tuned" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert "Round 2 ·" in (tmp_path / "run" / "report.html").read_text()
     said = example(sys.executable, EXAMPLES / "round_analysis.py", tmp_path / "run")
-    losses = [float(loss) for loss in re.findall(r"bank +96 +(\S+)", said)]
+    losses = [float(loss) for loss in re.findall(r"bank +48 +(\S+)", said)]
     assert len(losses) == 2
     assert losses[1] < losses[0]
     assert "similarity in round 2" in said

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 
 from fedproxy.methods import METHODS
-from fedproxy.records import read_record
 from fedproxy.reporting.rows import Compared
+from fedproxy.typed_json import read_record
 
 ROOT = Path(__file__).parents[2]
 LABORATORY = ROOT / "src" / "fedproxy" / "demo" / "llm"
 FOLDERS = ("lab", "smollm2")
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder).glob("*.toml"))]
-COMPARED = [file for file in FILES if "compare" in tomllib.loads(file.read_text())]
+RESULTS = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder / "results").glob("*.json"))]
 STOCK = ("clinc150", "banking77", "ag_news", "trec", "sst2", "rte")
 Cli = Callable[..., tuple[int, str, str]]
 
 
 def label(file: Path) -> str:
-    return f"{file.parent.name}-{file.stem}"
+    return str(file.relative_to(ROOT / "experiments"))
 
 
 def rows(task: str) -> Iterator[dict[str, Any]]:
@@ -74,12 +74,12 @@ def test_its_tasks_render(file: Path, project: Path, cli: Cli) -> None:
         assert clients["kitchen"]["rows"] == clients["wallet"]["rows"] == 6  # other intents are left out
 
 
-@pytest.mark.parametrize("file", COMPARED, ids=label)
-def test_its_results_are_of_this_experiment(file: Path) -> None:
-    asked = tomllib.loads(file.read_text())
+@pytest.mark.parametrize("file", RESULTS, ids=label)
+def test_results_are_of_the_experiment_that_they_lie_beside(file: Path) -> None:
+    asked = tomllib.loads((file.parents[1] / f"{file.stem}.toml").read_text())
     compared = asked.pop("compare")
     asked["evaluate"].pop("trust_tasks", None)  # it came after the results, and changes none
-    found = json.loads((file.parent / "results" / f"{file.stem}.json").read_text())
+    found = json.loads(file.read_text())
     for table, values in asked.items():
         if table == "client":
             assert [{**client, **ours} for client, ours in zip(found["experiment"][table], values, strict=True)] == (
@@ -97,4 +97,4 @@ def test_its_results_are_of_this_experiment(file: Path) -> None:
     assert {(cell["method"], cell["seed"], cell["remove"]) for cell in found["cells"]} == {
         (method, seed, ratio) for method in methods for seed in compared["seeds"] for ratio in ratios
     }
-    assert read_record(file.parent / "results" / f"{file.stem}.json", Compared).name == asked["name"]
+    assert read_record(file, Compared).name == asked["name"]

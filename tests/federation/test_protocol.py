@@ -135,7 +135,8 @@ def order_bytes(tensors=None, **head):
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     content = b"".join(bytes(tensor_bytes(tensor)) for tensor in tensors.values())
     whole = {"message": "order", "protocol": PROTOCOL, "version": "1", "sha256": hashlib.sha256(content).hexdigest()}
-    whole |= {"round": 2, "voters": 2, "share": 1.0, "wire": "fp32", "since": 1, **head}
+    whole |= {"round": 2, "voters": 2, "share": 1.0, "wire": "fp32", "since": 1, "trains": True, "untuned": False}
+    whole |= head
     header = header_bytes(
         {n: (DTYPE_NAMES[t.dtype], tuple(t.shape)) for n, t in tensors.items()}, {"head": json.dumps(whole)}
     )
@@ -168,6 +169,8 @@ def order_bytes(tensors=None, **head):
         (order_bytes({"adapter/w": torch.tensor([0, math.nan])}), "NaN"),
         (order_bytes({"other": torch.zeros(2)}), "neither"),
         (order_bytes(since=-1), "since = -1"),
+        (order_bytes(trains=1), "trains = 1"),
+        (order_bytes(untuned="no"), "untuned = 'no'"),
         (order_bytes(since=2), "goes on from round 2, and is of round 2"),
         (order_bytes(extra=1), "extra"),
         (encode_reply(reply("x")), "'reply', expected order"),

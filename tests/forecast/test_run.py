@@ -45,6 +45,7 @@ def write(folder: Path, llm: Path, calibration: Path, *, train: str = "", rounds
         {"train": "epochs = 1.7\ngradient_accumulation_steps = 2", "federate": 'regulariser = "fedprox"'},
         {"train": "max_steps = 3\nblocks = [0, -1]", "federate": 'regulariser = "scaffold"'},
         {"federate": 'wire = "int8"\nwire_down = "int4"'},
+        {"federate": "validation = 0.25\nalone = true"},
         {"federate": 'space = "frozen-a"\nwire = "bf16"'},
         {"federate": 'space = "product"\nregulariser = "none"'},
         {"federate": "participation = 0.6\nquorum = 2", "rounds": 4},

@@ -22,7 +22,7 @@ import torch
 from fedproxy.aggregation.merge import merge
 from fedproxy.config import Federate
 from fedproxy.federation.coordinator import Coordinator
-from fedproxy.federation.messages import Closed, Refusal, Reply
+from fedproxy.federation.messages import Closed, Refusal, Reply, Score, Scored
 from fedproxy.federation.parcel import wrap_update
 from fedproxy.federation.protocol import PROTOCOL, encode_reply, take_reply
 from fedproxy.tensors import Tensors
@@ -191,6 +191,15 @@ ATTACKS: dict[str, Attack] = {
     "a table of numbers": _head(numbers={"rate_sum": {"a": 1.0}}),
     "a hundred numbers": _head(numbers={str(n): 1.0 for n in range(100)}),
     "memory as float": _head(peak_memory=1.5),
+    "no table of scores": _head(validation=[1.0]),
+    "scores that nobody asked for": _head(validation={"own": {"loss": 1.0, "rows": 1, "accuracy": None}}),
+    "a score as number": _head(validation={"own": 1.0}),
+    "a score as NaN": _head(validation={"own": {"loss": math.nan, "rows": 1, "accuracy": None}}),
+    "a score of 1e300": _head(validation={"own": {"loss": 1e300, "rows": 1, "accuracy": None}}),
+    "a score without rows": _head(validation={"own": {"loss": 1.0, "accuracy": 0.5}}),
+    "an accuracy of 2": _head(validation={"own": {"loss": 1.0, "rows": 1, "accuracy": 2.0}}),
+    "a hundred scores": _head(validation={str(n): {"loss": 1.0, "rows": 1, "accuracy": None} for n in range(100)}),
+    "a score in place of an update": lambda reply: encode_reply(Scored("evil", 1, Score(1.0, 1))),
     "an order": _head(message="order"),
     "message as list": _head(message=["reply"]),
     "refusal with tensors": _raw_head(

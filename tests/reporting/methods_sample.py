@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedproxy.methods import METHODS
-from fedproxy.records import as_record
 from fedproxy.reporting.rows import Compared
+from fedproxy.typed_json import as_record
 
 from .sample import round_record
 

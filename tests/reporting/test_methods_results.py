@@ -1,8 +1,9 @@
 import pytest
 
 from fedproxy.errors import ArtifactError
-from fedproxy.records import Comparison, read_record
+from fedproxy.records import Comparison
 from fedproxy.reporting.rows import Spread
+from fedproxy.typed_json import read_record
 
 from .methods_sample import methods_sample, parse
 from .sample import HOSTILE, changed, paths

@@ -24,7 +24,7 @@ def test_full_page_is_self_contained_and_accessible(tmp_path):
     html, _ = write(tmp_path, sample())
     page = check(html)
     assert "prefers-color-scheme: dark" in html
-    assert len(page.labels) == 10 + 4
+    assert len(page.labels) == 12 + 4
 
 
 def test_conflict_by_block_and_layer_is_read_from_the_rounds(tmp_path):
@@ -147,7 +147,7 @@ def test_many_clients_and_rounds(tmp_path):
     raw = sample([f"client {index}" for index in range(14)], rounds=26)
     raw["proxy"] |= {"scores": [0.1] * 80, "layer_map": list(range(40))}
     _, page = write(tmp_path, raw)
-    assert len(page.labels) == 10 + 4000 // 14**2
+    assert len(page.labels) == 12 + 4000 // 14**2
 
 
 def test_too_many_clients_for_a_heat_map_is_said(tmp_path):
@@ -162,7 +162,7 @@ def test_null_losses_and_zero_scores_are_drawn(tmp_path):
     raw["rounds"][0]["clients"]["bank"]["loss"] = None
     raw["proxy"]["scores"][3] = 0.0
     _, page = write(tmp_path, raw)
-    assert len(page.labels) == 10 + 1
+    assert len(page.labels) == 12 + 1
 
 
 def test_missing_run_is_an_artifact_error(tmp_path):

@@ -4,8 +4,9 @@ import pytest
 
 from fedproxy.errors import ArtifactError
 from fedproxy.metrics import gap_closed
-from fedproxy.records import Round, read_record, read_run
+from fedproxy.records import Round, read_run
 from fedproxy.reporting.page import load_events
+from fedproxy.typed_json import read_record
 
 from .sample import HOSTILE, changed, parse, paths, place_of, sample
 

@@ -150,7 +150,18 @@ def join(
         str(validation or ""),
         scores,
     )
-    rounds = 1
+    rounds, trained = 1, False
+
+    def stepped(number: int, step: int, steps: int, loss: float) -> None:
+        nonlocal trained
+        trained = True
+        fraction = (number - 1 + step / steps) / rounds
+        show("training", fraction, f"round {number}/{rounds} · step {step}/{steps} · loss {loss:.3f}")
+
+    def answered(size: int) -> None:
+        nonlocal trained
+        console().print(f"Sent an update of {size / 1e6:.1f} MB." if trained else "Sent a score.")
+        trained = False
 
     def welcomed(welcome: "Welcome") -> None:
         nonlocal rounds
@@ -168,12 +179,8 @@ def join(
             on_welcome=welcomed,
             on_bytes=lambda done, total: show("proxy", done / max(total, 1), f"{done / 1e6:.0f}/{total / 1e6:.0f} MB"),
             on_ready=lambda rows, steps: console().print(f"Ready: {rows} rows, {steps} steps a round."),
-            on_step=lambda number, step, steps, loss: show(
-                "training",
-                (number - 1 + step / steps) / rounds,
-                f"round {number}/{rounds} · step {step}/{steps} · loss {loss:.3f}",
-            ),
-            on_answer=lambda size: console().print(f"Sent an update of {size / 1e6:.1f} MB."),
+            on_step=stepped,
+            on_answer=answered,
             on_refusal=lambda reason: console().print(f"Refused the order: {reason}"),
             on_verdict=lambda verdict: console().print(
                 f"Round {verdict.round} is over. Your update "

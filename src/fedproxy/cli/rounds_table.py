@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from fedproxy.cli.output import console, live
-from fedproxy.run_directory import Events
+from fedproxy.events import Events
 
 _LOOK_SECONDS = 0.5
 _SHOWN = 40
@@ -52,6 +52,17 @@ class Rounds:
         if kind == "answered":
             self.clients[event["client"]] = event["fault"] or "answered"
             return [f"Round {number}: {event['client']}: {event['fault']}"] if event["fault"] else []
+        if kind == "scoring":
+            self.clients |= dict.fromkeys(event["asked"], "scoring")
+            return []
+        if kind == "scored":
+            self.clients[event["client"]] = event["fault"] or "scored"
+            return [f"Round {number}: no score of {event['client']}: {event['fault']}"] if event["fault"] else []
+        if kind == "validated":
+            if event.get("global") is None:
+                return [f"Round {number}: no client scored it."]
+            loss, best = event["global"]["loss"]["by_rows"], event["best_round"]
+            return [f"Round {number}: validation loss {loss:.3f}; the best so far is round {best}."]
         if kind == "round_failed":
             return [f"Round {number} failed: {event['reason']}"]
         if kind == "round_closed":

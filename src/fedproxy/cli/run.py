@@ -63,6 +63,8 @@ def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json:
     terminal.print()
     if results["evaluation"]:
         terminal.print(reporting.results_table(results))
+    if (validation := reporting.validation_table(results)) is not None:
+        terminal.print(validation)
     terminal.print(reporting.totals_table(results))
     terminal.print(f"Tuned LLM: {results['llm']['path']} with the adapter {out / 'fused'}", soft_wrap=True)
     terminal.print(f"Artifacts: {out}", soft_wrap=True)

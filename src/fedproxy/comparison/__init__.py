@@ -34,11 +34,11 @@ from fedproxy.models.checkpoints import Model
 from fedproxy.models.costs import FORMULA
 from fedproxy.models.source import open_source
 from fedproxy.pipeline import read_experiment
-from fedproxy.records import as_record
 from fedproxy.reporting.rows import Compared, Spread
 from fedproxy.run_directory import owned
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors
+from fedproxy.typed_json import as_record
 
 __all__ = ["cells_of", "compare", "summary"]
 

@@ -142,7 +142,7 @@ def join(
         on_bytes: Told bytes of the proxy that are there, and in all.
         on_ready: Told rows and steps a round, once the client waits for orders.
         on_step: Told round, step, steps and loss.
-        on_answer: Told the bytes of an update that went out.
+        on_answer: Told the bytes of an update or a score that went out.
         on_refusal: Told why an order was refused, where the next one may go better.
         on_verdict: Told whether an update counted, once its round has ended.
 

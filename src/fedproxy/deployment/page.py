@@ -20,6 +20,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 """Of every answer, beside the page's own policy."""
+NOTHING = "default-src 'none'"
 _POLICY = re.compile(rb'<meta http-equiv="Content-Security-Policy" content="([^"\r\n]*)">')
 LAST_LOOK_SECONDS = 4.0
 """How long a watcher has to see how it ended."""
@@ -63,6 +64,8 @@ class PageServer(Owner):
 
 
 class _Handler(Handler):
+    _policy = NOTHING
+
     def do_GET(self) -> None:  # noqa: N802
         owner: PageServer = self.server.owner
         self.server.allow(self.connection, PIECE_SECONDS)
@@ -74,6 +77,8 @@ class _Handler(Handler):
             self.send_error(HTTPStatus.NOT_FOUND, "there is one page, at /")
         else:
             content = owner.content()
+            if own := _POLICY.search(content):
+                self._policy = own[1].decode("latin-1")
             self.send_response(HTTPStatus.OK)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
@@ -94,9 +99,8 @@ class _Handler(Handler):
 
     def end_headers(self) -> None:
         """Send the headers that every answer has."""
-        own = _POLICY.search(self.server.owner.content())
-        policy = own[1].decode("latin-1") if own else "default-src 'none'"
-        self.send_header("Content-Security-Policy", f"{policy}; frame-ancestors 'none'")
+        self.send_header("Content-Security-Policy", f"{self._policy}; frame-ancestors 'none'")
+        self._policy = NOTHING
         for name, value in HEADERS.items():
             self.send_header(name, value)
         super().end_headers()

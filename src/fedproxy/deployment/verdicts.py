@@ -8,8 +8,8 @@ from typing import Any
 
 from fedproxy.deployment.audit import Audit
 from fedproxy.deployment.welcome import Verdict
+from fedproxy.events import Events
 from fedproxy.federation.store import RoundStore
-from fedproxy.run_directory import Events
 
 LATE, FEW = "it did not come in time", "too few answers of the round counted, and it is repeated if that can help"
 

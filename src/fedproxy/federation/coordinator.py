@@ -390,7 +390,7 @@ class Coordinator:
     def scoring(self, closed: Closed) -> Scoring | None:
         """Let the clients whose replies counted and brought scores score the round's adapter; none without validation.
 
-        It goes out as it will in the next round.
+        It goes out as it will in the next round, so with a lossy `wire_down` as clients read it there.
         """
         if not self.settings.validation:
             return None

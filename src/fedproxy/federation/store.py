@@ -9,8 +9,9 @@ import torch
 from fedproxy.artifacts import new_directory, os_error, read_json, write_json
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.messages import Closed
-from fedproxy.records import Round, as_record
+from fedproxy.records import Round
 from fedproxy.tensor_files import load_tensors, save_tensors
+from fedproxy.typed_json import as_record
 
 _ADAPTER, _CONFLICT = "adapter.safetensors", "conflict.safetensors"
 _SERVER, _STATE = "server_optimizer.safetensors", "regulariser.safetensors"

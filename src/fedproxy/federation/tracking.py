@@ -62,6 +62,8 @@ class Tracker:
         values["round/conflict_mean"] = analysis["conflict_mean"]
         for name, client in clients.items():
             values |= {f"{name}/{key}": client[key] for key in _OF_CLIENTS}
+            for model, score in client.get("validation", {}).items():
+                values[f"{name}/validation/{model}_loss"] = score["loss"]
         for key in ("heterogeneity", "weights", "retention"):
             if analysis[key] is not None:  # a rule that weighs nobody
                 values |= {f"{name}/{key}": value for name, value in zip(analysis["names"], analysis[key], strict=True)}

@@ -25,7 +25,7 @@ class ClientRound:
         round: Its number.
         steps: Optimizer steps.
         tokens: Tokens trained on.
-        flops: Operations of training on them.
+        flops: Operations of training on them, and of training alone; those of scoring are not counted.
         bytes_up: What it sends; in the encoding top-k at most so much.
         bytes_down: What it gets, beside the proxy.
     """
@@ -66,13 +66,15 @@ def rounds_of(
     for name, asked in turns(experiment, examples).items():
         train, shapes, found[name] = experiment.train_of(name), _trained(experiment, name, known, proxy), []
         for number in asked:
+            times = 1 + experiment.federate.alone
             tokens = trained_tokens(examples[name], train, derive_seed(experiment.seed, "train", number, name))
             found[name].append(
                 ClientRound(
                     round=number,
                     steps=optimizer_steps(len(examples[name]), train),
                     tokens=tokens,
-                    flops=training(tokens, proxy.matrices, trained=proxy.trained(train), parameters=count(shapes)),
+                    flops=times
+                    * training(tokens, proxy.matrices, trained=proxy.trained(train), parameters=count(shapes)),
                     bytes_up=_up(experiment, shapes),
                     bytes_down=_down(experiment, shapes, number, voters) + (aligned if number > 1 else 0),
                 )
@@ -98,9 +100,9 @@ def _up(experiment: Experiment, shapes: Shapes) -> int:
 
 
 def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int) -> int:
-    """The adapter; from the second round on the conflict in bits, and the state that the regulariser carries."""
+    """The adapter, and the one to be scored; from the second round on conflict in bits, and the regulariser's state."""
     row = REGULARISERS.choose(experiment.federate.regulariser)
-    found = _encoded(experiment.federate.wire_down, {}, shapes, 1.0)
+    found = _encoded(experiment.federate.wire_down, {}, shapes, 1.0) * (1 + (experiment.federate.validation > 0))
     if number > 1 and row.conflict:
         found += sum(packed_bytes(shape.numel(), voters.bit_length()) for shape in shapes.values())
     if number > 1 and row.carried:

@@ -3,7 +3,7 @@
 from fedproxy.reporting.comparison import compare_runs
 from fedproxy.reporting.methods import is_comparison, report_comparison
 from fedproxy.reporting.page import report
-from fedproxy.reporting.tables import results_table, totals_table
+from fedproxy.reporting.tables import results_table, totals_table, validation_table
 
 __all__ = [
     "compare_runs",
@@ -12,4 +12,5 @@ __all__ = [
     "report_comparison",
     "results_table",
     "totals_table",
+    "validation_table",
 ]

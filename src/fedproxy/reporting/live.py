@@ -11,11 +11,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fedproxy.artifacts import MANIFEST, Manifest, event_of, inside, read_json
+from fedproxy.artifacts import MANIFEST, Manifest, inside, read_json
+from fedproxy.events import event_of
 from fedproxy.foreign import plain
-from fedproxy.records import Results, as_record, read_rounds
+from fedproxy.records import Results, read_rounds
 from fedproxy.reporting.html import write_page
 from fedproxy.reporting.page import EVENTS, render
+from fedproxy.typed_json import as_record
 
 _log = logging.getLogger(__name__)
 

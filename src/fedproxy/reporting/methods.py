@@ -8,7 +8,7 @@ from typing import Any
 from fedproxy.artifacts import inside
 from fedproxy.config import to_toml
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT
-from fedproxy.records import Cell, Difference, read_record
+from fedproxy.records import Cell, Difference
 from fedproxy.reporting import heat_maps, plots
 from fedproxy.reporting.conflict import Conflict
 from fedproxy.reporting.html import Column, column_of, fill, write_page
@@ -17,6 +17,7 @@ from fedproxy.reporting.page import compared_rounds, grouped, pins
 from fedproxy.reporting.rows import Compared, Row
 from fedproxy.reporting.svg import drawing
 from fedproxy.reporting.units import duration, operations, percent, points, size
+from fedproxy.typed_json import read_record
 
 FILE = "compare.json"
 _COMMIT = re.compile("[0-9a-f]{7,64}(-dirty)?")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy import foreign
-from fedproxy.artifacts import SHAPING, event_of, inside
+from fedproxy.artifacts import SHAPING, inside
+from fedproxy.events import event_of
 from fedproxy.records import MODELS, Results, Round, read_run
-from fedproxy.reporting import heat_maps, plots
+from fedproxy.reporting import heat_maps, plots, validation
 from fedproxy.reporting.conflict import Conflict, load_conflict
 from fedproxy.reporting.html import fill, write_page
 from fedproxy.reporting.summary import sentences
@@ -72,8 +73,20 @@ def render(
     figures = _figures(results, conflicts)
     compared = compared_rounds(results.rounds)
     agreement = any(len(round_.analysis.names) > 1 for round_ in results.rounds)
-    contents = ["Summary", "Results", "Rounds", "Agreement", "Compression", "Cost", "Settings", "Reproduce"]
-    left_out = [name for name, there in (("Agreement", agreement), ("Compression", "blocks" in figures)) if not there]
+    contents = [
+        "Summary",
+        "Results",
+        "Validation",
+        "Rounds",
+        "Agreement",
+        "Compression",
+        "Cost",
+        "Settings",
+        "Reproduce",
+    ]
+    validated = validation.rounds_of(results)
+    optional = ("Validation", validated), ("Agreement", agreement), ("Compression", "blocks" in figures)
+    left_out = [name for name, there in optional if not there]
     return fill(
         "run.html.j2",
         status=status,
@@ -84,6 +97,9 @@ def render(
         models=MODELS,
         sentences=sentences(results),
         figures=figures,
+        validated=validated,
+        reached=validation.MODELS,
+        kept=results.kept,
         compared=compared[-1] if compared else None,
         conflicts=conflicts,
         settings=grouped(results.experiment),
@@ -100,6 +116,7 @@ def _figures(results: Results, conflicts: Sequence[Conflict]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     compared, rounds = compared_rounds(results.rounds), results.rounds
     with drawing():
+        found |= validation.figures(validation.rounds_of(results))
         if results.tasks:
             found["scores"] = plots.points(
                 {

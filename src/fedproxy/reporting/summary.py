@@ -1,7 +1,7 @@
 """The run in a few sentences."""
 
 from fedproxy.records import MODELS, Results
-from fedproxy.reporting.units import count, duration, percent, points, size
+from fedproxy.reporting.units import count, decimals, duration, percent, points, size
 
 
 def sentences(results: Results) -> list[str]:
@@ -9,6 +9,7 @@ def sentences(results: Results) -> list[str]:
     found = [
         _setup(results),
         _rounds(results),
+        _validation(results),
         _scores(results),
         _comparison(results),
         _left_out(results),
@@ -43,6 +44,22 @@ def _rounds(results: Results) -> str:
     )
     rejected = sum(len(round_.quarantined) for round_ in results.rounds)
     return text + (f" {count(rejected, 'update')} {'was' if rejected == 1 else 'were'} rejected." if rejected else "")
+
+
+def _validation(results: Results) -> str:
+    kept = results.kept
+    if kept is None or (merged := kept.validation.merged) is None or (untuned := kept.validation.untuned) is None:
+        return ""
+    before, after = (each.loss.by_rows for each in (untuned, merged))
+    text = (
+        f"On {count(merged.rows or 0, 'row')} that {count(merged.clients or 0, 'client')} kept back, the adapter of "
+        f"round {kept.number} moves the loss of the proxy from {decimals(before)} to {decimals(after)} nats a token"
+    )
+    if merged.accuracy.by_rows is not None and untuned.accuracy.by_rows is not None:
+        text += f", the accuracy from {percent(untuned.accuracy.by_rows)} % to {percent(merged.accuracy.by_rows)} %"
+    if (alone := kept.validation.alone) is not None:
+        text += f"; clients that train alone reach {decimals(alone.loss.by_rows)}"
+    return text + "." + " No later round was better, so the federation ended." * results.rounds[-1].validation.stop
 
 
 def _scores(results: Results) -> str:

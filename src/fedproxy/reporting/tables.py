@@ -6,8 +6,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedproxy.records import MODELS, Results, as_record
-from fedproxy.reporting.units import duration, percent, size
+from fedproxy.records import MODELS, Results
+from fedproxy.reporting import validation
+from fedproxy.reporting.units import decimals, duration, percent, size
+from fedproxy.typed_json import as_record
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
@@ -31,6 +33,32 @@ def results_table(results: Mapping[str, Any]) -> Table:
         table.caption = Text(f"Not a score in %, and in no mean: {', '.join(parsed.left_out)}")
     if parsed.tasks:
         table.add_row("Mean", *(percent(scored.average) for scored in parsed.evaluation.values()), style="bold")
+    return table
+
+
+def validation_table(results: Mapping[str, Any]) -> Table | None:
+    """What the clients state of the round that is kept, on rows that they keep back; none if nobody scored.
+
+    Args:
+        results: What results.json holds.
+
+    Raises:
+        ArtifactError: a part has the wrong type.
+    """
+    parsed = as_record(dict(results), Results, "results")
+    kept = parsed.kept
+    if kept is None or kept.validation.merged is None:
+        return None
+    table = Table(title=f"On rows that the clients kept back, round {kept.number}", title_justify="left")
+    table.add_column("Proxy", overflow="fold")
+    for column in ("Loss by rows", "by clients", "Accuracy in % by rows", "by clients", "Worst client", "Loss"):
+        table.add_column(column, justify="left" if column == "Worst client" else "right", overflow="fold")
+    for name, what in validation.MODELS.items():
+        found = getattr(kept.validation, name)
+        if found is not None:
+            losses = (decimals(value) for value in (found.loss.by_rows, found.loss.by_clients))
+            shares = (percent(value) for value in (found.accuracy.by_rows, found.accuracy.by_clients))
+            table.add_row(what, *losses, *shares, Text(found.worst.client), decimals(found.worst.loss))
     return table
 
 

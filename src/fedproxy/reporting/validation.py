@@ -1,0 +1,59 @@
+"""What clients state of a run's adapters on rows that they keep back, as figures."""
+
+from collections.abc import Mapping, Sequence
+
+from fedproxy.records import Results, Round
+from fedproxy.reporting import plots
+
+MODELS = {"untuned": "Untuned", "own": "Own update", "alone": "Trained alone", "merged": "Round’s adapter"}
+"""Fields of `records.Validation`, and what their models are called."""
+_MEAN, _ALONE = "Mean by rows", "Trained alone"
+_NAMED_CLIENTS = 8
+
+
+def rounds_of(results: Results) -> list[Round]:
+    """The rounds whose adapter anyone scored."""
+    return [each for each in results.rounds if each.validation.merged is not None]
+
+
+def figures(rounds: Sequence[Round]) -> dict[str, str]:
+    """Name → inline SVG: loss and, where there are labels, accuracy by round; call it inside `svg.drawing()`."""
+    found = {}
+    for field, title, axis, factor in (
+        ("loss", "Validation loss by round", "loss (nats a token)", 1.0),
+        ("accuracy", "Validation accuracy by round", "accuracy (%)", 100.0),
+    ):
+        courses = _courses(rounds, field, factor)
+        if courses:
+            found[f"validation_{field}"] = plots.lines(
+                courses, name=f"validation-{field}", title=title, axis=axis, each=f"in {axis}", own={_MEAN}
+            )
+    return found
+
+
+def _courses(rounds: Sequence[Round], field: str, factor: float) -> dict[str, dict[int, float]]:
+    """Means, and each client if they are few → round → value; the untuned proxy in the place of a round 0."""
+    mean, alone, clients = dict[int, float](), dict[int, float](), dict[str, dict[int, float]]()
+    for round_ in rounds:
+        told = round_.validation
+        for course, number, together in (
+            (mean, 0, told.untuned),
+            (mean, round_.number, told.merged),
+            (alone, round_.number, told.alone),
+        ):
+            value = None if together is None else getattr(together, field).by_rows
+            if value is not None:
+                course[number] = factor * value
+        for name, client in round_.clients.items():
+            for model, number in (("untuned", 0), ("global", round_.number)):
+                value = getattr(client.validation[model], field) if model in client.validation else None
+                if value is not None:
+                    clients.setdefault(name, {})[number] = factor * value
+    named: Mapping[str, dict[int, float]] = clients if len(clients) <= _NAMED_CLIENTS else {}
+    found = {_MEAN: mean, _ALONE: alone, **{_own(name): course for name, course in named.items()}}
+    return {name: dict(sorted(course.items())) for name, course in found.items() if course}
+
+
+def _own(name: str) -> str:
+    """A client's name that is not that of a mean."""
+    return f"{name} (client)" if name in (_MEAN, _ALONE) else name

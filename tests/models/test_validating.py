@@ -1,0 +1,98 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedproxy.config import Train
+from fedproxy.evaluation import evaluate, training_rows
+from fedproxy.models import validating
+from fedproxy.models.encoding import encode
+from fedproxy.models.lora import adapter_parameters, train_only, without_adapter
+from fedproxy.models.trainable import attach_adapter
+from fedproxy.models.validating import MOST_LABELS, OPTIONS, BrokenModelError, encode_validation, labels_of, measure
+from tests.conftest import make_model, make_tokenizer
+
+WORDS = ["red", "green", "blue"]
+ROWS = [{"prompt": f"the river {i} is", "completion": f" {WORDS[i % 3]}"} for i in range(12)]
+
+
+@pytest.fixture
+def model():
+    """A proxy with an adapter that changes what it computes."""
+    made = attach_adapter(make_model(), Train(lora_r=2, lora_alpha=4))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapter_parameters(made).values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return made
+
+
+def test_the_loss_is_that_of_each_completion_token_by_itself(model):
+    tokenizer = make_tokenizer()
+    examples = encode(ROWS, tokenizer, max_length=64)
+    sums, count = 0.0, 0
+    model.eval()
+    for example in examples:
+        with torch.no_grad():
+            logits = model(torch.tensor([list(example.ids)])).logits[0].log_softmax(-1)
+        for place in range(example.start, len(example.ids)):
+            sums -= float(logits[place - 1, example.ids[place]])
+            count += 1
+    for size in (1, 5, 64):
+        validation = encode_validation(ROWS, [], tokenizer, max_length=64)
+        loss, accuracy = measure(model, validation, pad=0, batch_size=size)
+        assert (loss, accuracy) == (pytest.approx(sums / count, abs=1e-5), None)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_accuracy_is_the_harness_acc_of_the_same_rows(model, tmp_path, own):
+    """Of a file whose answers are labels, and of a task, whose options may differ from row to row."""
+    documents = [{"text": f"the river {i} is", "colour": WORDS[i % 3]} for i in range(12)]
+    if own:
+        documents = [{**row, "more": WORDS[i % 2 :] + WORDS[: i % 2]} for i, row in enumerate(documents)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    choices = "doc_to_choice: more\n" if own else f"doc_to_choice: {json.dumps(sorted(WORDS))}\n"
+    (tmp_path / "rivers.yaml").write_text(
+        "task: rivers\ndataset_path: json\ndataset_kwargs: {data_files: {train: rows.jsonl, test: rows.jsonl}}\n"
+        "training_split: train\ntest_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{text}}'\n"
+        f"{choices}doc_to_target: colour\nmetric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]\n"
+    )
+    rows = training_rows("rivers", include=tmp_path, options=True) if own else ROWS
+    assert all((OPTIONS in row) is own for row in rows)
+    tokenizer = make_tokenizer()
+    validation = encode_validation(rows, labels_of(ROWS), tokenizer, max_length=64)
+    _, found = measure(model, validation, pad=0, batch_size=8)
+    expected = evaluate(model, tokenizer=tokenizer, tasks=["rivers"], include=tmp_path)["tasks"]["rivers"]
+    assert (found, len(rows)) == (pytest.approx(expected["acc"], abs=1e-6), expected["n"])
+    assert 0 < found < 1
+
+
+@given(st.lists(st.sampled_from([f"a{n}" for n in range(MOST_LABELS + 5)]), min_size=1, max_size=99))
+def test_answers_are_labels_where_they_are_few_and_come_again(answers):
+    found = labels_of([{"prompt": "?", "completion": answer} for answer in answers])
+    different = sorted(set(answers))
+    assert found == (different if 2 <= len(different) <= MOST_LABELS and len(different) <= len(answers) / 2 else [])
+    assert found == labels_of([{"messages": [{"content": "?"}, {"content": answer}]} for answer in answers])
+    assert labels_of([{"text": answer} for answer in answers]) == []
+
+
+def test_a_model_that_is_broken_gives_no_score(model):
+    validation = encode_validation(ROWS, [], make_tokenizer(), max_length=64)
+    with torch.no_grad():
+        next(iter(adapter_parameters(model).values())).fill_(math.nan)
+    with pytest.raises(BrokenModelError, match="nan"):
+        measure(model, validation, pad=0, batch_size=4)
+
+
+def test_without_its_adapter_it_is_the_bare_model_and_trains_the_same_tensors_afterwards(model):
+    validation = encode_validation(ROWS, [], make_tokenizer(), max_length=64)
+    train_only(model, lambda name: "lora_B" in name)
+    before = {name: p.requires_grad for name, p in adapter_parameters(model).items()}
+    with without_adapter(model):
+        found = measure(model, validation, pad=0, batch_size=4)[0]
+    assert {name: p.requires_grad for name, p in adapter_parameters(model).items()} == before
+    bare = attach_adapter(make_model(), Train(lora_r=2))  # a fresh adapter changes nothing
+    assert found == pytest.approx(validating.measure(bare, validation, pad=0, batch_size=4)[0], abs=1e-6)
