@@ -14,6 +14,7 @@ from fedproxy.federation.store import RoundStore
 from fedproxy.models.lora import read_adapter, write_adapter
 from fedproxy.models.validating import labels_of
 from fedproxy.pipeline import read_experiment
+from fedproxy.reporting import report, validation_table
 from tests.test_pipeline import write_experiment
 
 SETTINGS = 'validation = 0.25\nkeep = "best"\npatience_rounds = 2\nkeep_rounds = 1\nalone = true\n'
@@ -118,3 +119,17 @@ def test_a_run_that_was_killed_after_its_last_round_ends_as_it_would_have(whole,
     again = fedproxy.federate(path, tmp_path / "run", resume=True)
     assert again.rounds == run.rounds
     assert read_json(again.adapter / "fedproxy.json") == read_json(run.adapter / "fedproxy.json")
+
+
+def test_without_rows_at_the_owner_the_report_says_what_came_of_it(whole, tmp_path):
+    path, run = whole
+    shutil.copytree(run.path, tmp_path / "run")
+    results = fedproxy.pipeline.run(path, tmp_path / "run", resume=True)
+    best = run.rounds[-1]["validation"]["best_round"]
+    assert (results["evaluation"], results["kept_round"]) == ({}, best)
+    page = report(tmp_path / "run").read_text()
+    assert f"the adapter of round {best} moves the loss of the proxy from" in " ".join(page.split())
+    assert "Clients in round 1" in page
+    table = validation_table(results)
+    assert table.row_count == 4
+    assert validation_table({**results, "rounds": []}) is None

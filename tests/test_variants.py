@@ -152,10 +152,10 @@ def test_a_round_whose_storing_failed_is_done_again_in_the_same_bits(inline, tmp
     experiment, whole = inline(variant)
     real = RoundStore.save
 
-    def save(store, closed, *, seconds):
+    def save(store, closed, **how):
         if closed.round == 2:
             raise Killed
-        real(store, closed, seconds=seconds)
+        real(store, closed, **how)
 
     monkeypatch.setattr(RoundStore, "save", save)
     with pytest.raises(Killed):

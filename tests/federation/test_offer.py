@@ -210,3 +210,14 @@ def test_a_client_of_a_lower_rank_is_offered_that_rank_at_the_same_scaling():
         make_offer(experiment, name, run_id="r", proxy="0" * 64, start="1" * 64).train for name in ("bank", "shop")
     )
     assert (bank.lora_r, bank.lora_alpha, shop.lora_r, shop.lora_alpha) == (8, 16.0, 32, 64.0)
+
+
+def test_what_is_scored_is_offered_and_training_alone_counts():
+    scored = dataclasses.replace(EXPERIMENT, federate=Federate(rounds=4, validation=0.25, alone=True, keep="best"))
+    offer = Offer.decode(make_offer(scored, "bank", run_id="r1", proxy="0" * 64, start="1" * 64).encode())
+    assert (offer.federate.validation, offer.federate.alone, offer.federate.keep) == (0.25, True, "last")
+    check_offer(offer, Limits(max_steps=10), rows=100, steps=5)
+    with pytest.raises(DeclinedError, match="steps a round = 10, this client allows 9"):
+        check_offer(offer, Limits(max_steps=9), rows=100, steps=5)
+    with pytest.raises(ArtifactError, match="alone: needs validation"):
+        Offer.decode(changed(alone=True))

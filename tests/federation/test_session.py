@@ -37,10 +37,11 @@ def told(tmp_path_factory, tiny_checkpoint, calibration):
         answer, fault = session.answer("numbers", change(encode_order(order)))
         return take_reply(answer, folder / "answer", order, "numbers", "int4"), fault
 
-    def limited(*, steps=1, rows=ROWS, **limits):
-        other = replace(offer, train=replace(offer.train, batch_size=1, epochs=float(steps) / len(rows)))
+    def limited(*, steps=1, rows=ROWS, federate=None, state=folder / "limited", **limits):
+        train = replace(offer.train, batch_size=1, epochs=float(steps) / len(rows))
+        other = replace(offer, train=train, federate=replace(offer.federate, wire="fp32", **(federate or {})))
         allowed = Limits(**{"min_rows": 1, "min_steps": 1, **limits})
-        made = Session.open(folder / "run" / "proxy", other, allowed, state=folder / "limited")
+        made = Session.open(folder / "run" / "proxy", other, allowed, state=state)
         made.add("numbers", made.encode(rows))
         return made
 
@@ -142,3 +143,57 @@ def test_rows_without_a_token_to_learn_do_not_count(told):
     with pytest.raises(DeclinedError) as declined:
         told.limited(rows=ROWS + empty * 2, min_rows=4, steps=4)
     assert {"min_rows", "2", "4"} <= set(re.findall(r"\w+", str(declined.value)))
+
+
+def test_a_client_without_rows_to_score_on_declines_to_and_gives_no_scores(told):
+    answer, fault = told(trains=False)
+    assert (answer.kind, type(fault)) == ("declined", DeclinedError)
+    assert told(untuned=True)[0].validation == {}
+
+
+@pytest.fixture
+def scoring(told):
+    """A function that opens a session of a client that keeps rows back, with its state in a folder."""
+
+    def open_session(folder, max_repeats=1):
+        made = told.limited(steps=2, max_repeats=max_repeats, federate={"validation": 0.5, "alone": True}, state=folder)
+        made.take_rows("numbers", ROWS, ROWS)
+        return made
+
+    return open_session
+
+
+def test_an_adapter_is_scored_so_often_and_no_more(told, scoring, tmp_path):
+    session = scoring(tmp_path)
+    assert told(session=session, trains=False)[0] == told(session=session, trains=False)[0]
+    assert "ordered 3 times" in str(told(session=session, trains=False)[1])
+    assert told(session=session)[1] is None
+
+
+def test_the_untuned_proxy_scores_as_the_first_adapter_and_alone_is_what_a_federation_of_one_would_be(
+    told, scoring, tmp_path
+):
+    session = scoring(tmp_path)
+    before = told(session=session, trains=False)[0].score
+    first = told(session=session, untuned=True)[0].validation
+    assert first["untuned"].loss == pytest.approx(before.loss, abs=1e-5)
+    assert first["alone"] == first["own"]
+    assert first["own"].loss != first["untuned"].loss
+    update = session.train("numbers", Order(1, told.adapter)).update
+    merged = {name: told.adapter[name] + value for name, value in update.items()}
+    second = session.train("numbers", Order(2, merged, since=1)).validation
+    assert second["alone"] == second["own"]
+    elsewhere = session.train("numbers", Order(2, told.adapter, since=1)).validation
+    assert elsewhere["alone"] == second["alone"]
+    assert elsewhere["own"] != second["own"]
+
+
+def test_who_lost_what_it_trained_alone_says_nothing_of_it_any_more(told, scoring, tmp_path):
+    session = scoring(tmp_path, 9)
+    session.train("numbers", Order(1, told.adapter))
+    whole = session.train("numbers", Order(2, told.adapter, since=1)).validation
+    assert set(whole) == {"own", "alone"}
+    for path in (tmp_path / "numbers" / "alone").iterdir():
+        path.unlink()
+    assert set(session.train("numbers", Order(2, told.adapter, since=1)).validation) == {"own"}
+    assert set(session.train("numbers", Order(3, told.adapter, since=2)).validation) == {"own"}

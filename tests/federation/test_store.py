@@ -31,6 +31,16 @@ def test_the_state_of_the_server_optimizer_comes_back_and_is_kept_as_long_as_the
     assert [path.name for path in sorted((tmp_path / "0001").iterdir())] == ["round.json"]
 
 
+def test_the_best_rounds_adapter_stays_for_as_long_as_it_is_the_best(tmp_path):
+    store, held = RoundStore(tmp_path, keep=1), []
+    for number, best in ((1, 1), (2, 1), (3, 1), (4, 4), (5, 4)):
+        store.save(closed(number), seconds=1, best=best)
+        held.append([int(path.parent.name) for path in sorted(tmp_path.glob("*/adapter.safetensors"))])
+        assert store.adapter(best)["w"].tolist() == [best] * 3
+    assert held == [[1], [1, 2], [1, 3], [4], [4, 5]]
+    assert [int(path.parent.name) for path in tmp_path.glob("*/conflict.safetensors")] == [5]
+
+
 def test_a_regularisers_state_comes_back_and_a_round_may_have_no_conflict(tmp_path):
     store = RoundStore(tmp_path)
     store.save(replace(closed(1), conflict={}, state={"w": torch.full((3,), 0.5)}), seconds=1)

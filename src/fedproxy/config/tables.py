@@ -250,6 +250,8 @@ class Federate:
         keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all. The best one's adapter stays.
         share_result: Whether clients that join over the network get the adapter that the run ends with. They get that
             of every round but the last in any case, or they could not train.
+        keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all. With keep = "best" the
+            adapter of the best one stays.
         validation: Share of its rows, at most a half, that each client keeps back, never trains on, and scores every
             round's adapter on; 0 for none.
         alone: Whether each client also trains an adapter of its own, as many steps, to say what federating gains.
