@@ -247,11 +247,10 @@ class Federate:
         max_norm: Largest Euclidean norm of an update; none if any is taken.
         max_norm_ratio: Largest norm of an update, in medians of the round's norms (from three replies on).
         strikes: Invalid replies over the run after which a client is not asked again.
-        keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all. The best one's adapter stays.
-        share_result: Whether clients that join over the network get the adapter that the run ends with. They get that
-            of every round but the last in any case, or they could not train.
         keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all. With keep = "best" the
             adapter of the best one stays.
+        share_result: Whether clients that join over the network get the adapter that the run ends with. They get that
+            of every round but the last in any case, or they could not train.
         validation: Share of its rows, at most a half, that each client keeps back, never trains on, and scores every
             round's adapter on; 0 for none.
         alone: Whether each client also trains an adapter of its own, as many steps, to say what federating gains.
