@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE"]
 OUTSIDE += [f"experiments/{name}/README.md" for name in ("lab", "paper", "smollm2")]
 OUTSIDE += sorted(
-    str(path.relative_to(ROOT)) for place in ("experiments/paper/*.toml", "examples/*.*") for path in ROOT.glob(place)
+    str(path.relative_to(ROOT))
+    for place in ("experiments/paper/*.toml", "experiments/smollm2/*.json", "examples/*.*")
+    for path in ROOT.glob(place)
 )
 """What is on the site beside docs/."""
 _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)")
