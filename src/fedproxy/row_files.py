@@ -77,7 +77,7 @@ def _bare_name(path: Path) -> str:
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             yield from file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ArtifactError(f"{path} is no gzip file, or is truncated: {error}.") from error
@@ -101,7 +101,7 @@ def _array(path: Path) -> Numbered:
     # Bytes that are no UTF-8 survive until their row is parsed, so that it can be named.
     text = b"".join(_lines(path)).decode("utf-8-sig", "surrogateescape")
     decoder, place, number = json.JSONDecoder(), text.index("[") + 1, 1
-    if text[(first := _after_blank(text, place)) :].startswith("]"):
+    if text.startswith("]", first := _after_blank(text, place)):
         place, number = first, 0
     while number:
         where, begin = f"{path}, row {number}", _after_blank(text, place)
