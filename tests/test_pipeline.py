@@ -136,9 +136,9 @@ def test_rows_that_are_cut_are_told_once_and_recorded(experiment, tmp_path, capl
 def test_each_row_is_encoded_once(experiment, tmp_path, monkeypatch):
     """By the early check, for the rounds, and for the training on pooled rows."""
     experiment.write_text(experiment.read_text() + "[evaluate]\ncentralized = true\n")
-    seen, real = [], client_rows.encode
+    seen, real = [], client_rows.training_examples
     monkeypatch.setattr(
-        client_rows, "encode", lambda rows, *given, **named: seen.extend(rows) or real(rows, *given, **named)
+        client_rows, "training_examples", lambda rows, *given, **named: seen.extend(rows) or real(rows, *given, **named)
     )
     run(experiment, tmp_path / "run")
     texts = [row["prompt"] for row in seen]

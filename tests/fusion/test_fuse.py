@@ -312,9 +312,9 @@ def test_a_path_that_holds_no_adapter_is_told_apart(tiny_checkpoint: Checkpoint,
     make_adapter(tiny_checkpoint(), tmp_path / "run" / "adapter")
     (tmp_path / "empty").mkdir()
     for name, says in (
-        ("run", r"no adapter: it holds no fedproxy.json. It is a run: give .*run/adapter"),
-        ("run/adaptor", r"no adapter: there is no such directory. Check the path"),
-        ("empty", r"no adapter: it holds no fedproxy.json. Check the path"),
+        ("run", r"no fedproxy.json. It is a run: give .*run/adapter"),
+        ("run/adaptor", r"no such directory. Check the path"),
+        ("empty", r"no fedproxy.json. Check the path"),
     ):
         refused(ArtifactError, says, tiny_checkpoint(), tmp_path / name, tmp_path / "out")
 

@@ -68,6 +68,7 @@ class _Handler(Handler):
 
     def do_GET(self) -> None:  # noqa: N802
         owner: PageServer = self.server.owner
+        came = time.monotonic()
         self.server.allow(self.connection, PIECE_SECONDS)
         if "Transfer-Encoding" in self.headers or self.headers.get("Content-Length", "0") != "0":
             self.send_error(HTTPStatus.BAD_REQUEST, "a request has no body")
@@ -88,7 +89,7 @@ class _Handler(Handler):
             for begin in range(0, len(content), PIECE_BYTES):
                 self.server.allow(self.connection, PIECE_SECONDS)
                 self.wfile.write(content[begin : begin + PIECE_BYTES])
-            owner.asked = time.monotonic()
+            owner.asked = came
 
     do_HEAD = do_GET  # noqa: N815
 
