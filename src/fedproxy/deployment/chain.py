@@ -45,8 +45,12 @@ class Chain:
         except OSError as error:
             raise os_error(error, path) from error
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: dict[str, Any], *, sync: bool = True) -> None:
         """Append a line of `record` and the hash of the line before.
+
+        Args:
+            record: What the line holds.
+            sync: Whether it is on the disk when this returns, with all before; else a power cut may lose it.
 
         Raises:
             ResourceError: the disk is full; nothing was written.
@@ -63,7 +67,8 @@ class Chain:
                 written = os.write(self._file, line + b"\n")
                 if written <= len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(self._file)
+                if sync:
+                    os.fsync(self._file)
             except OSError:
                 os.ftruncate(self._file, self._size)
                 raise
