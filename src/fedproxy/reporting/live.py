@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.artifacts import MANIFEST, Manifest, inside, read_json
-from fedproxy.events import event_of
+from fedproxy.events import EVENTS as LOG
+from fedproxy.events import Events
 from fedproxy.foreign import plain
 from fedproxy.records import Results, read_rounds
 from fedproxy.reporting.html import write_page
@@ -117,7 +118,7 @@ class LivePage:
     """
 
     def __init__(self, run: Path) -> None:
-        self._run, self._now, self._position = run, Now(), 0
+        self._run, self._now, self._log = run, Now(), Events(run)
         self._events: collections.deque[dict[str, Any]] = collections.deque(maxlen=EVENTS)
         self._mark = secrets.token_hex(16)  # stands for the line of status in what was rendered
         self._html, self._shown, self._line = self._render(Results(), live=True), 0, ""
@@ -172,15 +173,8 @@ class LivePage:
             self._line = self._now.line
 
     def _read(self) -> None:
-        path = inside(self._run, "events.jsonl")
-        if not path.is_file():
-            return
-        with open(path, "rb") as file:
-            file.seek(self._position)
-            added = file.read()
-        whole = added[: added.rfind(b"\n") + 1]
-        self._position += len(whole)
-        for event in filter(None, map(event_of, whole.splitlines())):
+        inside(self._run, LOG)
+        for event in filter(None, self._log.read()):
             self._events.append(event)
             self._now.take(event)
 
