@@ -60,6 +60,12 @@ class ClientRows(Mapping[str, Rows]):
         return {name: self.examples(name, tokenizer, longest, experiment.train) for name in self}
 
 
+def _order(rows: Rows, seed: int, purpose: str, client: str) -> list[int]:
+    """The places of the rows in an order that seed, purpose and the client's name draw."""
+    drawn: list[int] = np.random.default_rng(derive_seed(seed, purpose, client)).permutation(len(rows)).tolist()
+    return drawn
+
+
 def hold_back(rows: Rows, share: float, seed: int, client: str) -> tuple[Rows, Rows]:
     """Part a client's rows into those that are trained on and those that are kept back, each in their order.
 
@@ -73,8 +79,7 @@ def hold_back(rows: Rows, share: float, seed: int, client: str) -> tuple[Rows, R
         The rows to train on, never none, and those kept back; of a single row nothing is kept back.
     """
     count = min(max(1, int(share * len(rows) + 1e-9)), len(rows) - 1) if share else 0
-    order = np.random.default_rng(derive_seed(seed, "validation", client)).permutation(len(rows))
-    held = set(order[:count].tolist())
+    held = set(_order(rows, seed, "validation", client)[:count])
     return [row for i, row in enumerate(rows) if i not in held], [row for i, row in enumerate(rows) if i in held]
 
 
@@ -85,8 +90,7 @@ def validation_rows(path: Path, most: int, seed: int, client: str) -> Rows:
         ArtifactError: the file cannot be read.
     """
     rows = read_rows(path)
-    order = np.random.default_rng(derive_seed(seed, "validation", client)).permutation(len(rows))
-    return [rows[i] for i in sorted(order[:most].tolist())]
+    return [rows[i] for i in sorted(_order(rows, seed, "validation", client)[:most])]
 
 
 def parted_rows(
@@ -132,8 +136,7 @@ def rows_of(client: Client, evaluate: Evaluate, seed: int) -> Rows:
     rows = read_rows(Path(client.data))
     if client.rows is None or client.rows >= len(rows):
         return rows
-    order = np.random.default_rng(derive_seed(seed, "rows", client.name)).permutation(len(rows))
-    return [rows[i] for i in order[: client.rows]]
+    return [rows[i] for i in _order(rows, seed, "rows", client.name)[: client.rows]]
 
 
 def client_rows(experiment: Experiment) -> ClientRows:

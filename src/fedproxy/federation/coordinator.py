@@ -26,11 +26,11 @@ from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError
+from fedproxy.federation.faults import Faults
 from fedproxy.federation.messages import Answer, Closed, Kind, Order, Refusal, Reply, Score, Scored, order_size
 from fedproxy.federation.parcel import Parcel, wrap_adapter
 from fedproxy.federation.reply_checks import (
     FAILURES_IN_A_ROW,
-    REASON_CHARACTERS,
     checked_norm,
     failing,
     failures,
@@ -40,7 +40,6 @@ from fedproxy.federation.reply_checks import (
 from fedproxy.federation.scoring import Scoring
 from fedproxy.federation.validation import MODELS, Standing, as_scores, check_scores
 from fedproxy.federation.wire import ENCODINGS
-from fedproxy.foreign import plain
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors, check_finite
 
@@ -71,21 +70,15 @@ class _Open:
     norms: dict[str, float] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
     overdue: set[str] = field(default_factory=set)
-    faults: list[dict[str, str]] = field(default_factory=list)
-
-    def fault(self, client: str, kind: Kind, reason: str) -> str:
-        said = plain(reason, REASON_CHARACTERS)
-        self.faults.append({"client": client, "kind": kind, "reason": said})
-        return said
+    faults: Faults = field(default_factory=Faults)
 
     def record(self) -> dict[str, Any]:
         """Who was asked and what did not count, in an order that does not depend on who was first."""
-        faults = sorted(self.faults, key=lambda fault: (fault["client"], fault["kind"], fault["reason"]))
         return {
             "asked": list(self.asked),
             "dropouts": [name for name in self.asked if name not in self.answered],
-            "refused": [fault for fault in faults if fault["kind"] in ("declined", "failed")],
-            "quarantined": [fault for fault in faults if fault["kind"] in ("invalid", "late")],
+            "refused": self.faults.of("declined", "failed"),
+            "quarantined": self.faults.of("invalid", "late"),
         }
 
 
@@ -288,13 +281,13 @@ class Coordinator:
         """
         state = self._current()
         if sender not in self.clients:
-            return state.fault(sender, "invalid", f"{sender} takes no part in this federation")
+            return state.faults.add(sender, "invalid", f"{sender} takes no part in this federation")
         if late := self._late(sender, answer, state):
-            return state.fault(sender, "late", late)
+            return state.faults.add(sender, "late", late)
         deadline = self.settings.deadline
         if deadline and isinstance(answer, Reply) and answer.seconds > seconds(deadline):
             state.overdue.add(sender)
-            return state.fault(sender, "late", f"it took {answer.seconds:.0f} s, the deadline is {deadline}")
+            return state.faults.add(sender, "late", f"it took {answer.seconds:.0f} s, the deadline is {deadline}")
         state.answered.add(sender)
         if isinstance(answer, Refusal):
             return self._fault(state, sender, answer.kind, answer.reason)
@@ -331,7 +324,7 @@ class Coordinator:
     def _fault(self, state: _Open, client: str, kind: Kind, reason: str) -> str:
         if kind == "invalid":
             self.strikes[client] += 1
-        return state.fault(client, kind, reason)
+        return state.faults.add(client, kind, reason)
 
     def _late(self, sender: str, answer: Answer, state: _Open) -> str | None:
         """Why nothing is awaited from the sender any more, if so."""

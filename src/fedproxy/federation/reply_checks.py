@@ -13,10 +13,6 @@ RATIO_NEEDS = 3
 norm leaves the median among the honest ones."""
 
 
-REASON_CHARACTERS = 500
-"""Of a fault's reason at most so much is recorded: a client may have a say in it."""
-
-
 def checked_norm(update: Tensors, adapter: Tensors, client: str) -> float:
     """The Euclidean norm of an update that can be added to the adapter, in float64; a mapped update stays on disk.
 

@@ -5,10 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.messages import Answer, Closed, Kind, Order, Refusal, Scored
-from fedproxy.federation.reply_checks import REASON_CHARACTERS
+from fedproxy.federation.faults import Faults
+from fedproxy.federation.messages import Answer, Closed, Order, Refusal, Scored
 from fedproxy.federation.validation import as_scores, check_score, summary
-from fedproxy.foreign import plain
 
 
 class Scoring:
@@ -22,15 +21,15 @@ class Scoring:
     def __init__(self, closed: Closed, orders: Mapping[str, Order]) -> None:
         self.orders, self._closed = orders, closed
         self._answered: set[str] = set()
-        self._faults: list[dict[str, str]] = []
+        self._faults = Faults()
 
     def receive(self, sender: str, answer: Answer) -> str | None:
         """Take a client's answer; the arguments and the result are as of `Coordinator.receive`."""
         if sender not in self.orders or sender in self._answered or answer.round < self._closed.round:
-            return self._fault(sender, "late", "it was not asked to score, or did so already")
+            return self._faults.add(sender, "late", "it was not asked to score, or did so already")
         self._answered.add(sender)
         if isinstance(answer, Refusal):
-            return self._fault(sender, answer.kind, answer.reason)
+            return self._faults.add(sender, answer.kind, answer.reason)
         scores = self._scores(sender)
         try:
             if not isinstance(answer, Scored) or (answer.client, answer.round) != (sender, self._closed.round):
@@ -39,7 +38,7 @@ class Scoring:
             if answer.score.rows != scores["own"]["rows"]:
                 raise ArtifactError(f"its scores are of {scores['own']['rows']} and of {answer.score.rows} rows")
         except ArtifactError as error:
-            return self._fault(sender, "invalid", str(error))
+            return self._faults.add(sender, "invalid", str(error))
         scores["global"] = asdict(answer.score)
         return None
 
@@ -47,17 +46,12 @@ class Scoring:
         found: dict[str, Any] = self._closed.record["clients"][client]["validation"]
         return found
 
-    def _fault(self, client: str, kind: Kind, reason: str) -> str:
-        self._faults.append({"client": client, "kind": kind, "reason": plain(reason, REASON_CHARACTERS)})
-        return self._faults[-1]["reason"]
-
     def record(self) -> dict[str, Any]:
         """What the round's record says of it: who did not score and why, and the `summary` of the scores."""
         silent = sorted(set(self.orders) - self._answered)
-        faults = sorted(self._faults, key=lambda fault: (fault["client"], fault["kind"], fault["reason"]))
         given = {name: one["validation"] for name, one in self._closed.record["clients"].items() if "validation" in one}
         return {
             "dropouts": silent,
-            "faults": faults,
+            "faults": self._faults.of(),
             **summary({name: as_scores(scores) for name, scores in given.items()}),
         }
