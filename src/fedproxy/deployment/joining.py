@@ -202,8 +202,9 @@ def join(
             on_ready(len(rows), steps)
             welcome = _answer_orders(owner, welcome, session, joining.supernode, on_step, on_answer, on_refusal)
         if keep is not None:
-            keep(None, fetch_result(owner, welcome, session, joining.limits, state))
-            shutil.rmtree(state / RESULT_CACHE, ignore_errors=True)
+            own = state / welcome.name
+            keep(None, fetch_result(owner, welcome, session, joining.limits, own))
+            shutil.rmtree(own / RESULT_CACHE, ignore_errors=True)
         if welcome.result:
             owner.farewell()
 

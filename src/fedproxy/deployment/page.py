@@ -42,7 +42,8 @@ class PageServer(Owner):
 
     def __init__(self, address: Address, content: Callable[[], bytes]) -> None:
         self.content, self.host = content, address.host
-        self.asked = 0.0
+        self.asked = self.seen = 0.0
+        """When the last look began, and when the last one began that has been answered."""
         try:
             self._server = Server(self, (address.host, address.port), None, _Handler)
         except OSError as error:
@@ -55,7 +56,7 @@ class PageServer(Owner):
         """Stop, once whoever looked lately could look once more."""
         began = time.monotonic()
         watched = began - self.asked < LAST_LOOK_SECONDS
-        while watched and self.asked < began and time.monotonic() < began + LAST_LOOK_SECONDS:
+        while watched and self.seen < began and time.monotonic() < began + LAST_LOOK_SECONDS:
             time.sleep(0.1)
         self._server.shutdown()
         self._thread.join()
@@ -77,6 +78,7 @@ class _Handler(Handler):
         elif self.path != "/":
             self.send_error(HTTPStatus.NOT_FOUND, "there is one page, at /")
         else:
+            owner.asked = came
             content = owner.content()
             if own := _POLICY.search(content):
                 self._policy = own[1].decode("latin-1")
@@ -89,7 +91,7 @@ class _Handler(Handler):
             for begin in range(0, len(content), PIECE_BYTES):
                 self.server.allow(self.connection, PIECE_SECONDS)
                 self.wfile.write(content[begin : begin + PIECE_BYTES])
-            owner.asked = came
+            owner.seen = came
 
     do_HEAD = do_GET  # noqa: N815
 

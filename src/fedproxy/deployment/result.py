@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Keep = Callable[[int | None, Tensors], None]
 """Keeps a global adapter, given the round that it is of; none for the one that the federation ended with."""
 RESULT_CACHE = "result"
-"""Below what a client remembers of a run: where the result lies until it is written."""
+"""Below what one client remembers of a run: where the result lies until it is written."""
 CARD = "README.md"
 _HEAD_BYTES, _TENSOR_BYTES = 1 << 20, 512
 _TEXT = """---
@@ -154,7 +154,8 @@ def fetch_result(owner: "Owner", welcome: "Welcome", session: Session, limits: L
         welcome: Its last word.
         session: What knows the adapter.
         limits: Of a higher rank than these allow it is not fetched.
-        state: Where it lies until it is written; a client that is killed goes on from there.
+        state: What this client alone remembers of the run. The result lies there until it is written, and a client
+            that is killed goes on from there.
 
     Raises:
         FederationError: the server has none, or cannot be reached.

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedproxy.aggregation.merge import merge
@@ -73,6 +73,16 @@ def test_h_ties_equals_the_reference(case, dtype, options):
     assert agree(merge(updates, "h-ties", **options)[0], expected, dtype)
 
 
+HIDES_A_THIRD = [
+    [0] * 12,
+    [0, 0, 0, -2, -2, -2, 1, 1, 2, 3, 0, 3],
+    [0, 1, 2, -2, -3, 0, 2, -2, -3, -2, 0, 3],
+    [0, 2, 3, 0, -2, -3, -1, -1, 3, 3, 1, -1],
+]
+"""One client keeps a third of its entries, which its arithmetic gives as 0.33333333333333326."""
+
+
+@example(grid=HIDES_A_THIRD, rho=1.1, delta=0.9)
 @given(
     grid=st.integers(1, 5).flatmap(
         lambda clients: st.lists(

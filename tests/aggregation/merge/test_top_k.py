@@ -29,9 +29,17 @@ def test_the_count_is_exact_in_decimal(share, parameters, count):
     assert kept_count(share, parameters) == count
 
 
-@given(percent=st.integers(0, 1000), parameters=st.integers(1, 10**10))
+@given(percent=st.integers(0, 1000), parameters=st.integers(1, 10**9))
 def test_the_count_never_suffers_from_floats(percent, parameters):
     assert kept_count(percent / 1000, parameters) == math.floor(Fraction(percent, 1000) * parameters)
+
+
+@given(parameters=st.integers(1, 10**6), data=st.data())
+def test_the_count_forgives_the_rounding_of_a_share(parameters, data):
+    count = data.draw(st.integers(0, parameters))
+    share = count / parameters
+    for rounded in (share, math.nextafter(share, 0.0), 1.0 - (1.0 - share)):
+        assert kept_count(rounded, parameters) == count
 
 
 @given(values=st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=2, max_size=2))

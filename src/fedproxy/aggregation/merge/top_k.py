@@ -9,13 +9,14 @@ histogram a vector. Equal magnitudes are kept in the order of their index, lowes
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal
+from fractions import Fraction
 
 import torch
 
 from fedproxy.tensors import CHUNK_ELEMENTS, Span, Tensors, outlines, parameter_count, stacked
 
 _DIGIT = 16
+_ROUNDING = Fraction(1, 10**13)
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,12 @@ class Threshold:
 
 
 def kept_count(share: float, parameters: int) -> int:
-    """floor(share · parameters), in decimal: 0.29 of 100 is 29, though 0.29 * 100 is 28.999999999999996 in floats.
+    """floor(share · parameters), where a share that is short by 1e-13 of what gives a whole number counts as that.
 
-    Shares are read to twelve decimals, so that the rounding of the arithmetic that made them does not count either.
+    So neither the binary form of a share counts (0.29 of 100 is 29, though 0.29 * 100 is 28.999999999999996 in floats)
+    nor the rounding of the arithmetic that made it (0.33333333333333326 of 12 is 4).
     """
-    return int((Decimal(repr(round(share, 12))) * parameters).to_integral_value(ROUND_FLOOR))
+    return min(parameters, math.floor((Fraction(share) + _ROUNDING) * parameters))
 
 
 def magnitude_bits(values: torch.Tensor) -> torch.Tensor:
