@@ -29,8 +29,11 @@ from fedproxy.federation.tuning import OnProgress, begin
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
 from fedproxy.models.quantization import four_bit
+from fedproxy.records import Results
+from fedproxy.reporting.hindrances import hindrances
 from fedproxy.run_directory import RunDirectory, has_members, owned
 from fedproxy.run_results import results_of
+from fedproxy.typed_json import as_record
 
 if TYPE_CHECKING:
     from fedproxy.deployment.serving import Listen
@@ -245,6 +248,9 @@ def run(
             evaluation = evaluate_run(experiment, path, progress)
         add_scores(path / "fused", evaluation)
         results = results_of(experiment, directory, evaluation)
+        results["hindrances"] = [asdict(found) for found in hindrances(as_record(results, Results, "results"))]
+        for found in results["hindrances"]:
+            directory.event("hindrance", **found)
         write_json(path / "results.json", results)
         return results
 

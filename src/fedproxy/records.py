@@ -103,6 +103,7 @@ class Client(Record):
     """One client in one round, as it stated it; `validation` has the models "untuned", "own", "alone", "global"."""
 
     rows: Whole | None = None
+    steps: Whole | None = None
     loss: Number | None = None
     seconds: Number | None = None
     tokens_per_second: Number | None = None
@@ -210,10 +211,18 @@ class LLM(Record):
     parameters: Whole | None = None
 
 
+class Perplexity(Record):
+    """Of the LLM and of the proxy, on the same public text."""
+
+    llm: Number
+    proxy: Number
+
+
 class Proxy(Record):
     """The proxy: the LLM block of each of its blocks, and the score of every LLM block."""
 
     parameters: Whole | None = None
+    perplexity: Perplexity | None = None
     layer_map: list[Whole] = Field(default=[], max_length=_MOST_BLOCKS)
     scores: list[Number] = Field(default=[], max_length=_MOST_BLOCKS)
 

@@ -1,5 +1,6 @@
 """What came of a run, as results.json keeps it."""
 
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def results_of(experiment: Experiment, directory: RunDirectory, evaluation: dict
         "proxy": {
             "blocks": len(proxy.layer_map),
             "parameters": _count_parameters(path / "proxy"),
+            "perplexity": _perplexity(proxy.settings),
             "layer_map": proxy.layer_map,
             "scores": proxy.scores,
         },
@@ -58,6 +60,14 @@ def results_of(experiment: Experiment, directory: RunDirectory, evaluation: dict
         "environment": read_json(path / "environment.json"),
         "experiment": experiment.as_dict(),
     }
+
+
+def _perplexity(settings: Mapping[str, Any]) -> dict[str, float] | None:
+    """Of the LLM and of the proxy as it was handed out, on public text; none if there was none."""
+    if healed := settings.get("heal"):
+        return {"llm": healed["perplexity"]["llm"], "proxy": healed["perplexity"]["after"]}
+    measured = settings["exposure"]["perplexity"]
+    return measured and {"llm": measured["llm"], "proxy": measured["proxy"]}
 
 
 def _count_parameters(checkpoint: Path) -> int:

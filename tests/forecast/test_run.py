@@ -3,15 +3,18 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedproxy.artifacts import Manifest
+from fedproxy.config import Heal, load_experiment
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.wire import packed_bytes
 from fedproxy.forecast import Speed, forecast_run, given_speed, measure_speed
+from fedproxy.forecast.run import few_steps
 from fedproxy.models.costs import matrices, training
 from fedproxy.pipeline import federate
 from tests.conftest import make_tokenizer
@@ -163,3 +166,20 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, tiny_checkpoint: Checkpoin
         forecast_run(write(tmp_path, tiny_checkpoint(), calibration, train="blocks = [7]"), SPEED)
     with pytest.raises(UsageError, match="no linear layer"):
         forecast_run(write(tmp_path, tiny_checkpoint(), calibration, train='lora_targets = "qkv"'), SPEED)
+
+
+def test_few_steps_for_what_the_proxy_lacks_are_warned_of(tmp_path: Path) -> None:
+    # Steps × learning rate × α/r, with α/r = 2: colours 0.16, numbers 0.08; a proxy that lacks half is to have 0.1.
+    (tmp_path / "text").write_text("text")
+    (tmp_path / "experiment.toml").write_text(
+        '[llm]\npath = "x"\n[[client]]\nname = "colours"\ndata = "c"\n[[client]]\nname = "numbers"\ndata = "n"\n'
+        '[train]\nlearning_rate = 1e-3\nlora_r = 16\nlora_alpha = 32\n[compress]\ncalibration = "text"\n'
+    )
+    experiment, steps = load_experiment(tmp_path / "experiment.toml", remote=True), {"colours": 80, "numbers": 40}
+    [warning] = few_steps(experiment, 0.5, steps)
+    assert "1 of 2 clients" in warning
+    assert "numbers takes 40" in warning
+    assert "1.2 times" in warning
+    assert few_steps(experiment, 0.39, steps) == []
+    assert len(few_steps(experiment, 0.9, steps)) == 1
+    assert few_steps(replace(experiment, heal=Heal(steps=10)), 0.9, steps) == []

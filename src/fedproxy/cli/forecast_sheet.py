@@ -60,6 +60,8 @@ def show_run(target: Console, found: Mapping[str, Any]) -> None:
     for name, client in found["clients"].items():
         if client["lost"]:
             target.print(f"{name}: max_length leaves {count(client['lost'], 'row')} nothing to learn.", style="yellow")
+    for warning in found["warnings"]:
+        target.print(warning, style="yellow")
     target.print("The first row of each client, as it is trained on, its prompt and what it learns:")
     for name, client in found["clients"].items():
         prompt, answer = client["example"]["prompt"], client["example"]["answer"]

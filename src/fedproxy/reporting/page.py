@@ -12,6 +12,7 @@ from fedproxy.events import event_of
 from fedproxy.records import MODELS, Results, Round, read_run
 from fedproxy.reporting import heat_maps, plots, validation
 from fedproxy.reporting.conflict import Conflict, load_conflict
+from fedproxy.reporting.hindrances import hindrances
 from fedproxy.reporting.html import fill, write_page
 from fedproxy.reporting.summary import sentences
 from fedproxy.reporting.svg import drawing
@@ -73,8 +74,10 @@ def render(
     figures = _figures(results, conflicts)
     compared = compared_rounds(results.rounds)
     agreement = any(len(round_.analysis.names) > 1 for round_ in results.rounds)
+    held_back = [] if live else hindrances(results)
     contents = [
         "Summary",
+        "What holds it back",
         "Results",
         "Validation",
         "Rounds",
@@ -85,7 +88,12 @@ def render(
         "Reproduce",
     ]
     validated = validation.rounds_of(results)
-    optional = ("Validation", validated), ("Agreement", agreement), ("Compression", "blocks" in figures)
+    optional = (
+        ("What holds it back", held_back),
+        ("Validation", validated),
+        ("Agreement", agreement),
+        ("Compression", "blocks" in figures),
+    )
     left_out = [name for name, there in optional if not there]
     return fill(
         "run.html.j2",
@@ -96,6 +104,7 @@ def render(
         results=results,
         models=MODELS,
         sentences=sentences(results),
+        hindrances=held_back,
         figures=figures,
         validated=validated,
         reached=validation.MODELS,

@@ -24,9 +24,14 @@ def _setup(results: Results) -> str:
         return ""
     parameters = f" and {results.llm.parameters:,} parameters" if results.llm.parameters else ""
     exposed = f", {percent(results.exposed)} % of all parameters" if results.exposed is not None else ""
+    perplexity = ""
+    if (measured := results.proxy.perplexity) is not None:
+        llm, proxy = (decimals(value, 1) for value in (measured.llm, measured.proxy))
+        perplexity = f" On public text the LLM has a perplexity of {llm}, the untuned proxy of {proxy}."
     return (
         f"The LLM has {count(results.llm.blocks, 'block')}{parameters}; its proxy keeps "
         f"{len(results.proxy.layer_map)} of them{exposed}. The LLM stayed with its owner, the data with the clients."
+        f"{perplexity}"
     )
 
 

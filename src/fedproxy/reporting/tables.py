@@ -8,6 +8,7 @@ from rich.text import Text
 
 from fedproxy.records import MODELS, Results
 from fedproxy.reporting import validation
+from fedproxy.reporting.hindrances import hindrances
 from fedproxy.reporting.units import decimals, duration, percent, size
 from fedproxy.typed_json import as_record
 
@@ -59,6 +60,26 @@ def validation_table(results: Mapping[str, Any]) -> Table | None:
             losses = (decimals(value) for value in (found.loss.by_rows, found.loss.by_clients))
             shares = (percent(value) for value in (found.accuracy.by_rows, found.accuracy.by_clients))
             table.add_row(what, *losses, *shares, Text(found.worst.client), decimals(found.worst.loss))
+    return table
+
+
+def hindrances_table(results: Mapping[str, Any]) -> Table | None:
+    """What holds the result back, and what to try next; none if nothing is known to.
+
+    Args:
+        results: What results.json holds.
+
+    Raises:
+        ArtifactError: a part has the wrong type.
+    """
+    found = hindrances(as_record(dict(results), Results, "results"))
+    if not found:
+        return None
+    table = Table(title="What holds the result back", title_justify="left", show_lines=True)
+    for column in ("Kind", "What the figures say", "What to try next"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        table.add_row(one.kind, Text(one.found), Text(one.advice))
     return table
 
 
