@@ -53,7 +53,7 @@ def join(
     max_rounds: Annotated[int, _limit("more rounds", min=1)] = 1000,
     max_repeats: Annotated[int, _limit("to repeat a round more often", min=0)] = 10,
     max_steps: Annotated[int, _limit("more optimizer steps a round", min=1)] = 10_000,
-    max_time: Annotated[str, _limit("to train longer in a round")] = "12h",
+    max_time: Annotated[str, _limit("to train or score longer in a round")] = "12h",
     max_rank: Annotated[int, _limit("a higher rank of the adapter", min=1)] = 256,
     max_length: Annotated[int, _limit("longer rows, in tokens", min=2)] = 8192,
     max_batch_size: Annotated[int, _limit("larger batches, in rows", min=1)] = 256,

@@ -115,7 +115,8 @@ class Session:
         Raises:
             UsageError, ArtifactError: as of `encode`.
         """
-        return encode_validation(held[:most], labels_of([*rows, *held]), self._tokenizer, max_length=self.longest)
+        labels, train = labels_of([*rows, *held]), self._offer.train
+        return encode_validation(held[:most], labels, self._tokenizer, train, self.longest)
 
     def take_rows(self, client: str, rows: Sequence[Mapping[str, Any]], held: Sequence[Mapping[str, Any]]) -> int:
         """Encode a client's rows to train on and to score on, and take them; see `add` and `validation`."""
@@ -175,28 +176,54 @@ class Session:
 
         Raises:
             FederationError: the order is none of this federation.
-            DeclinedError: this client gives no scores, or the round was ordered too often.
+            DeclinedError: this client gives no scores, or the round was ordered too often, or takes longer than the
+                client allows.
             BrokenModelError: the model's loss means nothing.
         """
         self._begin(client, order)
         if client not in self._validations:
             raise DeclinedError("this client gives no scores.")
+        in_time = self._clock(order.round)
         take(order.adapter, self._model)
-        return Scored(client, order.round, self._measure(client))
+        return Scored(client, order.round, self._measure(client, in_time))
 
-    def _measure(self, client: str) -> Score:
+    def _clock(self, number: int) -> Callable[[int, int, str], None]:
+        """What ends the work on an order of a round that takes longer than the client allows, from now on.
+
+        Returns:
+            To be told how much of how much is done, and what, as often as it may end there.
+        """
+        limits, began = self._limits, time.monotonic()
+
+        def in_time(done: int, whole: int, what: str) -> None:
+            spent = time.monotonic() - began
+            if limits is not None and done < whole and spent > limits.max_time:
+                raise DeclinedError(
+                    f"round {number} took {spent:.0f} s for {done} of {whole} {what}, this client allows "
+                    f"{limits.max_time:g} s at most (max_time)."
+                )
+
+        return in_time
+
+    def _measure(self, client: str, in_time: Callable[[int, int, str], None]) -> Score:
         validation, size = self._validations[client], self._offer.train.batch_size
-        loss, accuracy = measure(self._model, validation, pad=padding(self._tokenizer), batch_size=size)
+        loss, accuracy = measure(
+            self._model,
+            validation,
+            pad=padding(self._tokenizer),
+            batch_size=size,
+            on_read=lambda read, texts: in_time(read, texts, "texts to score"),
+        )
         return Score(loss, validation.rows, accuracy)
 
-    def _scores(self, client: str, order: Order, on_step: Callable[[int, int, float], None]) -> dict[str, Score]:
+    def _scores(self, client: str, order: Order, in_time: Callable[[int, int, str], None]) -> dict[str, Score]:
         """What a client that has trained says of its own update, of the untuned proxy, and of training alone."""
         if client not in self._validations or not self._offer.federate.validation:
             return {}
-        found = {"own": self._measure(client)}
+        found = {"own": self._measure(client, in_time)}
         if order.untuned:
             with without_adapter(self._model):
-                found["untuned"] = self._measure(client)
+                found["untuned"] = self._measure(client, in_time)
         if self._offer.federate.alone and train_alone(
             order,
             client,
@@ -207,10 +234,10 @@ class Session:
             pad=padding(self._tokenizer),
             seed=self._offer.seed,
             state=ClientState(self._state / client / "alone"),
-            on_step=on_step,
+            on_step=lambda step, steps, loss: in_time(step, steps, "steps alone"),
         ):
             with contextlib.suppress(BrokenModelError):
-                found["alone"] = self._measure(client)
+                found["alone"] = self._measure(client, in_time)
         return found
 
     def train(self, client: str, order: Order, on_step: OnStep | None = None) -> Reply:
@@ -229,18 +256,10 @@ class Session:
             ResourceError: the disk is full, or memory does not suffice.
         """
         self._begin(client, order)
-        number, limits, began = order.round, self._limits, time.monotonic()
-
-        def in_time(step: int, steps: int, loss: float) -> None:
-            spent = time.monotonic() - began
-            if limits is not None and step < steps and spent > limits.max_time:
-                raise DeclinedError(
-                    f"round {number} took {spent:.0f} s for {step} of {steps} steps, this client allows "
-                    f"{limits.max_time:g} s at most (max_time)."
-                )
+        number, in_time = order.round, self._clock(order.round)
 
         def stepped(step: int, steps: int, loss: float) -> None:
-            in_time(step, steps, loss)
+            in_time(step, steps, "steps")
             if on_step is not None:
                 on_step(number, step, steps, loss)
 
