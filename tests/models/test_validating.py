@@ -93,6 +93,23 @@ def test_it_is_told_of_every_text_that_it_read(model, labels):
     assert told == [(5, texts), (10, texts), *((read, texts) for read in range(12, texts + 1))]
 
 
+@pytest.mark.parametrize("labels", [[], WORDS, ["red", "green"], ["a", "b"]])
+def test_its_tokens_are_those_that_pass_the_model(model, labels):
+    """One text or one context at a time, with answers of one length or one answer cut short, nothing is padded."""
+    rows = [*ROWS, ROWS[0]] if labels == ["a", "b"] else ROWS
+    validation, passed = encode_validation(rows, labels, make_tokenizer(), Train(), 64), []
+    read = model.get_base_model().model.embed_tokens.register_forward_hook(
+        lambda module, inputs, output: passed.append(inputs[0])
+    )
+    measure(model, validation, pad=0, batch_size=1)
+    read.remove()
+    texts, contexts = len(validation.examples), {tuple(r[0]) for q in validation.questions for r in q.requests}
+    probe = bool(labels)  # of one token, whether the model keeps a cache
+    assert len(passed) == texts + probe + 2 * len(contexts)
+    padded = sum(int((ids == 0).sum()) for ids in passed) - probe
+    assert validation.tokens == sum(ids.numel() for ids in passed) - probe - padded
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_the_accuracy_is_the_harness_acc_of_the_same_rows(model, tmp_path, own):
     """Of a file whose answers are labels, and of a task, whose options may differ from row to row."""

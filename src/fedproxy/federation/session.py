@@ -13,6 +13,7 @@ import torch
 from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained, told
 from fedproxy.federation.client import answer, take, train_alone
+from fedproxy.federation.client_rows import scored_rows
 from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.messages import Order, Refusal, Reply, Score, Scored
 from fedproxy.federation.offer import DeclinedError, Limits, Offer, check_offer
@@ -25,7 +26,7 @@ from fedproxy.models.families import blocks, readable
 from fedproxy.models.lora import AdaptedModel, adapter_config, adapter_state, train_only, without_adapter
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import optimizer_steps
-from fedproxy.models.validating import BrokenModelError, Validation, encode_validation, labels_of, measure
+from fedproxy.models.validating import BrokenModelError, Validation, measure
 from fedproxy.tensors import Tensors, digest
 
 OnStep = Callable[[int, int, int, float], None]
@@ -104,24 +105,11 @@ class Session:
         """Rows as this proxy is to read them; errors as of `encode`."""
         return training_examples(rows, self._tokenizer, self._offer.train, self.longest)
 
-    def validation(self, rows: Sequence[Mapping[str, Any]], held: Sequence[Mapping[str, Any]], most: int) -> Validation:
-        """The rows to score on, as this proxy is to read them.
-
-        Args:
-            rows: The client's training rows; their answers and those of `held` are the labels, if they are few.
-            held: The rows that it keeps back, at least one.
-            most: So many of these are scored at most: a server believes no score of more rows than are trained on.
-
-        Raises:
-            UsageError, ArtifactError: as of `encode`.
-        """
-        labels, train = labels_of([*rows, *held]), self._offer.train
-        return encode_validation(held[:most], labels, self._tokenizer, train, self.longest)
-
     def take_rows(self, client: str, rows: Sequence[Mapping[str, Any]], held: Sequence[Mapping[str, Any]]) -> int:
-        """Encode a client's rows to train on and to score on, and take them; see `add` and `validation`."""
-        examples = self.encode(rows)
-        return self.add(client, examples, self.validation(rows, held, len(examples)) if held else None)
+        """Encode a client's rows to train on and to score on, and take them; see `add` and `scored_rows`."""
+        examples, train = self.encode(rows), self._offer.train
+        validation = scored_rows(rows, held, len(examples), self._tokenizer, train, self.longest) if held else None
+        return self.add(client, examples, validation)
 
     def add(self, client: str, examples: Sequence[Encoded], validation: Validation | None = None) -> int:
         """Take a client's encoded rows, and those that it scores on; without, it gives no scores.

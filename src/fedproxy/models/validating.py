@@ -60,6 +60,19 @@ class Validation:
     examples: Sequence[Encoded]
     questions: Sequence[Question]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that `measure` reads, padding not counted: each example, and each context once for all its answers.
+
+        The last token of a context begins each answer, of which the last is not read. A model that keeps no cache reads
+        more: each context anew for every answer.
+        """
+        begun: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+        for context, answer in (request for question in self.questions for request in question.requests):
+            begun.setdefault(tuple(context), set()).add(tuple(answer[:-1]))
+        read = sum(len(context) - 1 + sum(1 + len(one) for one in answers) for context, answers in begun.items())
+        return read + sum(len(example.ids) for example in self.examples)
+
 
 class BrokenModelError(FedproxyError):
     """A loss on the validation rows that is no number, or too high to mean anything."""
