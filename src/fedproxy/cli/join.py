@@ -178,7 +178,9 @@ def join(
             joining,
             on_welcome=welcomed,
             on_bytes=lambda done, total: show("proxy", done / max(total, 1), f"{done / 1e6:.0f}/{total / 1e6:.0f} MB"),
-            on_ready=lambda rows, steps: console().print(f"Ready: {rows} rows, {steps} steps a round."),
+            on_ready=lambda rows, held, steps: console().print(
+                f"Ready: {rows} rows, {steps} steps a round." + f" Adapters are scored on {held} others." * (held > 0)
+            ),
             on_step=stepped,
             on_answer=answered,
             on_refusal=lambda reason: console().print(f"Refused the order: {reason}"),
@@ -207,4 +209,15 @@ def _asked(offer: "Offer") -> Iterator[str]:
     train = values.pop("train")
     for kind, table in (("", values), ("[train] ", train)):
         yield f"  {kind}{', '.join(f'{key} = {json.dumps(value)}' for key, value in table.items())}"
+    federate = offer.federate
+    if federate.validation:
+        yield (
+            f"  validation: {100 * federate.validation:g}% of your rows are kept back and never trained on. How well "
+            "adapters do on them goes to the server. Other rows: --validation FILE; no scores: --no-scores."
+        )
+    if federate.alone:
+        yield "  alone: with scores you also train an adapter of your own, which stays here: twice the training."
+    yield "  share_result: " + (
+        "you can have the adapter at the end: --out DIR." if federate.share_result else "you get no adapter at the end."
+    )
     yield f"  SHA-256 of this offer: {offer.sha256}"

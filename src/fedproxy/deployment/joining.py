@@ -128,7 +128,7 @@ def join(
     *,
     on_welcome: Callable[[Welcome], None],
     on_bytes: Callable[[int, int], None],
-    on_ready: Callable[[int, int], None],
+    on_ready: Callable[[int, int, int], None],
     on_step: Callable[[int, int, int, float], None],
     on_answer: Callable[[int], None],
     on_refusal: Callable[[str], None],
@@ -140,7 +140,7 @@ def join(
         joining: What the data owner brings.
         on_welcome: Told the server's welcome.
         on_bytes: Told bytes of the proxy that are there, and in all.
-        on_ready: Told rows and steps a round, once the client waits for orders.
+        on_ready: Told rows to train on, rows to score on and steps a round, once the client waits for orders.
         on_step: Told round, step, steps and loss.
         on_answer: Told the bytes of an update or a score that went out.
         on_refusal: Told why an order was refused, where the next one may go better.
@@ -199,7 +199,7 @@ def join(
         if not welcome.result:
             if joining.every_round and keep is not None:
                 session.on_global = keep
-            on_ready(len(rows), steps)
+            on_ready(len(rows), len(held), steps)
             welcome = _answer_orders(owner, welcome, session, joining.supernode, on_step, on_answer, on_refusal)
         if keep is not None:
             own = state / welcome.name
