@@ -37,7 +37,7 @@ def told(tmp_path_factory, tiny_checkpoint, calibration):
 
     def tell(change=lambda data: data, adapter=adapter, session=session, **fields):
         order = Order(**{"round": 1, "adapter": adapter, **fields})
-        answer, fault = session.answer("numbers", change(encode_order(order)))
+        answer, _, fault = session.answer("numbers", change(encode_order(order)))
         return take_reply(answer, folder / "answer", order, "numbers", "int4"), fault
 
     def limited(*, steps=1, rows=ROWS, federate=None, state=folder / "limited", **limits):

@@ -162,6 +162,8 @@ def test_the_line_of_a_whole_federation_says_who_scores_and_that_it_ended_early(
     opened = [line for event, line in zip(events, lines, strict=True) if event["event"] == "round_opened"]
     assert opened == [f"Round {n} is open since 02:16:50 UTC: 0 of 2 clients have answered." for n in (1, 2, 3)]
     assert lines[-1] == "The rounds are over after 3; the adapter of round 1 is kept."
+    done = [*events, {"event": "stage_ended", "stage": "federate", "outcome": "done", "seconds": 2.0}]
+    assert lines_of(done)[-1] == lines[-1]
     killed = events[: at[1] + 2]
     rest = driven(records[:1])
     again = lines_of([*killed, {"event": "resumed"}, BEGUN[1], *rest])

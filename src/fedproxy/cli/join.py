@@ -14,9 +14,11 @@ from fedproxy.errors import UsageError
 
 if TYPE_CHECKING:
     from fedproxy.deployment.welcome import Welcome
+    from fedproxy.federation.messages import Answer, Score
     from fedproxy.federation.offer import Offer
 
 _GIGABYTE = 10**9
+_MODELS = {"own": "your update", "untuned": "the untuned proxy", "alone": "what you trained alone"}
 
 
 class Kept(enum.StrEnum):
@@ -150,18 +152,11 @@ def join(
         str(validation or ""),
         scores,
     )
-    rounds, trained = 1, False
+    rounds = 1
 
     def stepped(number: int, step: int, steps: int, loss: float) -> None:
-        nonlocal trained
-        trained = True
         fraction = (number - 1 + step / steps) / rounds
         show("training", fraction, f"round {number}/{rounds} · step {step}/{steps} · loss {loss:.3f}")
-
-    def answered(size: int) -> None:
-        nonlocal trained
-        console().print(f"Sent an update of {size / 1e6:.1f} MB." if trained else "Sent a score.")
-        trained = False
 
     def welcomed(welcome: "Welcome") -> None:
         nonlocal rounds
@@ -182,7 +177,7 @@ def join(
                 f"Ready: {rows} rows, {steps} steps a round." + f" Adapters are scored on {held} others." * (held > 0)
             ),
             on_step=stepped,
-            on_answer=answered,
+            on_answer=lambda answer, size: console().print(_sent(answer, size)),
             on_refusal=lambda reason: console().print(f"Refused the order: {reason}"),
             on_verdict=lambda verdict: console().print(
                 f"Round {verdict.round} is over. Your update "
@@ -201,6 +196,22 @@ def _seconds(option: str, text: str) -> float:
         return seconds(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}.") from error
+
+
+def _sent(answer: "Answer", size: int) -> str:
+    """What went out, with the scores in it."""
+    from fedproxy.federation.messages import Scored
+
+    if isinstance(answer, Scored):
+        return f"Sent a score: the merged adapter of round {answer.round} has {_score(answer.score)}."
+    scores = getattr(answer, "validation", {})
+    told = "; ".join(f"{_MODELS[name]} {_score(score)}" for name, score in scores.items())
+    return f"Sent an update of {size / 1e6:.1f} MB" + (f", and scores: {told}." if told else ".")
+
+
+def _score(score: "Score") -> str:
+    accuracy = "" if score.accuracy is None else f", accuracy {100 * score.accuracy:.1f} %"
+    return f"loss {score.loss:.3f}{accuracy}"
 
 
 def _asked(offer: "Offer") -> Iterator[str]:

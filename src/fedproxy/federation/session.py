@@ -15,7 +15,7 @@ from fedproxy.errors import ArtifactError, FederationError, FedproxyError, Resou
 from fedproxy.federation.client import answer, take, train_alone
 from fedproxy.federation.client_rows import scored_rows
 from fedproxy.federation.client_state import ClientState
-from fedproxy.federation.messages import Order, Refusal, Reply, Score, Scored
+from fedproxy.federation.messages import Answer, Order, Refusal, Reply, Score, Scored
 from fedproxy.federation.offer import DeclinedError, Limits, Offer, check_offer
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
 from fedproxy.federation.wire import ENCODINGS
@@ -265,7 +265,9 @@ class Session:
         )
         return replace(reply, validation=self._scores(client, order, in_time))
 
-    def answer(self, client: str, data: bytes, on_step: OnStep | None = None) -> tuple[bytes, FedproxyError | None]:
+    def answer(
+        self, client: str, data: bytes, on_step: OnStep | None = None
+    ) -> tuple[bytes, Answer, FedproxyError | None]:
         """Train or score as the order in `data` says; whatever goes wrong becomes a refusal that says so.
 
         Args:
@@ -274,15 +276,16 @@ class Session:
             on_step: Told every optimizer step.
 
         Returns:
-            The bytes of the reply, and none; or those of the refusal, which hold no path of this machine, and what went
-            wrong in full. That is a `FederationError` if the order cannot be used; the other errors with exit codes of
-            their own are about this side's state, disk or memory.
+            The bytes of the reply or score, it itself, and none; or those of the refusal, which hold no path of this
+            machine, the refusal, and what went wrong in full. That is a `FederationError` if the order cannot be used;
+            the other errors with exit codes of their own are about this side's state, disk or memory.
         """
         number = 1
         try:
             order = self._order(data)
             number = order.round
-            return encode_reply(self.respond(client, order, on_step)), None
+            said = self.respond(client, order, on_step)
+            return encode_reply(said), said, None
         except FedproxyError as error:
             fault = error
         except (OSError, MemoryError, RuntimeError) as error:
@@ -290,7 +293,8 @@ class Session:
             if not isinstance(fault, ResourceError):
                 raise
         kind: Literal["declined", "failed"] = "declined" if isinstance(fault, DeclinedError) else "failed"
-        return encode_reply(Refusal(client, number, told(fault), kind)), fault
+        refusal = Refusal(client, number, told(fault), kind)
+        return encode_reply(refusal), refusal, fault
 
     def _order(self, data: bytes) -> Order:
         """The order in `data`.

@@ -46,7 +46,7 @@ class Now:
         self.line = "The run begins."
         self.stages = 0
         self._what, self._asked, self._answered = "", frozenset[str](), set[str]()
-        self._closed, self._last = 0, ""
+        self._closed, self._last, self._over = 0, "", False
 
     def take(self, event: dict[str, Any]) -> None:
         """Take the next event of events.jsonl."""
@@ -60,7 +60,8 @@ class Now:
         elif kind == "stage_ended":
             self.stages += 1
             stage, how = event["stage"], event.get("outcome")
-            said = {"done": f"{stage} is complete.", "failed": f"{stage} failed: {event.get('error')}"}
+            over = self.line if self._over and stage == "federate" else f"{stage} is complete."
+            said = {"done": over, "failed": f"{stage} failed: {event.get('error')}"}
             self.line = said.get(str(how), f"{stage} was interrupted; --resume goes on with it.")
         elif kind == "waiting":
             self.line = f"Round {number} waits: {len(event['present'])} of {event['needed']} needed clients are here."
@@ -82,6 +83,7 @@ class Now:
             self.stages, self.line = self.stages + 1, f"Round {number} is stored{self._last}."
             self._closed, self._last = number, ""
         elif kind == "federated":
+            self._over = True
             self.line = f"The rounds are over after {event['rounds']}; the adapter of round {event['kept']} is kept."
 
     def _ask(self, what: str, event: dict[str, Any]) -> None:
