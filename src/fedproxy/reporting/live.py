@@ -46,7 +46,7 @@ class Now:
         self.line = "The run begins."
         self.stages = 0
         self._what, self._asked, self._answered = "", frozenset[str](), set[str]()
-        self._closed, self._last, self._over = 0, "", False
+        self._closed, self._last, self._over = "", "", False
 
     def take(self, event: dict[str, Any]) -> None:
         """Take the next event of events.jsonl."""
@@ -81,7 +81,7 @@ class Now:
             self.line = f"Round {number} failed: {event['reason']}"
         elif kind == "round_closed":
             self.stages, self.line = self.stages + 1, f"Round {number} is stored{self._last}."
-            self._closed, self._last = number, ""
+            self._closed, self._last = str(number), ""
         elif kind == "federated":
             self._over = True
             self.line = f"The rounds are over after {event['rounds']}; the adapter of round {event['kept']} is kept."

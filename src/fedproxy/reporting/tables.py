@@ -49,7 +49,7 @@ def validation_table(results: Mapping[str, Any]) -> Table | None:
     kept = parsed.kept
     if kept is None or kept.validation.merged is None:
         return None
-    table = Table(title=f"On rows that the clients kept back, round {kept.number}", title_justify="left")
+    table = Table(title=f"On rows that the clients kept back, round {kept.number}, which is kept", title_justify="left")
     table.add_column("Proxy", overflow="fold")
     for column in ("Loss", "Accuracy, %", "Worst client", "Its loss"):
         table.add_column(column, justify="left" if column == "Worst client" else "right", overflow="fold")
