@@ -29,7 +29,7 @@ def test_what_scoring_takes_is_shown_where_clients_score(cli, experiment_file):
     path.write_text(path.read_text().replace("[federate]", "[federate]\nvalidation = 0.5"))
     code, _, err = cli("run", path, "--dry-run", "--tflops", 1)
     assert code == 0
-    for words in ("keeps so many back", "colour-owner 3, shape-owner 3", "score and train alone"):
+    for words in ("keeps so many back", "colour-owner 3, shape-owner 3", "score adapters, and train alone if asked"):
         assert words in " ".join(err.split())
         assert words not in " ".join(without.split())
 

@@ -16,7 +16,7 @@ _STAGES = {
     "compress": "compress",
     "align": "align the proxy between rounds",
     "clients": "train, one client after the other",
-    "scoring": "score and train alone, one client after the other",
+    "scoring": "score adapters, and train alone if asked, one client after the other",
     "slowest_clients": "all that clients do, at the same time",
     "centralized": "tune the LLM on the pooled rows",
     "evaluate": "evaluate",
