@@ -131,6 +131,13 @@ class Together(Record):
     worst: OnHeldBack = OnHeldBack()
 
 
+class Quarantined(Record):
+    """A client whose update, or whose score, was left out."""
+
+    client: str = "?"
+    reason: str = "no reason recorded"
+
+
 class Validation(Record):
     """What the clients of a round state; `gain` over the "untuned" proxy and training "alone": of loss, of accuracy."""
 
@@ -141,13 +148,8 @@ class Validation(Record):
     gain: Given[Given[Number]] = {}
     best_round: Whole | None = None
     stop: bool = False
-
-
-class Quarantined(Record):
-    """A client whose update was left out."""
-
-    client: str = "?"
-    reason: str = "no reason recorded"
+    dropouts: list[str] = []
+    faults: list[Quarantined] = []
 
 
 class Analysis(Record):
@@ -195,6 +197,16 @@ class Round(Record):
     conflict: Annotated[dict[Block, Share], BeforeValidator(given)] = {}
     seconds: Number | None = None
     validation: Validation = Validation()
+
+    @property
+    def unscored(self) -> dict[str, str]:
+        """The clients whose score of the round's adapter is missing, and why, in a round that anyone was to score."""
+        told = self.validation
+        if not told.faults and not told.dropouts and told.merged is None:
+            return {}
+        found = {name: "it gives no scores" for name, client in self.clients.items() if not client.validation}
+        found |= dict.fromkeys(told.dropouts, "it did not answer in time")
+        return found | {fault.client: fault.reason for fault in told.faults}
 
     @property
     def loss(self) -> float | None:

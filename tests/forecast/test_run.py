@@ -12,11 +12,12 @@ import pytest
 from fedproxy.artifacts import Manifest
 from fedproxy.config import Heal, load_experiment
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.federation.client_rows import client_rows
 from fedproxy.federation.wire import packed_bytes
 from fedproxy.forecast import Speed, forecast_run, given_speed, measure_speed
 from fedproxy.forecast.run import few_steps
 from fedproxy.models.costs import matrices, training
-from fedproxy.pipeline import federate
+from fedproxy.pipeline import federate, read_experiment
 from tests.conftest import make_tokenizer
 
 Checkpoint = Callable[..., Path]
@@ -109,6 +110,41 @@ def test_the_proxy_is_foretold(family: str, tmp_path: Path, tiny_checkpoint: Che
     tensors = len(list(federate_tensors(run.path)))
     conflict = one["bytes_down"] - one["bytes_up"]
     assert packed_bytes(entries, 2) <= conflict < packed_bytes(entries, 2) + tensors
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_scoring_is_foretold(alone: bool, tmp_path: Path, tiny_checkpoint: Checkpoint, calibration: Path) -> None:
+    """By hand: "places" scores 2 of its 9 rows. The tokenizer makes a token a byte, and the text ends with one more."""
+    federated = f"validation = 0.25\nalone = {str(alone).lower()}"
+    experiment = write(tmp_path, tiny_checkpoint(), calibration, federate=federated)
+    found, run = forecast_run(experiment, SPEED), federate(experiment, tmp_path / "run")
+    held = client_rows(read_experiment(experiment)).held["places"]
+    tokens = sum(min(48, len(row["prompt"]) + len(row["completion"]) + 1) for row in held)
+    [first, second] = found["clients"]["places"]["rounds"]
+    matrix, adapter = matrices(run.path / "proxy").total, first["bytes_up"] // 4
+    of_one = 2 * (matrix + adapter) * tokens
+    trained = first["flops"] if alone else 0
+    assert first["scoring_flops"] == (2 + alone) * of_one + 2 * matrix * tokens + trained
+    assert second["scoring_flops"] == (2 + alone) * of_one + (second["flops"] if alone else 0)
+    assert [found["clients"][name]["scored"] for name in CLIENTS] == [1, 1, 2]
+    clients = found["clients"].values()
+    assert found["flops"]["scoring"] == math.fsum(client["scoring_flops"] for client in clients)
+    slowest = [max(c["rounds"][i]["flops"] + c["rounds"][i]["scoring_flops"] for c in clients) for i in range(2)]
+    assert found["flops"]["slowest_clients"] == sum(slowest)
+    scored = [record["clients"]["places"]["validation"]["global"]["rows"] for record in run.rounds]
+    assert scored == [2, 2]
+
+
+def test_who_keeps_no_row_back_scores_nothing(tmp_path: Path, tiny_checkpoint: Checkpoint, calibration: Path) -> None:
+    """Of a single row none is kept back: this client gives no scores, gets none to score, and trains not alone."""
+    experiment = write(tmp_path, tiny_checkpoint(), calibration, federate="validation = 0.25\nalone = true")
+    (tmp_path / "numbers.jsonl").write_text('{"prompt": "say", "completion": " one"}')
+    found, run = forecast_run(experiment, SPEED), federate(experiment, tmp_path / "run")
+    rounds = found["clients"]["numbers"]["rounds"]
+    assert [one["scoring_flops"] for one in rounds] == [0.0, 0.0]
+    done = [record["clients"]["numbers"]["bytes_down"] for record in run.rounds]
+    assert [one["bytes_down"] for one in rounds] == done
+    assert found["clients"]["numbers"]["scored"] == 0
 
 
 def federate_tensors(run: Path) -> list[str]:

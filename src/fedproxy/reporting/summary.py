@@ -64,7 +64,9 @@ def _validation(results: Results) -> str:
         text += f", the accuracy from {percent(untuned.accuracy.by_rows)} % to {percent(merged.accuracy.by_rows)} %"
     if (alone := kept.validation.alone) is not None:
         text += f"; clients that train alone reach {decimals(alone.loss.by_rows)}"
-    return text + "." + " No later round was better, so the federation ended." * results.rounds[-1].validation.stop
+        text += f" and {percent(alone.accuracy.by_rows)} %" * (alone.accuracy.by_rows is not None)
+    last = results.rounds[-1].validation
+    return text + "." + f" No round after round {last.best_round} was better, so the federation ended." * last.stop
 
 
 def _scores(results: Results) -> str:
