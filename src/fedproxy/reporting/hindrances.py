@@ -16,8 +16,8 @@ from fedproxy.reporting.units import count, decimals, percent, points
 CLOSED = 0.95
 """A share of the gap; where it is closed, nothing holds the result back."""
 DAMAGED = 5.0
-"""The proxy's perplexity as a multiple of the LLM's. That of SmolLM2 is 15 without half of its blocks, which closes a sixth
-of the gap in few steps, and 3 without a quarter, where tuning moves the fused LLM far (experiments/smollm2)."""
+"""The proxy's perplexity as a multiple of the LLM's. That of SmolLM2 is 15 without half of its blocks, which closes a
+sixth of the gap in few steps, and 3 without a quarter, where tuning moves the fused LLM far (experiments/smollm2)."""
 LEAST = 0.03
 """A difference of two mean accuracies that counts, if it is two standard errors as well."""
 LOST = 0.25
