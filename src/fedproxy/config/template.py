@@ -48,6 +48,8 @@ def experiment_file(
         "\n[compress]",
         _line("remove", 0.25, "share of the LLM's blocks that the proxy lacks; the more, the longer to train"),
         _line("calibration", path(calibration), "public text, by which the blocks are scored"),
+        _line("samples", 128, "documents of it"),
+        _line("max_length", 128, "tokens of a document at most"),
         *_clients({name: path(data) for name, data in clients.items()}),
         *([] if partition is None else _partition(partition, path(partition.data))),
         "\n[train]",
