@@ -133,6 +133,15 @@ def listen(call: Callable[..., Any], session: str) -> None:
     call("Runtime.runIfWaitingForDebugger", session)
 
 
+def said(event: Json) -> str:
+    """A word on the console, an uncaught error, or an entry of the log, in a line with where it is from."""
+    entry = event.get("entry") or event.get("exceptionDetails") or event
+    values = [entry.get("exception", {}), *entry.get("args", [])]
+    frames = entry.get("stackTrace", {}).get("callFrames") or [{}]
+    words = [entry.get("text", ""), *(str(each.get("description", each.get("value", ""))) for each in values)]
+    return " ".join(filter(None, [*words, entry.get("url") or frames[0].get("url", "")]))
+
+
 class Page:
     """A page that is shown, whose own clock is the machine's until `pass_time`."""
 
@@ -150,7 +159,15 @@ class Page:
         """Go to an address, until all is loaded."""
         failed = self.call("Page.navigate", url=address).get("errorText")
         assert failed is None, f"{address}: {failed}"
+        self.loaded()
+
+    def loaded(self) -> None:
+        """Wait until the page, which goes somewhere by itself, has loaded all there."""
         self._await("Page.loadEventFired")
+
+    def hurry(self) -> None:
+        """From now on what waits for the page's clock waits no longer."""
+        self.call("Emulation.setVirtualTimePolicy", policy="advance")
 
     def pass_time(self, seconds: float) -> None:
         """Let so much of the page's time pass, in no time, but what it fetches is waited for; then it stands still."""
@@ -188,7 +205,7 @@ class Page:
         for session in [self._session, *(each["params"]["sessionId"] for each in self._events(ATTACHED))]:
             with contextlib.suppress(RuntimeError):  # a worker that has ended
                 self._browser.call("Runtime.evaluate", session, expression="0")  # what was said before it is here now
-        return [json.dumps(each["params"], ensure_ascii=False) for each in self._events(*SAID)]
+        return [said(each["params"]) for each in self._events(*SAID)]
 
     def _events(self, *names: str) -> list[Json]:
         return [event for event in self._browser.events if event["method"] in names]

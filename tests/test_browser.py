@@ -9,7 +9,7 @@ import pytest
 
 from tests.browser import Browser, needs_chromium
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 POLICY = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'"
 POLICY += "; script-src 'unsafe-inline'\">"
 FAULTS = {

@@ -37,10 +37,8 @@ def store_round(run: Path, number: int) -> None:
     note(run, {"event": "round_closed", "round": number, "seconds": 1.0})
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+def begin(run: Path) -> Path:
     """A run whose proxy is made, before its first round."""
-    run = tmp_path / "first"
     (run / "proxy").mkdir(parents=True)
     (run / "experiment.toml").write_text('name = "help desk"\nseed = 3\n[federate]\nrounds = 2\n')
     sheet = {"parameters": 600, "bytes": 2400, "share": 0.6}
@@ -49,6 +47,11 @@ def run(tmp_path: Path) -> Path:
     )
     note(run, *BEGUN)
     return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return begin(tmp_path / "first")
 
 
 def page_of(run: Path) -> str:

@@ -10,10 +10,9 @@ from fedproxy.deployment.page import PageServer
 from fedproxy.reporting.live import LivePage
 from tests.browser import Browser, needs_chromium
 
-from .test_live import note, run, store_round
+from .test_live import begin, note, store_round
 
 pytestmark = [needs_chromium, pytest.mark.long]
-__all__ = ["run"]
 
 READER = """document.querySelectorAll("details").forEach((one) => {
     if (/^(Round 1|Environment)/.test(one.textContent.trim())) one.querySelector("summary").click();
@@ -21,9 +20,10 @@ READER = """document.querySelectorAll("details").forEach((one) => {
 """What a reader does: shuts the round, which was open, and opens what was shut."""
 
 
-@pytest.fixture
-def pages(run: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The page with a round open after one round, with another one after two, and as the run ends."""
+    run = begin(tmp_path_factory.mktemp("runs") / "first")
     (run / "environment.json").write_text('{"python": "3.11"}')
     made, found = LivePage(run), []
     for number in (1, 2):
@@ -86,10 +86,10 @@ def test_opened_from_disk_it_is_loaded_again_until_the_run_ends(
     file = tmp_path / "report.html"
     file.write_text(pages[0])
     with browser.open(file) as page:
-        page.pass_time(12)
+        page.loaded()
         assert "federate is complete" not in page.html()
         file.write_text(pages[2])
-        page.pass_time(12)
+        page.loaded()
         assert "federate is complete" in page.html()
 
 
