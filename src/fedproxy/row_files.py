@@ -163,7 +163,8 @@ def _separated(path: Path, separator: str) -> Numbered:
 
 def _check_separator(path: Path, names: list[str], separator: str) -> None:
     """Refuse a header that is one column of what looks like several, as Excel writes it in many countries."""
-    other = next((mark for mark in ";\t,|" if len(names) == 1 and mark in names[0]), None)
+    others = ";\t,|".replace(separator, "")
+    other = next((mark for mark in others if len(names) == 1 and mark in names[0]), None)
     if other:
         raise ArtifactError(
             f"{path}, line 1: the header is one column, {names[0]!r:.300}. Between columns {separator!r} is expected, "

@@ -16,6 +16,7 @@ from fedproxy.metrics import gap_closed
 from fedproxy.models.checkpoints import resolve
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import read_header
+from fedproxy.typed_json import LARGEST
 
 
 def results_of(experiment: Experiment, directory: RunDirectory, evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -64,10 +65,10 @@ def results_of(experiment: Experiment, directory: RunDirectory, evaluation: dict
 
 def _perplexity(settings: Mapping[str, Any]) -> dict[str, float] | None:
     """Of the LLM and of the proxy as it was handed out, on public text; none if there was none."""
-    if healed := settings.get("heal"):
-        return {"llm": healed["perplexity"]["llm"], "proxy": healed["perplexity"]["after"]}
-    measured = settings["exposure"]["perplexity"]
-    return measured and {"llm": measured["llm"], "proxy": measured["proxy"]}
+    measured, proxy = settings.get("heal", {}).get("perplexity"), "after"
+    if measured is None:
+        measured, proxy = settings.get("exposure", {}).get("perplexity"), "proxy"
+    return measured and {"llm": min(measured["llm"], LARGEST), "proxy": min(measured[proxy], LARGEST)}
 
 
 def _count_parameters(checkpoint: Path) -> int:

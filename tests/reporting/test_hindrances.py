@@ -1,13 +1,15 @@
 """What holds a result back: each kind is told of figures that show it, and of no others."""
 
+import contextlib
 import copy
 
 import pytest
 
+from fedproxy.errors import ArtifactError
 from fedproxy.reporting import hindrances_table
-from fedproxy.reporting.hindrances import CHANGED, CLOSED, DAMAGED, LOST, hindrances
+from fedproxy.reporting.hindrances import CHANGED, CLOSED, DAMAGED, LOST, VISIBLE, hindrances
 
-from .sample import TASKS, parse, sample, scored
+from .sample import TASKS, changed, parse, paths, sample, scored
 
 
 @pytest.fixture
@@ -135,3 +137,38 @@ def test_held_back_rows_say_more_than_training_rows(raw):
 def test_an_update_that_does_not_survive_plugging_in(raw):
     assert kinds(move(raw, "fused", 0.65)) == []
     assert kinds(move(raw, "fused", 0.64)) == ["plug-in"]
+
+
+def test_of_several_clients_whose_loss_rises_the_worst_is_named_once(raw):
+    raw["rounds"][1]["clients"]["bank"]["loss"] = 1.5
+    raw["rounds"][4]["clients"]["travel desk"]["loss"] = 3.0
+    [found] = hindrances(parse(raw))
+    assert "travel desk rises from round 4 to round 5, from 1.000 to 3.000" in found.found
+    assert "1 other client" in found.found
+
+
+def test_what_cannot_be_seen_is_not_told(raw):
+    for number, one in enumerate(raw["rounds"]):
+        for client in one["clients"].values():
+            client["loss"] = (number % 2) * VISIBLE / 2
+    assert kinds(raw) == []
+    assert kinds(validated(raw, untuned=0.0, own=0.0, **{"global": 1.0})) == []
+
+
+def test_rounds_without_a_client_are_no_reason_to_fail(raw):
+    raw = validated(raw, **{"global": 1.0})
+    raw["rounds"][-2]["validation"] = validated(raw, **{"global": 2.0})["rounds"][-1]["validation"]
+    for one in raw["rounds"]:
+        one["clients"] = {}
+    assert kinds(raw) == ["falling loss"]
+
+
+@pytest.mark.parametrize("value", [0, -1.0, 1e30, -1e30])
+def test_no_number_that_a_file_may_hold_is_too_much(raw, value):
+    for place in paths(raw):
+        part = raw
+        for key in place:
+            part = part[key]
+        if isinstance(part, float | int) and place[0] in ("rounds", "proxy", "evaluation"):
+            with contextlib.suppress(ArtifactError):
+                hindrances(parse(changed(raw, place, value)))

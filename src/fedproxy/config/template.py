@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fedproxy.config.files import parse_experiment, to_toml
-from fedproxy.config.tables import Federate, Partition, Train
+from fedproxy.config.tables import Compress, Federate, Partition, Train
 
 _TASKS = '# tasks = ["arc_easy"]'
 _COMMENTS = 40
@@ -18,8 +18,8 @@ def experiment_file(
 ) -> str:
     """The text of an experiment file: what is given, and the keys that most people change.
 
-    Their values are those with which SmolLM2, of 135 million parameters, is tuned well in a few minutes on two CPU
-    cores (experiments/smollm2/first.toml). The defaults of the keys are the paper's, for 7 billion.
+    Their values are near those that tune SmolLM2, of 135 million parameters (experiments/smollm2/first.toml). The
+    defaults of the keys are the paper's, for 7 billion.
 
     Args:
         llm: The LLM, a directory or a Hub id.
@@ -36,20 +36,21 @@ def experiment_file(
         here = Path(given).exists() and not os.path.isabs(given)
         return os.path.relpath(os.path.abspath(given), folder.resolve()) if here else given
 
-    train, federate = (
-        Train(learning_rate=1e-3, lora_r=16, lora_alpha=32, lora_dropout=0.0),
-        Federate(rounds=3, validation=0.1),
-    )
+    compress = Compress(remove=0.25, samples=128, max_length=128)
+    train = Train(learning_rate=1e-3, lora_r=16, lora_alpha=32, lora_dropout=0.0)
+    federate = Federate(rounds=3, validation=0.1)
     tables = [
         _line("name", "experiment"),
         _line("seed", 0, "the same seed gives the same result"),
         "\n[llm]",
         _line("path", path(llm), "a directory or a Hub id"),
         "\n[compress]",
-        _line("remove", 0.25, "share of the LLM's blocks that the proxy lacks; the more, the longer to train"),
+        _line(
+            "remove", compress.remove, "share of the LLM's blocks that the proxy lacks; the more, the longer to train"
+        ),
         _line("calibration", path(calibration), "public text, by which the blocks are scored"),
-        _line("samples", 128, "documents of it"),
-        _line("max_length", 128, "tokens of a document at most"),
+        _line("samples", compress.samples, "documents of it"),
+        _line("max_length", compress.max_length, "tokens of a document at most"),
         *_clients({name: path(data) for name, data in clients.items()}),
         *([] if partition is None else _partition(partition, path(partition.data))),
         "\n[train]",

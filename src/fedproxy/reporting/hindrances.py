@@ -6,6 +6,7 @@ validation rows fewer rules can speak.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,8 +23,8 @@ LEAST = 0.03
 """A difference of two mean accuracies that counts, if it is two standard errors as well."""
 LOST = 0.25
 """Share of what clients gain by training that the merge may lose."""
-CHANGED = 0.05
-"""A change of a loss from one round to the next that counts, relative to the loss."""
+CHANGED, VISIBLE = 0.05, 0.01
+"""A change of a loss from one round to the next that counts, relative to the loss, and in nats; it must be both."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def hindrances(results: Results) -> list[Hindrance]:
 def _differs(results: Results, difference: float, *tasks: str) -> bool | None:
     """Whether a difference of two mean accuracies over these tasks is more than chance; None if that is not known."""
     rows = [results.rows(task) or 0 for task in tasks]
-    if not rows or 0 in rows:
+    if min(rows, default=0) < 1:
         return None
     return difference > max(LEAST, 2 * math.sqrt(2 * sum(0.25 / number for number in rows)) / len(rows))
 
@@ -98,7 +99,7 @@ def _interference(results: Results) -> Iterator[Hindrance]:
     untuned, own, merged = (
         _loss(found) for found in (kept.validation.untuned, kept.validation.own, kept.validation.merged)
     )
-    if untuned is None or own is None or merged is None or untuned - own < CHANGED * untuned:
+    if untuned is None or own is None or merged is None or untuned - own < _least(untuned):
         return
     if (untuned - merged) < (1 - LOST) * (untuned - own):
         yield Hindrance(
@@ -115,19 +116,32 @@ def _loss(found: Together | None) -> float | None:
     return None if found is None else found.loss.by_clients
 
 
+def _least(loss: float) -> float:
+    """The smallest change of a loss that counts."""
+    return max(CHANGED * loss, VISIBLE)
+
+
 def _rising(results: Results) -> Iterator[Hindrance]:
-    for name in results.clients:
-        for before, after in pairwise(_course(results)):
-            losses = [one.clients[name].loss if name in one.clients else None for one in (before, after)]
-            if losses[0] is not None and losses[1] is not None and losses[1] > (1 + CHANGED) * losses[0]:
-                yield Hindrance(
-                    "rising loss",
-                    f"The training loss of {name} rises from round {before.number} to round {after.number}, from "
-                    f"{decimals(losses[0])} to {decimals(losses[1])}: the merge took away what {name} had learned, or "
-                    "the learning rate is too high.",
-                    "Lower [train] learning_rate, or merge more often: more rounds with fewer [train] epochs.",
-                )
-                break
+    risen = [
+        (new - old, name, before.number, after.number, old, new)
+        for before, after in pairwise(_course(results))
+        for name in before.clients.keys() & after.clients.keys()
+        if (old := before.clients[name].loss) is not None
+        and (new := after.clients[name].loss) is not None
+        and new > old + _least(old)
+    ]
+    if not risen:
+        return
+    _, name, first, second, old, new = max(risen)
+    others = len({each[1] for each in risen}) - 1
+    yield Hindrance(
+        "rising loss",
+        f"The training loss of {name} rises from round {first} to round {second}, from {decimals(old)} to "
+        f"{decimals(new)}: the merge took away what {name} had learned, or the learning rate is too high."
+        + f" {count(others, 'other client')} saw such a rise, too."
+        * (others > 0),
+        "Lower [train] learning_rate, or merge more often: more rounds with fewer [train] epochs.",
+    )
 
 
 def _falling(results: Results) -> Iterator[Hindrance]:
@@ -139,15 +153,15 @@ def _falling(results: Results) -> Iterator[Hindrance]:
     if None not in validated:
         what, losses = "loss on the rows that clients keep back", validated
     before, after = losses
-    if before is None or after is None or after > (1 - CHANGED) * before:
+    if before is None or after is None or after > before - _least(before):
         return
-    steps = {
-        name: sum(one.clients[name].steps or 0 for one in course if name in one.clients) for name in results.clients
-    }
+    steps = Counter[str]()
+    for one in course:
+        steps.update({name: client.steps or 0 for name, client in one.clients.items()})
     taken = ""
-    if most := max(steps.values()):
+    if most := max(steps.values(), default=0):
         taken = f" A client has taken {count(most, 'step')} by then"
-        taken += f", centralized tuning takes {sum(steps.values())}." if "centralized" in results.evaluation else "."
+        taken += f", centralized tuning takes {steps.total()}." if "centralized" in results.evaluation else "."
     yield Hindrance(
         "falling loss",
         f"The {what} still falls in the last round, from {decimals(before)} to {decimals(after)}.{taken}",
