@@ -11,6 +11,7 @@ from fedproxy.models.encoding import Encoded
 from fedproxy.models.label_loss import summed_loss
 from fedproxy.models.layouts import layout_for
 from fedproxy.models.lora import AdaptedModel
+from fedproxy.models.lora_layer import in_few_passes
 
 Backward = Callable[[Sequence[Sequence[Encoded]], int], float]
 """Batches, and the number of tokens that their losses' sum is divided by → that loss; its gradients are added to the
@@ -65,8 +66,12 @@ def in_training(model: AdaptedModel, settings: Train, pad: int) -> Iterator[Back
     model.train()
     if settings.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
+    product = torch.bfloat16 if autocast else torch.float32
+    once = not settings.gradient_checkpointing
+    few = in_few_passes(model, product, once=once) if device.type == "cpu" else contextlib.nullcontext()
     try:
-        yield backward
+        with few:
+            yield backward
     finally:
         if base.config._attn_implementation != usual:
             base.set_attn_implementation(usual)
