@@ -28,7 +28,20 @@ _BUFFER_BYTES = 1 << 23
 _SPARE_BYTES = 1 << 20
 _NO_RANGES = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """How file systems say that they cannot copy ranges."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NUMBERED = re.compile(r"(?P<path>(?:[^0-9.][^.]*\.)*[^0-9.][^.]*)\.(?P<block>0|[1-9][0-9]{0,5})\.(?P<rest>.+)")
+
+
+def check_place(path: str | Path) -> None:
+    """Check that a checkpoint may be there, without the network.
+
+    Raises:
+        ArtifactError: it is a directory without a config.json, or no directory and no Hub id.
+    """
+    if not Path(path).is_dir() and not _HUB_ID.fullmatch(str(path)):
+        raise ArtifactError(f"{path} is no checkpoint: there is no such directory, and it is no Hub id.")
+    if Path(path).is_dir() and not (Path(path) / CONFIG).is_file():
+        raise ArtifactError(f"{path} is no checkpoint: it holds no {CONFIG}.")
 
 
 def weight_files(checkpoint: Path) -> list[Path]:

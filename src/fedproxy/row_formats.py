@@ -105,7 +105,7 @@ def check_row(row: Mapping[str, Any]) -> str:
 def _instructed(row: Row) -> Row:
     for name in ("instruction", "input", "output"):
         if not isinstance(row.get(name, "" if name == "input" else None), str):
-            what = f"a {type(row[name]).__name__}" if name in row else "missing"
+            what = f"a {type(row[name]).__name__}" if name in row else f"missing among the fields {sorted(row)}"
             raise ValueError(f"{name} is {what}, where a string is expected; known formats: {FORMATS}")
     parts = [part for part in (row["instruction"], row.get("input", "")) if part]
     rest = {name: value for name, value in row.items() if name not in ("instruction", "input", "output", "text")}

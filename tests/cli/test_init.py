@@ -26,7 +26,15 @@ def rows(tmp_path, monkeypatch):
 
 def test_the_dry_run_and_the_doctor_accept_what_init_writes(cli, rows):
     code, out, _ = cli(
-        "init", *FLAGS, "--client", "bank=bank.csv", "--client", "travel=travel.jsonl", "--out", "new/e.toml", "--json"
+        "init",
+        *FLAGS,
+        "--client",
+        "bank = bank.csv",
+        "--client",
+        "travel=travel.jsonl",
+        "--out",
+        "new/e.toml",
+        "--json",
     )
     assert (code, json.loads(out)["path"]) == (0, "new/e.toml")
     written = load_experiment(Path("new/e.toml"))
@@ -72,6 +80,9 @@ def test_what_is_there_is_replaced_only_when_told(cli, rows):
         ((*FLAGS, "--client", "a=bank.csv", "--client", "a=bank.csv"), 2, "called a"),
         ((*FLAGS, "--client", "a/b=bank.csv"), 2, "a/b"),
         ((*FLAGS, "--client", "a=gone.csv"), 3, "gone.csv"),
+        (("--llm", "./x", *FLAGS[2:], "--client", "a=bank.csv"), 3, "./x"),
+        (("--llm", ".", *FLAGS[2:], "--client", "a=bank.csv"), 3, "config.json"),
+        ((*FLAGS[:2], "--calibration", "/", "--client", "a=bank.csv"), 3, "save_to_disk"),
         (("--llm", "x", "--calibration", "gone.txt", "--client", "a=bank.csv"), 2, "gone.txt"),
     ],
 )

@@ -42,7 +42,7 @@ def doctor(
         terminal.print(f"{'python':14} {found['python']}\n{'platform':14} {found['platform']}")
         terminal.print(f"{'device':14} {found['device']} ({found['cpus']} CPUs, {found['threads']} threads)")
         for extra, names in found["missing"].items():
-            terminal.print(f"missing: {', '.join(names)}. Get it with: pip install 'fedproxy[{extra}]'")
+            terminal.print(f"optional, not installed: {', '.join(names)}. Get it with: pip install 'fedproxy[{extra}]'")
         if not found["missing"]:
             terminal.print("Nothing is missing.")
     code = 0

@@ -28,8 +28,10 @@ def init(
 ) -> None:
     """Write a commented experiment file. On a terminal it asks for what no option gives."""
     from fedproxy.artifacts import check_file, new_file
+    from fedproxy.checkpoint_files import check_place
     from fedproxy.config import Partition, experiment_file
     from fedproxy.data import partition, read_rows
+    from fedproxy.public_text import read_documents
 
     check_file(out, overwrite=overwrite)
     if client and data:
@@ -55,9 +57,12 @@ def init(
     for file in named.values():
         read_rows(file)
     text = experiment_file(llm, calibration, clients=named, partition=cut, folder=out.parent)
+    check_place(llm)
+    read_documents(calibration)
     with new_file(out, overwrite=overwrite) as written:
         written.write(text.encode())
-    then = f"fedproxy doctor {out}", f"fedproxy run {out} --dry-run"
+    first = next(iter(named.values()), data)
+    then = f"fedproxy data check {first} --model {llm}", f"fedproxy run {out} --dry-run"
     tell({"path": out, "next": then}, f"{out} is written. Next: {then[0]}, then: {then[1]}", json=json)
 
 
@@ -72,7 +77,7 @@ def _asked(option: str, question: str, *, empty: bool = False, kind: type = str)
 def _split(given: Iterable[str]) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for one in given:
-        name, equals, file = one.partition("=")
+        name, equals, file = (part.strip() for part in one.partition("="))
         if not (name and equals and file):
             raise UsageError(f"--client {one}: must be NAME=FILE.")
         if name in seen:

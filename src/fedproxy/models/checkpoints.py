@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils.hub import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE
 
 from fedproxy.artifacts import CONFIG_BYTES, read_json, write_json
-from fedproxy.checkpoint_files import CONFIG, numbered_lists, open_checkpoint, weight_names
+from fedproxy.checkpoint_files import CONFIG, check_place, numbered_lists, open_checkpoint, weight_names
 from fedproxy.errors import ArtifactError, ResourceError
 from fedproxy.models.loading import Loader, quiet
 from fedproxy.models.tokens import prepare
@@ -33,7 +33,6 @@ from fedproxy.side_files import SIDE_FILES, TOKENIZER_CONFIG, TOKENIZER_FILES, c
 Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_SNAPSHOT = re.compile(r".*/models--([^/]+)/snapshots/[^/]+")
 _WHOLE_FILES = (*SIDE_FILES, "*processor_config.json", "audio_tokenizer_config.json", "chat_template.json")
 _MOST_BLOCKS = 10_000
@@ -52,8 +51,7 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     """
     if Path(path).is_dir():
         return Path(path)
-    if not _HUB_ID.fullmatch(str(path)):
-        raise ArtifactError(f"{path} is no checkpoint: there is no such directory, and it is no Hub id.")
+    check_place(path)
     try:
         with quiet():
             found = Path(snapshot_download(str(path), allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))

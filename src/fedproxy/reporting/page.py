@@ -191,13 +191,17 @@ def load_events(run_dir: Path) -> list[dict[str, Any]]:
 def pins(environment: Mapping[str, Any]) -> str:
     """What pip installs to get the run's versions: of the packages that shape results, what is a version.
 
+    A local label, such as that of torch for CPUs, is left out: PyPI has no such release.
+
     Example:
         >>> pins({"versions": {"torch": "2.13.0+cpu", "peft": "1; rm -rf ~", "other": "1.0"}})
-        'torch==2.13.0+cpu'
+        'torch==2.13.0'
     """
     found = environment.get("versions")
     held = {name: str(found.get(name)) for name in SHAPING} if isinstance(found, Mapping) else {}
-    return " ".join(f"{name}=={version}" for name, version in held.items() if _VERSION.fullmatch(version))
+    return " ".join(
+        f"{name}=={version.partition('+')[0]}" for name, version in held.items() if _VERSION.fullmatch(version)
+    )
 
 
 def argument(path: str) -> str:
