@@ -9,6 +9,7 @@ from render_demo import outcome, percent, quality
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PEFTS = "PEFT's"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -122,6 +123,36 @@ def training() -> str:
         f"by {apart['curves']:.3f} on average, between seeds by {spread['fedproxy']['curves']:.3f} (fedproxy) and "
         f"{spread['trainer']['curves']:.3f} (Trainer); on {curves['held_out_rows']} rows not trained on by {apart['held_out']:+.3f}, between seeds by "
         f"{spread['fedproxy']['held_out']:.3f} and {spread['trainer']['held_out']:.3f}.",
+    ]
+    return "\n".join(lines)
+
+
+def lora_layers() -> str:
+    """Training with our LoRA layers beside PEFT's own."""
+    result = load("lora_layers")
+    lines = ["| dropout | layers | tokens/s (range) |", "|---|---|---|"]
+    for row in result["speeds"]:
+        lines.append(
+            f"| {row['dropout']:g} | {row['layers']} | {row['median']:,.0f} ({row['min']:,.0f}–{row['max']:,.0f}) |"
+        )
+
+    def ratio(found: dict[str, float], aim: float = 0.0) -> str:
+        wanted = f"; aim: ≥ {aim:g}" + " **missed**" * (found["median"] < aim) if aim else ""
+        return f"{found['median']:.2f} ({found['min']:.2f}–{found['max']:.2f}{wanted})"
+
+    plain, dropped = (
+        ratio(result["ours_relative_to_pefts"][str(dropout)], result["aims"][str(dropout)])
+        for dropout in (0.0, result["dropout"])
+    )
+    cost, apart = result["with_dropout_relative_to_without"], result["loss_ours_less_pefts"]
+    lines += [
+        "",
+        f"SmolLM2 without half of its blocks, {result['rows']} rows of {result['tokens']:,} tokens, batches of {result['settings']['batch_size']}, {result['threads']} threads, {result['repeats']} turns. "
+        f"Ours relative to PEFT's: {plain} without dropout, {dropped} with. "
+        f"With dropout relative to without: ours {ratio(cost['ours'])}, PEFT's {ratio(cost[PEFTS])}.",
+        "",
+        f"Mean losses of a step over {len(result['seeds'])} orders of the rows, ours less PEFT's: {apart['0.0']['mean']:+.3f} on average without dropout, "
+        f"{apart[str(result['dropout'])]['mean']:+.3f} with; orders differ by {apart['0.0']['seeds']:.2f} at least.",
     ]
     return "\n".join(lines)
 
@@ -426,6 +457,10 @@ Two updates of ten million float32 parameters, file to file.
 ## Local training (`benchmarks/training_loop.py`)
 
 {training()}
+
+## LoRA layers (`benchmarks/lora_layers.py`)
+
+{lora_layers()}
 
 ## Dry run (`benchmarks/dry_run.py`)
 
