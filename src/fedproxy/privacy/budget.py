@@ -61,7 +61,10 @@ class Budget:
 
     def _noted(self) -> dict[str, list[dict[str, Any]]]:
         path = self._folder / _SPENT
-        return dict(read_json(path)) if path.exists() else {}
+        found = read_json(path) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise ArtifactError(f"{path} is damaged: it is no table.")
+        return found
 
     def _steps(self) -> list[Steps]:
         """What all trainings cost that any of the rows took part in."""
