@@ -11,7 +11,7 @@ from fedproxy.deployment.purse import FOLDER, open_purse
 from fedproxy.federation.offer import Limits
 from fedproxy.privacy.budget import Budget
 from fedproxy.privacy.releases import OverspentError
-from tests.deployment.conftest import Federation
+from tests.deployment.conftest import WORDS, Federation
 from tests.federation.test_offer import OFFER
 from tests.test_private_config import SAFE
 
@@ -35,13 +35,13 @@ def test_what_is_left_of_a_run_must_be_within_the_budget(tmp_path):
 
 @pytest.mark.slow
 def test_clients_with_budgets_take_part_as_long_as_these_last(federation) -> None:
-    one: Federation = federation(rounds=2, quorum=2, patience="5s")
+    one: Federation = federation(rounds=2, quorum=3)
     text = one.experiment.read_text().replace("[train]\n", "[train]\npadding_free = false\n")
     one.experiment.write_text(f"{text}[train.privacy]\nepsilon = 8.0\n")
     owner = one.serve("run")
     said = one.join("numbers", "--max-epsilon", 2, cache="poor").ends(4)
     assert "this client allows 2 over all runs (max_epsilon)" in said, said
-    clients = {name: one.join(name, "--max-epsilon", 9, cache=name) for name in ("animals", "colours")}
+    clients = {name: one.join(name, "--max-epsilon", 9, cache=name) for name in WORDS}
     owner.ends()
     for name, client in clients.items():
         assert "of any one of your rows all 2 updates tell at most epsilon = 8" in client.ends()

@@ -1,7 +1,10 @@
 """Gradients of rows that share a batch, against a loop over single rows that knows nothing of them."""
 
+from functools import partial
+
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch.nn import functional as F
 
 from fedproxy.errors import UsageError
@@ -110,6 +113,33 @@ def test_the_weights_of_the_rows_are_their_means():
     model = adapted(num_hidden_layers=1)
     alone = [summed_loss(model, collate([row], 256)).item() / row.counting for row in ROWS]
     assert row_means(model, collate(ROWS, 256)).item() == pytest.approx(sum(alone), rel=1e-5)
+
+
+def test_layers_that_were_made_faster_compute_as_they_did_before_for_as_long():
+    """One that calls A and B not as layers would leave no gradient of any row."""
+    model, plain = adapted(num_hidden_layers=2), adapted(num_hidden_layers=2)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+    def faster(layer, x):
+        a, b = layer.lora_A.default.weight, layer.lora_B.default.weight
+        return layer.base_layer(x) + layer.scaling["default"] * (x @ a.t() @ b.t())
+
+    for layer in layers:
+        layer.forward = partial(faster, layer)
+    found, expected = batched(model), batched(plain)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], gradient, atol=1e-6) for name, gradient in expected.items())
+    assert all(layer.forward.func is faster for layer in layers)
+
+
+def test_a_parameter_without_any_row_is_found_out():
+    model = adapted(num_hidden_layers=2)
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    with rows_apart(model) as found:
+        a, b = layer.lora_A.default.weight, layer.lora_B.default.weight
+        layer.forward = lambda x: layer.base_layer(x) + x @ a.t() @ b.t()
+        with pytest.raises(UsageError, match="the gradient of each row by itself"):
+            check_rows_apart(model, found)
 
 
 @pytest.mark.parametrize("how", ["mixes rows", "turns the batch round"])

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional as F
 
@@ -75,6 +76,8 @@ class RowGradients:
 def rows_apart(model: AdaptedModel) -> Iterator[RowGradients]:
     """Let the adapter's trained parameters get a gradient for each row, for a while.
 
+    PEFT's layers compute as PEFT has it meanwhile: a layer that was made faster calls A and B not as layers.
+
     Raises:
         UsageError: what is trained is no linear layer.
     """
@@ -90,11 +93,18 @@ def rows_apart(model: AdaptedModel) -> Iterator[RowGradients]:
     for name, layer in layers.items():
         kept = partial(found.keep, name)
         layer.forward = partial(_linear, layer.weight, kept)
+    faster = {layer: layer.__dict__.pop("forward") for layer in _wrapped(model) if "forward" in layer.__dict__}
     try:
         yield found
     finally:
         for layer in layers.values():
             del layer.forward
+        for layer, forward in faster.items():
+            layer.forward = forward
+
+
+def _wrapped(model: AdaptedModel) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
 def check_rows_apart(model: AdaptedModel, found: RowGradients) -> None:
@@ -123,6 +133,8 @@ def check_rows_apart(model: AdaptedModel, found: RowGradients) -> None:
         except RuntimeError as error:
             raise UsageError(_mixed(model)) from error
         alone = [_gradients(model, found, [one], device) for one in three]
+        if batched.keys() != {name for name, parameter in parameters.items() if parameter.requires_grad}:
+            raise UsageError(_mixed(model))
     finally:
         model.train(training)
         with torch.no_grad():
