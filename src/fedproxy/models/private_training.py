@@ -51,10 +51,9 @@ class Private:
         Raises:
             UsageError: the model does not keep the rows of a batch apart.
         """
-        parameters = {name: p for name, p in sorted(adapter_parameters(model).items()) if p.requires_grad}
         last = 0.0
         with rows_apart(model) as found:
-            check_rows_apart(model, found)
+            parameters = {name: adapter_parameters(model)[name] for name in check_rows_apart(model, found)}
 
             def backward(batches: Sequence[Sequence[Encoded]], count: int) -> float:
                 nonlocal last
@@ -63,7 +62,9 @@ class Private:
                 for batch in batches:
                     found.rows = len(batch)
                     losses += alone([batch], 1)
-                    for name, part in clipped_sum(found.take(), self.plan.clip).items():
+                    gradients = found.take()
+                    rows = {name: gradients[name] for name in parameters if name in gradients}
+                    for name, part in clipped_sum(rows, self.plan.clip).items():
                         total[name] += part
                 self._noise(parameters, total)
                 drawn = sum(map(len, batches))
