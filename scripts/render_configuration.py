@@ -16,7 +16,12 @@ from fedproxy.federation.wire import ENCODINGS
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 TABLES = {"llm": config.LLM, "compress": config.Compress, "heal": config.Heal, "[client]": config.Client}
-TABLES |= {"partition": config.Partition, "train": config.Train, "federate": config.Federate}
+TABLES |= {
+    "partition": config.Partition,
+    "train": config.Train,
+    "train.privacy": config.Privacy,
+    "federate": config.Federate,
+}
 TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate, "compare": config.Compare}
 TABLES |= {"[compare.variant]": config.Variant}
 STRENGTHS = {name: row.strength for name, row in REGULARISERS.items() if row.strength is not None}
@@ -43,7 +48,7 @@ def type_name(kind: Any) -> str:
     inner = [option for option in typing.get_args(kind) if option is not type(None)]
     if typing.get_origin(kind) is list:
         return f"list of {type_name(inner[0])}s"
-    if typing.get_origin(kind) is dict:
+    if typing.get_origin(kind) is dict or dataclasses.is_dataclass(kind):
         return "table"
     if inner:
         return " or ".join(map(type_name, inner))
@@ -63,6 +68,8 @@ def literal(value: Any) -> str:
 
 
 def default(field: "dataclasses.Field[Any]") -> str:
+    if field.default is field.default_factory is dataclasses.MISSING:
+        return "must be given"
     made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     return literal(made).replace("'", '"')
 

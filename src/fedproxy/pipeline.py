@@ -29,6 +29,7 @@ from fedproxy.federation.tuning import OnProgress, begin
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
 from fedproxy.models.quantization import four_bit
+from fedproxy.privacy.accounting import require_accounting
 from fedproxy.records import Results
 from fedproxy.reporting.hindrances import hindrances
 from fedproxy.run_directory import RunDirectory, has_members, owned
@@ -320,7 +321,8 @@ def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False
 
     Raises:
         ConfigError: anything in it is wrong; all problems are in the error.
-        UsageError: a tracker is not installed, or weights of four bits cannot be had on this machine.
+        UsageError: a tracker, or what reckons the cost of privacy, is not installed, or weights of four bits cannot be
+            had on this machine.
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(Path(experiment), remote=remote)
@@ -328,6 +330,8 @@ def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False
         raise ConfigError("The experiment", problems)
     check_settings(experiment.federate)
     check_trackers(experiment.train.report_to)
+    if experiment.train.privacy is not None and not remote:
+        require_accounting()
     if experiment.train.quantization == "4bit":
         four_bit()  # whether it can be had here
     return experiment

@@ -111,6 +111,7 @@ class Client(Record):
     wire: str = ""
     bytes_up: Whole | None = None
     bytes_down: Whole | None = None
+    epsilon: Number | None = None
     validation: Given[OnHeldBack] = {}
 
 

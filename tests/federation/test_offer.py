@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fedproxy.config import LLM, Client, Compress, Evaluate, Experiment, Federate, Fuse, Heal, Train
+from fedproxy.config import LLM, Client, Compress, Evaluate, Experiment, Federate, Fuse, Heal, Privacy, Train
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.offer import DeclinedError, Limits, Offer, check_offer, make_offer
 from fedproxy.federation.protocol import PROTOCOL
@@ -148,6 +148,7 @@ def others():
 
 
 OTHER_TRAIN = {"lora_targets": "all-linear", "max_steps": None, "lr_scheduler_type": "cosine", "precision": "fp32"}
+OTHER_TRAIN |= {"privacy": Privacy(epsilon=3.0)}
 OTHER_TRAIN |= {"quantization": "4bit", "blocks": [0], "report_to": ["wandb"], "lora_dropout": 0.2}
 OTHER_TRAIN |= {
     field.name: not value if isinstance(value, bool) else value / 2 + 0.01 if isinstance(value, float) else value + 1

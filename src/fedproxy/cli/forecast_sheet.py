@@ -61,6 +61,11 @@ def show_run(target: Console, found: Mapping[str, Any]) -> None:
     for name, client in found["clients"].items():
         if client["lost"]:
             target.print(f"{name}: max_length leaves {count(client['lost'], 'row')} nothing to learn.", style="yellow")
+    for name, plan in found["privacy"].items():
+        target.print(
+            f"{name}: noise σ = {plan['noise']:.3f} of the clipped norm, some {plan['batch']} rows a step; all rounds "
+            f"cost ε = {plan['epsilon']:.3f} at δ = {plan['delta']:.2g}."
+        )
     for warning in found["warnings"]:
         target.print(warning, style="yellow")
     target.print("The first row of each client, as it is trained on, its prompt and what it learns:")

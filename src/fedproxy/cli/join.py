@@ -60,6 +60,15 @@ def join(
     max_length: Annotated[int, _limit("longer rows, in tokens", min=2)] = 8192,
     max_batch_size: Annotated[int, _limit("larger batches, in rows", min=1)] = 256,
     max_download: Annotated[float, _limit("a larger proxy, in GB", min=0)] = 500.0,
+    max_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            help="Train with [train.privacy] alone, and decline what would make your rows cost more, over all runs and "
+            "servers.",
+            rich_help_panel="Limits",
+            min=0,
+        ),
+    ] = None,
     validation: Annotated[
         Path | None, typer.Option(help="Rows to score adapters on, in place of a part of --data.")
     ] = None,
@@ -130,6 +139,7 @@ def join(
         max_length=max_length,
         max_batch_size=max_batch_size,
         max_download=round(max_download * _GIGABYTE),
+        max_epsilon=max_epsilon,
     )
     joining = Joining(
         Address.parse(address),
@@ -228,6 +238,11 @@ def _asked(offer: "Offer") -> Iterator[str]:
         )
     if federate.alone:
         yield "  alone: with scores you also train an adapter of your own, which stays here: twice the training."
+    if (privacy := offer.train.privacy) is not None:
+        yield (
+            f"  privacy: of any one of your rows all {federate.rounds} updates tell at most epsilon = "
+            f"{privacy.epsilon:g}, and neither losses nor scores leave. A budget of your own: --max-epsilon."
+        )
     yield "  share_result: " + (
         "you can have the adapter at the end: --out DIR." if federate.share_result else "you get no adapter at the end."
     )

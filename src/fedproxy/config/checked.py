@@ -136,6 +136,25 @@ class Keys(_Check):
         return {key: getattr(whole, key) for key in value}
 
 
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """A table in a table: given as one, or as its keys and values."""
+
+    kind: type
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._made, handler(source))
+
+    def _made(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        try:
+            return self.kind(**value)
+        except TableError as error:
+            says = f"a table with the right keys and values: {' '.join(error.faults.values())}"
+            raise PydanticCustomError("within", "{says}", {"says": says}) from None
+
+
 def read_table(kind: type[Table], values: Any, where: str, problems: list[str]) -> Table:
     """Build a table, adding to `problems` whatever is wrong with it; what is wrong is left out.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedproxy.config import tables
 from fedproxy.config.checked import read_table
+from fedproxy.config.privacy import unprivate
 from fedproxy.config.tables import VARIED, Client, Experiment, Variant, map_paths
 from fedproxy.errors import ArtifactError, ConfigError
 from fedproxy.registry import axis
@@ -104,6 +105,7 @@ def _clashes(experiment: Experiment) -> Iterator[str]:
             "decimal point."
         )
     yield from _unscored(experiment)
+    yield from unprivate(experiment.train, experiment.federate)
     for number, client in enumerate(clients, 1):
         own = client.lora_r or rank
         if own != rank and spaces[experiment.federate.space].for_rank is None:

@@ -9,7 +9,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fedproxy.config.checked import Choice, Keys, Rule, table
+from fedproxy.config.checked import Choice, Keys, Rule, Within, table
+from fedproxy.config.privacy import Privacy
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -185,6 +186,7 @@ class Train:
         report_to: Trackers that are told the loss of every step and the numbers of every round, by the server; of
             clients elsewhere it knows the rounds only. Files, such as those of "tensorboard", go to RUN/tracking; to a
             service go the clients' names, too.
+        privacy: Differential privacy of the clients' rows, a table of its own; none trains without.
     """
 
     epochs: Positive = 1.0
@@ -213,6 +215,7 @@ class Train:
     lora_targets: str | list[str] = "all-linear"
     blocks: Annotated[Literal["all"] | list[int], Rule('"all", or at least one number', len)] = "all"
     report_to: Annotated[list[str], _some_of(TRACKERS)] = field(default_factory=list)
+    privacy: Annotated[Privacy | None, Within(Privacy)] = None
 
 
 _DURATION_SAYS = 'a duration such as "30m"'

@@ -25,6 +25,7 @@ from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
 from fedproxy.deployment.handout.link import BrokenLinkError, Link
 from fedproxy.deployment.keys import read_client_key
 from fedproxy.deployment.ledger import LEDGER, Ledger
+from fedproxy.deployment.purse import open_purse
 from fedproxy.deployment.result import RESULT_CACHE, fetch_result, keeper
 from fedproxy.deployment.welcome import FAREWELL, MOST_BYTES, PATH, Verdict, Welcome, introduce, public_pem
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError, told
@@ -183,6 +184,8 @@ def join(
             scores=joining.scores,
         )
         check_offer(offer, joining.limits, rows=len(rows), steps=optimizer_steps(len(rows), offer.train))
+        state = cache / "clients" / owner.authority / offer.id
+        purse = open_purse(offer, joining.limits, rows, cache, state / welcome.name)
         proxy = fetch_proxy(
             owner.url,
             welcome.token,
@@ -193,8 +196,8 @@ def join(
             most=joining.limits.max_download,
             on_request=owner.ledger.leaves,
         )
-        state = cache / "clients" / owner.authority / offer.id
         session = Session.open(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
+        session.purse = purse
         steps = session.take_rows(welcome.name, rows, held)
         keep = None
         if joining.out is not None:

@@ -25,7 +25,7 @@ def tune_centralized(
     """
     llm = resolve(experiment.llm.path)
     tokenizer, examples = encode_for(llm, rows, experiment)
-    settings = replace(experiment.train, blocks="all")
+    settings = replace(experiment.train, blocks="all", privacy=None)  # it is never given away
     complete = RoundStore(directory.path / "rounds").count()  # fewer than planned, if the federation ended early
     done = replace(experiment, federate=replace(experiment.federate, rounds=complete))
     model = load_proxy(replace(experiment, train=settings), llm)

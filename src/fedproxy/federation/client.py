@@ -11,7 +11,9 @@ from fedproxy.federation.parcel import wrap_update
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state
-from fedproxy.models.training import DivergedError, train
+from fedproxy.models.private_training import Private
+from fedproxy.models.training import DivergedError, Training, optimizer_steps, train
+from fedproxy.privacy.releases import Outcome, Releases
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors
 
@@ -46,6 +48,7 @@ def answer(
     seed: int,
     state: ClientState,
     on_step: Callable[[int, int, float], None] | None = None,
+    releases: Releases | None = None,
 ) -> Reply:
     """Train `model` (a proxy with an adapter attached) as `order` says, and reply.
 
@@ -63,9 +66,12 @@ def answer(
         seed: The experiment's seed.
         state: What the client remembers from earlier rounds.
         on_step: Called after each optimizer step with (step, steps, loss).
+        releases: What it gave away so far, under [train.privacy]: then nothing but the update follows from its rows,
+            and an order that was answered before is answered alike.
 
     Raises:
         DivergedError: the loss became NaN or infinite.
+        OverspentError: the privacy budget forbids it.
         ArtifactError: the order does not fit the model, or the client's state is damaged.
     """
     wire, row = federate_settings.wire, REGULARISERS.choose(federate_settings.regulariser)
@@ -73,17 +79,31 @@ def answer(
     memory = _recall(state, order.since, name, ENCODINGS.choose(wire).loses, carried)
     take(order.adapter, model)
     device = next(model.parameters()).device
-    done = train(
-        model,
-        examples,
-        train_settings,
-        pad=pad,
-        seed=derive_seed(seed, "train", order.round, name),
-        penalty=row.term(order.adapter, order.conflict, federate_settings.regulariser_strength, device),
-        drift=(carried.drift(order.state, memory.state) or None) if carried else None,
-        on_step=on_step,
-    )
-    trained = adapter_state(model)
+    done: Training | None = None
+
+    def learn(private: Private | None = None) -> Outcome:
+        nonlocal done
+        found = train(
+            model,
+            examples,
+            train_settings,
+            pad=pad,
+            seed=derive_seed(seed, "train", order.round, name),
+            penalty=row.term(order.adapter, order.conflict, federate_settings.regulariser_strength, device),
+            drift=(carried.drift(order.state, memory.state) or None) if carried else None,
+            on_step=on_step,
+            private=private,
+        )
+        done = found if private is None else None
+        told = ("seconds", *(carried.numbers if carried else ()))
+        return Outcome(adapter_state(model), {key: float(getattr(found, key)) for key in told})
+
+    if releases is None:
+        outcome, steps = learn(), optimizer_steps(len(examples), train_settings)
+    else:
+        private = Private(releases.plan)
+        outcome, steps = releases.outcome(order.round, order.adapter, lambda: learn(private)), releases.plan.steps
+    trained = outcome.adapter
     update: Tensors = {key: trained[key] - tensor for key, tensor in order.adapter.items()}
     parcel, update, residual = wrap_update(
         update,
@@ -98,12 +118,13 @@ def answer(
         round=order.round,
         update=update,
         rows=len(examples),
-        tokens=done.tokens,
-        steps=len(done.losses),
-        loss=done.loss,
-        seconds=done.seconds,
-        numbers={key: float(getattr(done, key)) for key in (carried.numbers if carried else ())},
-        peak_memory=done.peak_memory,
+        tokens=done.tokens if done else 0,
+        steps=steps,
+        loss=done.loss if done else None,
+        seconds=outcome.numbers["seconds"],
+        numbers={key: outcome.numbers[key] for key in (carried.numbers if carried else ())},
+        peak_memory=done.peak_memory if done else 0,
+        epsilon=releases.spent if releases else None,
         wire=wire,
         size=size_in_bytes(parcel.parts if parcel else update),
         parcel=parcel,

@@ -56,7 +56,7 @@ def client_update(
         `seconds`, `peak_memory` (bytes).
 
     Raises:
-        UsageError: there is no adapter to train, or the regulariser is none of those that keep no state.
+        UsageError: there is no adapter to train, the training is to be private, or the regulariser keeps a state.
         ArtifactError: the rows cannot be used, or `adapter` does not fit the model; it is left as it was.
         DivergedError: the loss became NaN or infinite.
 
@@ -67,6 +67,8 @@ def client_update(
         raise UsageError(
             f"The regulariser {regulariser!r} carries a state over rounds ({carried.name}): use `federate`."
         )
+    if train.privacy is not None:
+        raise UsageError("[train.privacy] holds for all rounds of a run and remembers what it spent: use `federate`.")
     if not isinstance(model, AdaptedModel) or not any(p.requires_grad for p in adapter_parameters(model).values()):
         raise UsageError(f"{type(model).__name__} has no adapter that can be trained: put one on with attach_adapter.")
     base: Any = model.get_base_model()

@@ -297,7 +297,7 @@ class Coordinator:
             return self._fault(state, sender, "invalid", f"it came under the name {answer.client!r}")
         if answer.round != state.round:
             return self._fault(state, sender, "invalid", _other_round(answer.round, state.round))
-        if answer.rows < 1 or answer.steps < 1 or not math.isfinite(answer.loss):
+        if answer.rows < 1 or answer.steps < 1 or not math.isfinite(answer.loss or 0.0):
             what = f"rows {answer.rows}, steps {answer.steps}, loss {answer.loss}"
             return self._fault(state, sender, "invalid", f"{what}: nothing was trained")
         carried = self._regulariser.carried
@@ -440,6 +440,7 @@ class Coordinator:
                     "wire": reply.wire,
                     "bytes_up": reply.size,
                     "bytes_down": order_size(state.orders[reply.client]),
+                    **({} if reply.epsilon is None else {"epsilon": reply.epsilon}),
                     **self._scored(reply),
                 }
                 for reply in replies

@@ -66,15 +66,16 @@ class Reply:
         round: The round it answers.
         update: τ_k by tensor name, the layout of the order's adapter; it may lie on disk (`MappedTensors`).
         rows: Training rows.
-        tokens: Tokens trained on.
+        tokens: Tokens trained on; 0 under [train.privacy], which does not cover them.
         steps: Optimizer steps.
-        loss: Mean training loss, nats per token.
+        loss: Mean training loss, nats per token; none under [train.privacy].
         seconds: Time the training took.
         numbers: What else of the training its regulariser needs (`Carried.numbers`), by name.
-        peak_memory: Bytes of memory at the training's peak.
+        peak_memory: Bytes of memory at the training's peak; 0 under [train.privacy].
         wire: The encoding that it travels in.
         size: Bytes of the update as it travels.
         parcel: What travels in place of `update`, where it is encoded and did not travel yet.
+        epsilon: What this and all earlier updates of the run cost of the budget of [train.privacy]; none without.
         validation: What the "untuned" proxy, the proxy with the client's "own" update, and the one that was trained
             "alone" reached on its validation rows; empty if it gives no scores.
     """
@@ -85,13 +86,14 @@ class Reply:
     rows: int
     tokens: int
     steps: int
-    loss: float
+    loss: float | None
     seconds: float
     numbers: Mapping[str, float] = field(default_factory=dict)
     peak_memory: int = 0
     wire: str = PLAIN
     size: int = field(default=0, compare=False)
     parcel: Parcel | None = field(default=None, compare=False)
+    epsilon: float | None = None
     validation: Mapping[str, Score] = field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Annotated
 
-from fedproxy.config import Experiment, Federate, Rule, Train, read_table, table
+from fedproxy.config import Experiment, Federate, Rule, Train, read_table, table, unprivate
 from fedproxy.errors import ArtifactError, FederationError, UsageError
 from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, is_sha256, strict_json, version
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding
@@ -92,6 +92,7 @@ class Offer:
         train = read_table(Train, values.get("train"), "train", problems)
         federate = read_table(Federate, asked, "federate", problems)
         problems += ["alone: needs validation above 0"] * (federate.alone and not federate.validation)
+        problems += unprivate(train, federate)
         offer = read_table(Offer, {**values, "train": train, "federate": federate}, "", problems)
         if not problems:
             try:
@@ -149,6 +150,8 @@ class Limits:
         max_length: Tokens of a row.
         max_batch_size: Rows in one forward pass.
         max_download: Bytes of the proxy.
+        max_epsilon: What private trainings on its rows may cost, over all runs and servers; if given, no other
+            training is done.
     """
 
     min_rows: int = 16
@@ -161,6 +164,7 @@ class Limits:
     max_length: int = 8192
     max_batch_size: int = 256
     max_download: int = 500 * 10**9
+    max_epsilon: Annotated[float, Rule("above 0", lambda value: value > 0)] | None = None
 
 
 class DeclinedError(FederationError):
@@ -196,5 +200,7 @@ def check_offer(offer: Offer, limits: Limits, *, rows: int, steps: int) -> None:
         least, allowed = limit.startswith("min_"), getattr(limits, limit)
         if value < allowed if least else value > allowed:
             found.append(f"{what} = {value}, this client allows {allowed} at {'least' if least else 'most'} ({limit})")
+    if limits.max_epsilon is not None and train.privacy is None:
+        found.append("training without [train.privacy], this client trains with it alone (max_epsilon)")
     if found:
         raise DeclinedError(f"The offer is declined: {'; '.join(found)}.")

@@ -33,7 +33,7 @@ from fedproxy.tensor_files import (
 )
 from fedproxy.tensors import MappedTensors, Tensors, check_finite
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Rises when an order, an answer or an offer changes so that an older fedproxy would misread it."""
 HEAD_BYTES = 4096
 """Of a head at most so much is read."""
@@ -106,11 +106,12 @@ class _ReplyHead:
     rows: _Positive
     tokens: _Count
     steps: _Positive
-    loss: _Number
+    loss: _Number | None
     seconds: Annotated[float, Rule("0 or more", lambda value: 0 <= value < _LIMIT)]
     numbers: Annotated[dict[str, _Number], Rule(f"{_NUMBERS} numbers at most", lambda value: len(value) <= _NUMBERS)]
     peak_memory: _Count
     wire: _Wire
+    epsilon: Annotated[float, Rule("0 or more", lambda value: 0 <= value < _LIMIT)] | None
     validation: Annotated[dict[str, dict[str, Any]], Rule("a few scores", lambda value: len(value) <= _SCORES)]
 
 

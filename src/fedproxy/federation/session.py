@@ -27,8 +27,13 @@ from fedproxy.models.lora import AdaptedModel, adapter_config, adapter_state, tr
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import optimizer_steps
 from fedproxy.models.validating import BrokenModelError, Validation, measure
+from fedproxy.privacy.plan import Plan
+from fedproxy.privacy.releases import OverspentError, Purse, Releases
 from fedproxy.tensors import Tensors, digest
 
+PRIVATE = "private"
+"""Of what a client remembers of a run: the folder of its private trainings."""
+_DECLINES = (DeclinedError, OverspentError)
 OnStep = Callable[[int, int, int, float], None]
 """Told the round, the step, the number of steps and the loss."""
 OnGlobal = Callable[[int, Tensors], None]
@@ -48,6 +53,7 @@ class Session:
     Attributes:
         orders: How often each round was ordered of a client: (client, "train" or "score", round) → times.
         on_global: Told the global adapter that an order brings; none if nobody wants it.
+        purse: Who pays for private trainings beside the run's own budget; nobody if none.
         fresh: The adapter's first values; what is not trained keeps them.
 
     Raises:
@@ -76,6 +82,8 @@ class Session:
             )
         self._examples: dict[str, Sequence[Encoded]] = {}
         self._validations: dict[str, Validation] = {}
+        self._plans: dict[str, Plan] = {}
+        self.purse: Purse | None = None
         self.order_limit = order_limit(self._start, offer.federate.wire_down)
 
     @staticmethod
@@ -119,11 +127,15 @@ class Session:
 
         Raises:
             DeclinedError: the client's limits forbid what the server offers.
+            UsageError: as of `Plan.of`.
         """
         steps = optimizer_steps(len(examples), self._offer.train)
         if self._limits is not None:
             check_offer(self._offer, self._limits, rows=len(examples), steps=steps)
         self._examples[client] = examples
+        train, rounds = self._offer.train, self._offer.federate.rounds
+        if train.privacy is not None:
+            self._plans[client] = Plan.of(train.privacy, train, rows=len(examples), steps=steps, rounds=rounds)
         if validation is not None:
             self._validations[client] = validation
         return steps
@@ -239,6 +251,7 @@ class Session:
         Raises:
             FederationError: the order is none of this federation.
             DeclinedError: the round was ordered too often, or takes longer than the client allows.
+            OverspentError: the privacy budget forbids it.
             DivergedError, BrokenModelError: the training diverged.
             ArtifactError: what the client remembers is damaged.
             ResourceError: the disk is full, or memory does not suffice.
@@ -262,8 +275,14 @@ class Session:
             seed=self._offer.seed,
             state=ClientState(self._state / client),
             on_step=stepped,
+            releases=self._releases(client),
         )
         return replace(reply, validation=self._scores(client, order, in_time))
+
+    def _releases(self, client: str) -> Releases | None:
+        """What a client gave away so far in this run, if it trains with privacy."""
+        plan = self._plans.get(client)
+        return None if plan is None else Releases(self._state / client / PRIVATE, plan, self.purse)
 
     def answer(
         self, client: str, data: bytes, on_step: OnStep | None = None
@@ -292,7 +311,7 @@ class Session:
             fault = explained(error)
             if not isinstance(fault, ResourceError):
                 raise
-        kind: Literal["declined", "failed"] = "declined" if isinstance(fault, DeclinedError) else "failed"
+        kind: Literal["declined", "failed"] = "declined" if isinstance(fault, _DECLINES) else "failed"
         refusal = Refusal(client, number, told(fault), kind)
         return encode_reply(refusal), refusal, fault
 

@@ -20,8 +20,9 @@ from fedproxy.models.costs import training
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.placement import ROOM
 from fedproxy.models.text_batches import Batch
-from fedproxy.models.training import trained_tokens
+from fedproxy.models.training import optimizer_steps, trained_tokens
 from fedproxy.pipeline import read_experiment
+from fedproxy.privacy.plan import Plan
 from fedproxy.seeds import derive_seed
 
 FEW = 0.2
@@ -45,9 +46,10 @@ def forecast_run(
     Returns:
         "clients": by name, its `Texts`, the "memory" of training as bytes on a CPU in float32 and on a GPU in bfloat16,
         beside the program itself, as "scored" the rows that it keeps back, and its "rounds", each a `ClientRound`, with
-        their sums; "warnings": what to think over before the run, in sentences; "tasks": documents and
-        tokens that scoring reads; "memory": bytes on a CPU and on a GPU, by party and stage; "flops" and "seconds" by
-        stage; "bytes" of all clients and rounds, and of the proxy that each gets once.
+        their sums; "privacy": by client, what [train.privacy] makes of it; "warnings": what to think over before the
+        run, in sentences; "tasks": documents and tokens that scoring reads; "memory": bytes on a CPU and on a GPU, by
+        party and stage; "flops" and "seconds" by stage; "bytes" of all clients and rounds, and of the proxy that each
+        gets once.
 
     Raises:
         ConfigError, UsageError: the experiment cannot be used.
@@ -101,6 +103,7 @@ def forecast_run(
         "proxy": proxy.as_dict(),
         "rounds": experiment.federate.rounds,
         "clients": clients,
+        "privacy": privacy_of(experiment, {name: len(part) for name, part in examples.items()}),
         "warnings": few_steps(
             experiment,
             1 - len(proxy.keep) / known.shape.count,
@@ -123,6 +126,21 @@ def forecast_run(
         "speed": asdict(speed),
         "seconds": {stage: count / speed.flops for stage, count in flops.items()},
     }
+
+
+def privacy_of(experiment: Experiment, rows: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """What [train.privacy] makes of clients with so many rows each, as `Plan.as_dict`; nothing without.
+
+    Raises:
+        UsageError: as of `Plan.of`.
+    """
+    found = {}
+    for name, count_ in rows.items():
+        train, rounds = experiment.train_of(name), experiment.federate.rounds
+        if train.privacy is not None:
+            steps = optimizer_steps(count_, train)
+            found[name] = Plan.of(train.privacy, train, rows=count_, steps=steps, rounds=rounds).as_dict()
+    return found
 
 
 def few_steps(experiment: Experiment, lacks: float, steps: Mapping[str, int]) -> list[str]:

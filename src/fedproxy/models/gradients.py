@@ -1,7 +1,7 @@
 """The gradients of a step: forward and backward through a model that is made ready for training."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,20 @@ def suit_attention(model: Any, usual: str, longest: int, device: torch.device) -
 
 
 @contextlib.contextmanager
-def in_training(model: AdaptedModel, settings: Train, pad: int) -> Iterator[Backward]:
-    """Put a model on its device into training state for a while; afterwards it is in evaluation state."""
+def in_training(
+    model: AdaptedModel,
+    settings: Train,
+    pad: int,
+    loss_of: Callable[[AdaptedModel, Mapping[str, torch.Tensor]], torch.Tensor] = summed_loss,
+) -> Iterator[Backward]:
+    """Put a model on its device into training state for a while; afterwards it is in evaluation state.
+
+    Args:
+        model: The model.
+        settings: The [train] table.
+        pad: Padding token id.
+        loss_of: The loss of a batch as a layout makes it; by default the sum over the tokens that count.
+    """
     base: Any = model.get_base_model()
     device = next(model.parameters()).device
     autocast = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_fast(device))
@@ -58,7 +70,7 @@ def in_training(model: AdaptedModel, settings: Train, pad: int) -> Iterator[Back
             inputs = {name: tensor.to(device) for name, tensor in layout(batch, pad).items()}
             suit_attention(base, usual, inputs["input_ids"].shape[1], device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                part = summed_loss(model, inputs) / count
+                part = loss_of(model, inputs) / count
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
         return loss

@@ -37,6 +37,24 @@ def summed_loss(model: AdaptedModel, batch: Mapping[str, torch.Tensor]) -> torch
         model: The model, on the device of the batch.
         batch: `input_ids`, `labels` and what else a layout makes, all [rows, tokens].
     """
+    logits, labels, _ = _predicted(model, batch)
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def row_means(model: AdaptedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Each row's cross-entropy, the mean over its labels that count, summed over the rows, in float32.
+
+    The arguments are as of `summed_loss`; every row has a label that counts.
+    """
+    logits, labels, counts = _predicted(model, batch)
+    weights = (1 / counts.sum(1, keepdim=True)).expand(counts.shape)[counts]
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+
+
+def _predicted(
+    model: AdaptedModel, batch: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The logits of what counts, float32 [positions, vocabulary], its labels, and where in the batch it counts."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     ahead = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     counts = ahead != IGNORED
@@ -46,4 +64,4 @@ def summed_loss(model: AdaptedModel, batch: Mapping[str, torch.Tensor]) -> torch
         logits = model(**inputs, use_cache=False).logits
     if logits.shape[:2] == counts.shape:  # of a model that does not call its head as a module
         logits = logits[counts]
-    return F.cross_entropy(logits.flatten(0, -2).float(), ahead[counts], reduction="sum")
+    return logits.flatten(0, -2).float(), ahead[counts], counts

@@ -16,12 +16,14 @@ from accelerate import Accelerator
 from transformers import get_scheduler
 
 from fedproxy.config import Train
-from fedproxy.errors import FedproxyError
+from fedproxy.errors import FedproxyError, UsageError
 from fedproxy.memory import peak_memory, restart_peak
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.gradients import in_training
+from fedproxy.models.label_loss import row_means, summed_loss
 from fedproxy.models.lora import AdaptedModel, adapter_parameters
 from fedproxy.models.parallel import together
+from fedproxy.models.private_training import Private, sound
 from fedproxy.seeds import derive_seed
 
 _WARMED = {"constant": "constant_with_warmup"}
@@ -91,11 +93,14 @@ def train(
     penalty: Penalty | None = None,
     drift: Mapping[str, torch.Tensor] | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
+    private: Private | None = None,
 ) -> Training:
     """Train the adapter of `model` in place.
 
     The loss of a step is the mean over all tokens of its (accumulated) batch that count, plus the penalty once. The
-    global random state (dropout) is seeded inside and put back afterwards.
+    global random state (dropout) is seeded inside and put back afterwards. A private training has steps of its own
+    (`Private`), computes in one process, and draws dropout, too, as nobody can foretell: or a row would move the
+    others' gradients by what it does to theirs.
 
     Args:
         model: A model with an adapter from `lora.attach`; only those tensors of it are trained that require gradients.
@@ -108,10 +113,14 @@ def train(
         drift: What a step with learning rate η takes away from each trained parameter, beside the optimizer's change:
             η times this (by adapter tensor name).
         on_step: Called after each step with (step, steps, loss).
+        private: How the steps are made private, of a training with [train.privacy].
 
     Raises:
-        DivergedError: the loss is NaN or infinite.
+        DivergedError: the loss, or of a private training what was learned, is NaN or infinite.
+        UsageError: as of `Private.backward`; or `settings` ask for privacy, and there is no `private`.
     """
+    if settings.privacy is not None and private is None:
+        raise UsageError("[train.privacy] holds for the rounds of a federation, and this is none. Leave it out here.")
     accelerator = Accelerator()
     device = accelerator.device
     parameters = {name: parameter for name, parameter in adapter_parameters(model).items() if parameter.requires_grad}
@@ -138,15 +147,20 @@ def train(
     losses: list[float] = []
     tokens, rate_sum = 0, 0.0
     started = time.perf_counter()
+    if private is None:
+        settings_of_step, loss_of, draws = settings, summed_loss, step_batches(examples, settings, seed)
+    else:
+        settings_of_step, loss_of = replace(settings, padding_free=False), row_means
+        draws = private.step_batches(examples, settings.batch_size)
     with (
         torch.random.fork_rng(),
-        in_training(model, settings, pad) as alone,
-        together(model, settings, pad, seed, alone) as backward,
+        in_training(model, settings_of_step, pad, loss_of) as alone,
+        private.backward(model, alone) if private else together(model, settings, pad, seed, alone) as backward,
     ):
-        torch.manual_seed(derive_seed(seed, "dropout"))
-        for chosen in itertools.islice(step_batches(examples, settings, seed), total):
+        torch.manual_seed(private.randomness.seed() if private else derive_seed(seed, "dropout"))
+        for chosen in itertools.islice(draws, total):
             loss = backward(chosen, sum(example.counting for batch in chosen for example in batch))
-            if not math.isfinite(loss):
+            if private is None and not math.isfinite(loss):
                 raise DivergedError(
                     f"The loss became {loss} at step {len(losses) + 1} of {total}. Lower learning_rate, or try "
                     'precision = "fp32".'
@@ -166,6 +180,8 @@ def train(
             losses.append(loss)
             if on_step is not None:
                 on_step(len(losses), total, loss)
+    if private is not None and not sound(model):
+        raise DivergedError("What was learned is no number any more. Lower learning_rate.")
     peak = torch.cuda.max_memory_allocated(device) if cuda else peak_memory()
     return Training(losses, tokens, time.perf_counter() - started, peak, rate_sum)
 

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from fedproxy.config import Client, Evaluate, Rule, table
 from fedproxy.deployment.flower.exchange import ANSWER, LISTING, OFFER, ORDER, PARTS, READY, TO, pack, unpack
 from fedproxy.deployment.handout.fetch import default_cache, find_proxy, take_parts
+from fedproxy.deployment.purse import open_purse
 from fedproxy.errors import ArtifactError, FederationError, ResourceError, UsageError
 from fedproxy.federation.client_rows import Rows, parted_rows, rows_of
 from fedproxy.federation.offer import Limits, Offer, check_offer
@@ -89,9 +90,26 @@ class Site:
         proxy = find_proxy(offer.proxy, self.folder)
         if proxy is None:
             raise FederationError("the proxy is not in this client's cache: start its SuperNode anew to get it again")
-        session = Session.open(proxy, offer, self.limits, state=self.folder / "clients" / _AUTHORITY / offer.id)
-        session.take_rows(self.client, *self.rows(offer))
+        session = Session.open(proxy, offer, self.limits, state=self._state(offer))
+        rows, held = self.rows(offer)
+        session.purse = open_purse(offer, self.limits, rows, self.folder, None)
+        session.take_rows(self.client, rows, held)
         return session
+
+    def check(self, offer: Offer) -> int:
+        """Check an offer by the limits and by what the rows have cost so far, and give the number of the rows.
+
+        Raises:
+            DeclinedError, OverspentError: they forbid it.
+            ArtifactError: data, or what is noted, cannot be used.
+        """
+        rows, _ = self.rows(offer)
+        check_offer(offer, self.limits, rows=len(rows), steps=optimizer_steps(len(rows), offer.train))
+        open_purse(offer, self.limits, rows, self.folder, self._state(offer) / self.client)
+        return len(rows)
+
+    def _state(self, offer: Offer) -> Path:
+        return self.folder / "clients" / _AUTHORITY / offer.id
 
 
 def introduce(message: Message, context: Context) -> Message:
@@ -114,8 +132,7 @@ def consider(message: Message, context: Context) -> Message:
     """
     with _discreet():
         site, offer = Site.of(context.node_config), Offer.decode(str(message.content[OFFER]["offer"]))
-        rows = len(site.rows(offer)[0])
-        check_offer(offer, site.limits, rows=rows, steps=optimizer_steps(rows, offer.train))
+        rows = site.check(offer)
         came = message.content[PARTS]
         assert isinstance(came, ArrayRecord)
         parts = {sha256: bytes(part.data) for sha256, part in came.items()}
