@@ -1,0 +1,17 @@
+"""Attacks by name. To add one: a file here that ends in an `Attack`, and its row in `ATTACKS`."""
+
+from typing import Any
+
+from fedproxy.privacy.attacks.calibrated_loss import CALIBRATED_LOSS
+from fedproxy.privacy.attacks.contract import Attack, Figure, Found
+from fedproxy.privacy.attacks.subject import Subject
+from fedproxy.registry import Axis
+
+__all__ = ["ATTACKS", "Attack", "Figure", "Found", "Subject"]
+
+ATTACKS: Axis[Attack[Any]] = Axis(
+    "attack",
+    "fedproxy.attacks",
+    Attack,
+    {attack.name: attack for attack in (CALIBRATED_LOSS,)},
+)
