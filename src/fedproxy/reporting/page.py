@@ -33,8 +33,8 @@ def report(run_dir: Path | str) -> Path:
         The page's path.
 
     Raises:
-        ArtifactError: results.json or a round's conflict is missing or damaged, attacks.json is damaged, or a link leads
-            out of the run.
+        ArtifactError: results.json or a round's conflict is missing or damaged, attacks.json is damaged, or a link
+            leads out of the run.
         MissingExtraError: the extra `report` is not installed.
         UsageError: the page cannot be written.
 
@@ -45,9 +45,7 @@ def report(run_dir: Path | str) -> Path:
     results = read_run(run_dir)
     conflicts = load_conflict(run_dir, results.proxy.layer_map) if results.proxy.layer_map else []
     attacks = read_attacks(run_dir)
-    html = render(
-        results, events=load_events(run_dir), run=run_dir.name or "RUN", conflicts=conflicts, attacks=attacks
-    )
+    html = render(results, events=load_events(run_dir), run=run_dir.name or "RUN", conflicts=conflicts, attacks=attacks)
     path = run_dir / "report.html"
     write_page(path, html)
     return path

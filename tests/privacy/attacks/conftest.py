@@ -51,8 +51,8 @@ def make_run(folder: Path, *, epochs: float, rows: int | None = TRAINED, **train
 
 @pytest.fixture(scope="session")
 def learned_by_heart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose clients trained twelve times on each of their rows."""
-    return make_run(tmp_path_factory.mktemp("heart") / "a", epochs=12)
+    """A run whose clients trained twelve times on the whole text of each of their rows."""
+    return make_run(tmp_path_factory.mktemp("heart") / "a", epochs=12, completion_only_loss="false")
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ def test_rows_learned_by_heart_are_told_from_others_on_proxy_and_fused_llm(learn
     found = by_place(calibrated_loss(Subject(learned_by_heart), Options(), lambda *_: None))
     for model in ("tuned proxy", "fused LLM"):
         area = found[f"{model}, calibrated, mean over clients", "AUC"]
-        assert area.low > 0.55
+        assert area.low > 0.8
         assert area.of == f"{2 * TRAINED} members, {2 * 48} others"
-    assert found["tuned proxy, calibrated, mean over clients", "AUC"].value > 0.75
+    assert found["tuned proxy, calibrated, mean over clients", "AUC"].value > 0.9
 
 
 @pytest.mark.slow

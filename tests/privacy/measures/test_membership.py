@@ -39,7 +39,7 @@ def test_an_infinite_score_is_a_score():
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     generator, inside = np.random.default_rng(0), 0
-    truth = 0.5 * (1 + math.erf(0.5 / 2))  # two normal distributions, half a standard deviation of sqrt 2 apart
+    truth = 0.5 * (1 + math.erf(0.5 / math.sqrt(2)))  # P(difference > 0): its mean is half its standard deviation
     for trial in range(60):
         groups = [(generator.normal(math.sqrt(0.5), 1, 60), generator.normal(0, 1, 60))]
         found = estimates(groups, seed=trial, draws=200)["auc"]
@@ -49,10 +49,9 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
 
 def test_groups_of_different_levels_tell_nothing():
     low, high = np.linspace(0, 1, 30), np.linspace(100, 101, 30)
-    found = estimates([(low, low), (high[:3], high)], seed=0, draws=100)
-    assert found["auc"].value < 0.5
-    pooled = auc([*low, *high[:3]], [*low, *high])
-    assert pooled < found["auc"].value
+    assert estimates([(low[::10], low), (high, high[::10])], seed=0, draws=10)["auc"].value == pytest.approx(
+        0.5, abs=0.03
+    )
 
 
 def test_several_groups_count_the_same():

@@ -110,7 +110,11 @@ def estimates(groups: Sequence[Group], *, seed: int, draws: int = DRAWS, level: 
         "hits": (np.mean([_hits(*group, FALSE_ALARMS) for group in checked]), shares / len(checked)),
     }
     ends = [(1 - level) / 2, (1 + level) / 2]
-    return {name: Estimate(float(value), *map(float, np.quantile(drawn, ends))) for name, (value, drawn) in found.items()}
+    result = {}
+    for name, (value, drawn) in found.items():
+        low, high = (float(end) for end in np.quantile(drawn, ends))
+        result[name] = Estimate(float(value), low, high)
+    return result
 
 
 def _checked(members: ArrayLike, others: ArrayLike) -> tuple[Floats, Floats]:
@@ -124,8 +128,8 @@ def _checked(members: ArrayLike, others: ArrayLike) -> tuple[Floats, Floats]:
 
 def _wins(members: Floats, others: Floats) -> Floats:
     """1 where a member scores higher than a non-member, 0.5 where equally, [m, n]."""
-    difference = members[:, None] - others[None, :]
-    return np.where(np.isnan(difference), 0.5, (np.sign(difference) + 1) / 2)  # infinity less infinity
+    ours, theirs = members[:, None], others[None, :]
+    return (1.0 * (ours > theirs) + 1.0 * (ours >= theirs)) / 2
 
 
 def _hits(members: Floats, others: Floats, false_alarms: float) -> float:

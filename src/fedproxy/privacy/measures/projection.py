@@ -24,7 +24,8 @@ def row_space(matrix: torch.Tensor, tolerance: float = TOLERANCE) -> torch.Tenso
     if matrix.dim() != 2 or not bool(torch.isfinite(matrix).all()):
         raise UsageError(f"A row space is that of a finite matrix, not of a tensor of shape {tuple(matrix.shape)}.")
     _, values, basis = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return basis[values > tolerance * values.max()] if bool(values.any()) else basis[:0]
+    kept: torch.Tensor = basis[values > tolerance * values.max()] if bool(values.any()) else basis[:0]
+    return kept
 
 
 def residuals(vectors: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
