@@ -18,7 +18,7 @@ OUTSIDE = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICEN
 OUTSIDE += [f"experiments/{name}/README.md" for name in ("lab", "paper", "smollm2")]
 OUTSIDE += sorted(
     str(path.relative_to(ROOT))
-    for place in ("experiments/paper/*.toml", "experiments/smollm2/*.json", "examples/*.*")
+    for place in ("experiments/*/*.toml", "experiments/smollm2/*.json", "examples/*.*")
     for path in ROOT.glob(place)
 )
 """What is on the site beside docs/."""

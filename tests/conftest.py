@@ -1,5 +1,6 @@
 """Tiny random models of every family, with a byte-level tokenizer, made on the spot."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -19,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
+
+from tests.browser import Browser
 
 VOCABULARY = 260
 BLOCKS = 6
@@ -142,6 +145,13 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 def tiny_model() -> Callable[..., Any]:
     """A function that makes a tiny random model: `tiny_model("gpt2", seed=1, dtype=..., num_hidden_layers=4)`."""
     return make_model
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """The one Chromium of these tests; each page that it opens is a stranger to the others."""
+    with contextlib.closing(Browser(tmp_path_factory.mktemp("chromium"))) as shown:
+        yield shown
 
 
 @pytest.fixture(scope="session")

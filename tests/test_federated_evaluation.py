@@ -7,6 +7,7 @@ import pytest
 
 import fedproxy
 from fedproxy.artifacts import Manifest, read_json
+from fedproxy.cli.output import tell_run
 from fedproxy.data import read_rows
 from fedproxy.federation import session
 from fedproxy.federation.client_rows import client_rows
@@ -52,6 +53,19 @@ def test_the_best_round_is_kept_and_two_worse_ones_end_the_federation(whole):
         if (run.path / f"rounds/{number:04d}/adapter.safetensors").exists()
     ]
     assert there == [best, len(losses)]
+
+
+def test_the_terminal_says_what_the_clients_reach_and_which_round_is_kept(whole, capsys):
+    run = whole[1]
+    best = run.rounds[-1]["validation"]["best_round"]
+    tell_run(run, json=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"round {best}, which is kept" in said
+    assert f"Of {len(run.rounds)} rounds the best is round {best}, so the federation ended early." in said
+    tell_run(run, json=True)
+    found = capsys.readouterr()
+    assert json.loads(found.out)["adapter"] == str(run.adapter)
+    assert "kept back" not in found.err
 
 
 def test_what_is_kept_back_is_never_trained_on(whole):

@@ -17,6 +17,7 @@ from fedproxy.federation import client_rows
 from fedproxy.forecast import forecast_run, given_speed
 from fedproxy.pipeline import run
 from fedproxy.records import Results
+from fedproxy.reporting.page import load_events
 from fedproxy.typed_json import read_record
 
 WORDS = {"colours": ["red", "green", "blue"], "numbers": ["one", "two", "three"]}
@@ -102,6 +103,10 @@ def test_a_run_leaves_what_the_contract_promises(experiment, tmp_path, tiny_chec
         results["proxy"]["layer_map"],
     )
     assert typed.gap_closed == results["gap_closed"]
+    sheet = read_json(path / "proxy" / "fedproxy.json")["settings"]["exposure"]
+    assert results["proxy"]["perplexity"] == {who: sheet["perplexity"][who] for who in ("llm", "proxy")}
+    told = [event for event in load_events(path) if event["event"] == "hindrance"]
+    assert [{key: event[key] for key in ("kind", "found", "advice")} for event in told] == results["hindrances"]
     assert {name: scored.average for name, scored in typed.evaluation.items()} == {
         name: scored["average"] for name, scored in results["evaluation"].items()
     }

@@ -143,8 +143,10 @@ def test_names_of_fields_mean_the_same() -> None:
 
 
 def test_rows_of_alpaca_without_an_output_are_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    assert read_rows([*ALPACA, {**ALPACA[0], "output": ""}]) == read_rows(ALPACA)
-    assert "row 3" in caplog.text
+    for empty in ("", None):
+        caplog.clear()
+        assert read_rows([*ALPACA, {**ALPACA[0], "output": empty}]) == read_rows(ALPACA)
+        assert "row 3" in caplog.text
     with pytest.raises(ArtifactError, match="row 1: output is empty"):
         read_rows([{**ALPACA[0], "output": ""}])
 
@@ -188,14 +190,21 @@ BROKEN = {
     "csv, a cell more": ("a.csv", b'prompt,completion\n"a\nb",c\n\nd,e,f\n', "row 2 (line 5): 3 cells"),
     "csv, a cell less": ("a.csv", b"prompt,completion\na,b\nc\n", "row 2 (line 3): 1 cells"),
     "csv, quote": ("a.csv", b'prompt,completion\na,b\n"c"d,e\n', "row 2 (line 3)"),
-    "csv, quote without end": ("a.csv", b'prompt,completion\na,b\nc,"d\n\n', "row 2"),
+    "csv, quote without end": ("a.csv", b'prompt,completion\na,b\nc,"d\n\n', "row 2 (line 3): a quote is opened"),
     "csv, bytes": ("a.csv", b"prompt,completion\na,b\nc,\xff\n", "line 3"),
     "csv, a name twice": ("a.csv", b"prompt,prompt\na,b\n", "'prompt'"),
-    "csv, semicolons": (
+    "csv, a cell over two lines": (
         "a.csv",
-        b"prompt;completion\na;b\n",
-        "row 1 (line 2): a row with the fields ['prompt;completion']",
+        b'prompt,completion\na,b\n"c\nd",\n',
+        "row 2 (line 3): completion is empty",
     ),
+    "csv, semicolons": ("a.csv", b"prompt;completion\na;b\n", "line 1: the header is one column, 'prompt;completion'"),
+    "csv, semicolons and quotes": ("a.csv", b'prompt;completion\n"a";"b"\n', "not ';'"),
+    "csv, a space in the header": ("a.csv", b"prompt, completion\na,b\n", "[' completion', 'prompt']"),
+    "csv, UTF-16": ("a.csv", "prompt,completion\na,b\n".encode("utf-16"), "line 1 is not UTF-8"),
+    "tsv, commas": ("a.tsv", b'prompt,completion\n"a","b"\n', "not ','"),
+    "another end of the name": ("a.xlsx", b"PK\x03\x04", "none of the ends .jsonl, .json, .csv"),
+    "alpaca, null": ("a.jsonl", b'{"instruction": null, "output": "a"}', "line 1: a row with the fields ['output']"),
     "csv, empty answer": ("a.csv", b"prompt,completion\na,b\nc,\n", "row 2 (line 3): completion is empty"),
     "csv, messages": ("a.csv", b"messages\n[}\n", "row 1 (line 2): messages is not valid JSON"),
     "tsv, a cell less": ("a.tsv", b"prompt\tcompletion\na\tb\nc\n", "row 2 (line 3): 1 cells"),

@@ -10,7 +10,7 @@ import pytest
 
 from fedproxy import run_directory
 from fedproxy.artifacts import read_json, write_json
-from fedproxy.config import LLM, Client, Compare, Compress, Evaluate, Experiment, Fuse, Train, Variant
+from fedproxy.config import LLM, Client, Compare, Compress, Evaluate, Experiment, Federate, Fuse, Train, Variant
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.run_directory import RunDirectory, owned
 
@@ -248,6 +248,7 @@ def test_a_copy_of_a_project_goes_on_while_what_is_read_is_the_same(project):
     [
         ({"seed": 7}, "seed", "was 0, is 7"),
         ({"train": Train(lora_r=3)}, "[train] lora_r", "was 32, is 3"),
+        ({"federate": Federate(quorum=1, rounds=9)}, "[federate] rounds", "was 10, is 9"),
         ({"client": (Client("bank", data="/bank.jsonl"),)}, "[client 2] name", "was 'shop', is 'not set'"),
     ],
 )
@@ -259,6 +260,23 @@ def test_another_experiment_is_refused_with_the_keys_that_differ(project, change
     assert f"{key} {values}" in str(caught.value)
     assert "calibration" not in str(caught.value)
     assert contents(run) == before
+
+
+def test_whom_a_round_waits_for_may_be_another(run):
+    """What the error of a round without a quorum tells to change, and no more."""
+    waiting = Federate(deadline="1h", quorum=1, retries=7, patience="3h")
+    begin(run, dataclasses.replace(EXPERIMENT, federate=waiting), resume=True)
+    held = stored(run)["federate"]
+    assert [held[key] for key in ("deadline", "quorum", "retries", "patience")] == ["1h", 1, 7, "3h"]
+    assert (run / "rounds" / "0001").is_dir()
+    with pytest.raises(UsageError, match="strikes") as caught:
+        begin(
+            run,
+            dataclasses.replace(EXPERIMENT, federate=dataclasses.replace(waiting, quorum=2, strikes=9)),
+            resume=True,
+        )
+    assert "quorum" not in str(caught.value)
+    assert stored(run)["federate"] == held
 
 
 def test_what_is_evaluated_may_be_another_and_is_scored_anew(run):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.compression import Proxy, compress
 from fedproxy.config import Experiment, clashes, load_experiment
-from fedproxy.errors import ConfigError, UsageError
+from fedproxy.errors import ArtifactError, ConfigError, UsageError
 from fedproxy.evaluation.experiment import check_tasks, score, scored_tasks
 from fedproxy.federation.aligning import proxy_adapter, write_aligned
 from fedproxy.federation.centralized import tune_centralized
@@ -29,8 +29,11 @@ from fedproxy.federation.tuning import OnProgress, begin
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
 from fedproxy.models.quantization import four_bit
+from fedproxy.records import Results
+from fedproxy.reporting.hindrances import hindrances
 from fedproxy.run_directory import RunDirectory, has_members, owned
 from fedproxy.run_results import results_of
+from fedproxy.typed_json import as_record
 
 if TYPE_CHECKING:
     from fedproxy.deployment.serving import Listen
@@ -245,8 +248,18 @@ def run(
             evaluation = evaluate_run(experiment, path, progress)
         add_scores(path / "fused", evaluation)
         results = results_of(experiment, directory, evaluation)
+        results["hindrances"] = _hindrances(results)
+        for found in results["hindrances"]:
+            directory.event("hindrance", **found)
         write_json(path / "results.json", results)
         return results
+
+
+def _hindrances(results: dict[str, Any]) -> list[dict[str, str]]:
+    """What holds the result back; nothing of results that no page can be made of, as whoever reads them is told."""
+    with contextlib.suppress(ArtifactError):
+        return [asdict(found) for found in hindrances(as_record(results, Results, "results"))]
+    return []
 
 
 @contextlib.contextmanager

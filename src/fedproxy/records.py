@@ -107,6 +107,7 @@ class Client(Record):
     """One client in one round, as it stated it; `validation` has the models "untuned", "own", "alone", "global"."""
 
     rows: Whole | None = None
+    steps: Whole | None = None
     loss: Number | None = None
     seconds: Number | None = None
     tokens_per_second: Number | None = None
@@ -134,6 +135,13 @@ class Together(Record):
     worst: OnHeldBack = OnHeldBack()
 
 
+class Quarantined(Record):
+    """A client whose update, or whose score, was left out."""
+
+    client: str = "?"
+    reason: str = "no reason recorded"
+
+
 class Validation(Record):
     """What the clients of a round state; `gain` over the "untuned" proxy and training "alone": of loss, of accuracy."""
 
@@ -144,13 +152,8 @@ class Validation(Record):
     gain: Given[Given[Number]] = {}
     best_round: Whole | None = None
     stop: bool = False
-
-
-class Quarantined(Record):
-    """A client whose update was left out."""
-
-    client: str = "?"
-    reason: str = "no reason recorded"
+    dropouts: list[str] = []
+    faults: list[Quarantined] = []
 
 
 class Analysis(Record):
@@ -200,6 +203,16 @@ class Round(Record):
     validation: Validation = Validation()
 
     @property
+    def unscored(self) -> dict[str, str]:
+        """The clients whose score of the round's adapter is missing, and why, in a round that anyone was to score."""
+        told = self.validation
+        if not told.faults and not told.dropouts and told.merged is None:
+            return {}
+        found = {name: "it gives no scores" for name, client in self.clients.items() if not client.validation}
+        found |= dict.fromkeys(told.dropouts, "it did not answer in time")
+        return found | {fault.client: fault.reason for fault in told.faults}
+
+    @property
     def loss(self) -> float | None:
         """Mean over the clients, each of which counts the same."""
         found = [client.loss for client in self.clients.values() if client.loss is not None]
@@ -214,10 +227,18 @@ class LLM(Record):
     parameters: Whole | None = None
 
 
+class Perplexity(Record):
+    """Of the LLM and of the proxy, on the same public text."""
+
+    llm: Number
+    proxy: Number
+
+
 class Proxy(Record):
     """The proxy: the LLM block of each of its blocks, and the score of every LLM block."""
 
     parameters: Whole | None = None
+    perplexity: Perplexity | None = None
     layer_map: list[Whole] = Field(default=[], max_length=_MOST_BLOCKS)
     scores: list[Number] = Field(default=[], max_length=_MOST_BLOCKS)
 

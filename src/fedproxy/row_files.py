@@ -88,7 +88,17 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _json_lines(path: Path) -> Numbered:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
-            yield f"line {number}", parse_json(line, f"{path}, line {number}")
+            yield f"line {number}", _line_value(path, line, number)
+
+
+def _line_value(path: Path, line: bytes, number: int) -> Any:
+    try:
+        return parse_json(line, f"{path}, line {number}")
+    except ArtifactError as error:
+        if holds_rows(path):
+            raise
+        ends = ", ".join(_ENDS)
+        raise ArtifactError(f"{error} The name has none of the ends {ends}, so it is read as JSON Lines.") from error
 
 
 def _json(path: Path) -> Numbered:
@@ -129,15 +139,17 @@ def _after_blank(text: str, place: int) -> int:
 def _separated(path: Path, separator: str) -> Numbered:
     csv.field_size_limit(_CELL)
     reader = csv.reader(_decoded(path), delimiter=separator, strict=True)
-    number = 0
+    number, begin = 0, 1
     try:
         names = next((cells for cells in reader if cells), [])
         _check_names(path, names)
+        _check_separator(path, names, separator)
+        begin = reader.line_num + 1
         for cells in reader:
+            where, begin = f"row {number + 1} (line {begin})", reader.line_num + 1
             if not cells:
                 continue
             number += 1
-            where = f"row {number} (line {reader.line_num})"
             if len(cells) != len(names):
                 raise ArtifactError(
                     f"{path}, {where}: {len(cells)} cells, where the header names {len(names)} columns: "
@@ -145,7 +157,19 @@ def _separated(path: Path, separator: str) -> Numbered:
                 )
             yield where, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise ArtifactError(f"{path}, row {number + 1} (line {reader.line_num}): {error}.") from error
+        what = "a quote is opened and never closed" if str(error) == "unexpected end of data" else error
+        raise ArtifactError(f"{path}, row {number + 1} (line {begin}): {what}.") from error
+
+
+def _check_separator(path: Path, names: list[str], separator: str) -> None:
+    """Refuse a header that is one column of what looks like several, as Excel writes it in many countries."""
+    others = ";\t,|".replace(separator, "")
+    other = next((mark for mark in others if len(names) == 1 and mark in names[0]), None)
+    if other:
+        raise ArtifactError(
+            f"{path}, line 1: the header is one column, {names[0]!r:.300}. Between columns {separator!r} is expected, "
+            f"not {other!r}: save it with {separator!r}" + (", or name it .tsv." if other == "\t" else ".")
+        )
 
 
 def _decoded(path: Path) -> Iterator[str]:
@@ -153,7 +177,9 @@ def _decoded(path: Path) -> Iterator[str]:
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise ArtifactError(f"{path}, line {number} is not UTF-8: {error}.") from error
+            raise ArtifactError(
+                f"{path}, line {number} is not UTF-8: {error}. Save the file as UTF-8; Excel calls it CSV UTF-8."
+            ) from error
 
 
 def _check_names(path: Path, names: Iterable[str]) -> None:
@@ -180,7 +206,7 @@ def _parquet(path: Path) -> Numbered:
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror or error}.") from error
     except ValueError as error:  # what pyarrow raises is one
-        raise ArtifactError(f"{path} is no Parquet file, or is damaged: {error!s:.300}.") from error
+        raise ArtifactError(f"{path} is no Parquet file, or is damaged: {_told(error)}.") from error
 
 
 def _saved(path: Path) -> Numbered:
@@ -189,7 +215,7 @@ def _saved(path: Path) -> Numbered:
         found = datasets.load_from_disk(str(path))
     except Exception as error:  # the library raises whatever its parsers do
         raise ArtifactError(
-            f"{path} is no folder that datasets' save_to_disk wrote, or is damaged: {error!s:.300}."
+            f"{path} is no folder that datasets' save_to_disk wrote, or is damaged: {_told(error)}."
         ) from error
     if isinstance(found, dict):
         split = "train" if "train" in found else next(iter(found)) if len(found) == 1 else None
@@ -206,7 +232,11 @@ def _arrow_rows(path: Path, tables: Iterator[Any]) -> Numbered:
             for row in _values(table):
                 yield f"row {(number := number + 1)}", row
     except Exception as error:  # the library raises whatever its decoders do
-        raise ArtifactError(f"{path}, row {number + 1}: {error!s:.300}.") from error
+        raise ArtifactError(f"{path}, row {number + 1}: {_told(error)}.") from error
+
+
+def _told(error: Exception) -> str:
+    return str(error)[:300].rstrip(".")
 
 
 def _values(table: Any) -> Iterator[Row]:

@@ -35,17 +35,20 @@ def known_by(row: Mapping[str, Any]) -> str:
         kinds.discard("text")
     if len(kinds) != 1:
         several = " of several formats at once," if kinds else ""
-        raise ValueError(f"a row{several} with the fields {sorted(row)}; known formats: {FORMATS}")
+        filled = sorted(name for name, value in row.items() if value is not None)
+        raise ValueError(f"a row{several} with the fields {filled}; known formats: {FORMATS}")
     return kinds.pop()
 
 
 def unanswered(row: Mapping[str, Any]) -> bool:
     """Whether a row under Alpaca's names has an empty output, as a few of its own data set have: nothing to learn.
 
+    A null is empty, too: pandas makes one of the empty cell of a CSV. An output that is not there is an error instead.
+
     Raises:
         ValueError: as of `known_by`.
     """
-    return known_by(row) == "instruction" and row.get("output") == ""
+    return known_by(row) == "instruction" and row.get("output", "missing") in ("", None)
 
 
 def in_trl_form(row: Mapping[str, Any]) -> Row:
@@ -94,7 +97,7 @@ def check_row(row: Mapping[str, Any]) -> str:
         return "messages"
     for name in ("prompt", "completion"):
         if name not in row:
-            raise ValueError(f"{name} is missing; known formats: {FORMATS}")
+            raise ValueError(f"{name} is missing among the fields {sorted(row)}; known formats: {FORMATS}")
         _check_text(row[name], name, empty=name == "prompt")
     return "prompt and completion"
 

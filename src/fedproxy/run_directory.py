@@ -51,6 +51,8 @@ _OWNER, _DRIVER = ".owner", ".lock"
 _STORED, _ENVIRONMENT = "experiment.toml", "environment.json"
 _MADE = {"name": (), "compare": (), "evaluate": ("work",), "fuse": ("fused", "work")}
 """Tables that may be changed when a run is gone on with, unless this, which they shape, is there already."""
+_FREE = ("[train] report_to", *(f"[federate] {key}" for key in ("deadline", "quorum", "retries", "patience")))
+"""Settings that may be changed at any time: no complete round would be another by what is waited for, or not."""
 _SCORED = ("evaluation.json", "results.json", "report.html")
 _FIRST = re.compile(rf"{re.escape(_OWNER)}|{re.escape(_DRIVER)}|\.{re.escape(_STORED)}\.tmp-.*")
 """What a run may hold that was killed in its first moment."""
@@ -64,7 +66,8 @@ def owned(path: Path, experiment: Experiment, *, resume: bool, overwrite: bool) 
         path: The directory.
         experiment: The experiment.
         resume: Go on with a run of the same experiment. What it reads may have been moved, and what shapes nothing
-            that was made, as [evaluate], may be another; scores are then made anew.
+            that was made may be another: [evaluate], whose scores are then made anew, or for how many clients a round
+            waits, and how long.
         overwrite: Empty the directory of an earlier run.
 
     Raises:
@@ -124,7 +127,7 @@ def _change(path: Path, stored: Path, text: str) -> None:
         raise UsageError(f"{stored} cannot be read ({error}). Give another --out.") from error
     changed = [key for key in {**old, **new} if not _is_same(old.get(key), new.get(key))]
     fixed = [key for key in changed if any((path / made).exists() for made in _MADE.get(key[0], (".",)))]
-    if fixed := [key for key in fixed if key[1] != "[train] report_to"]:
+    if fixed := [key for key in fixed if key[1] not in _FREE]:
         told = "; ".join(f"{key[1]} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}" for key in fixed)
         raise UsageError(
             f"{path} was begun with another experiment: {told}. Resume with the values of {stored}, or give another "

@@ -1,5 +1,6 @@
 """What came of a run, as results.json keeps it."""
 
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fedproxy.metrics import gap_closed
 from fedproxy.models.checkpoints import resolve
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import read_header
+from fedproxy.typed_json import LARGEST
 
 
 def results_of(experiment: Experiment, directory: RunDirectory, evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def results_of(experiment: Experiment, directory: RunDirectory, evaluation: dict
         "proxy": {
             "blocks": len(proxy.layer_map),
             "parameters": _count_parameters(path / "proxy"),
+            "perplexity": _perplexity(proxy.settings),
             "layer_map": proxy.layer_map,
             "scores": proxy.scores,
         },
@@ -58,6 +61,14 @@ def results_of(experiment: Experiment, directory: RunDirectory, evaluation: dict
         "environment": read_json(path / "environment.json"),
         "experiment": experiment.as_dict(),
     }
+
+
+def _perplexity(settings: Mapping[str, Any]) -> dict[str, float] | None:
+    """Of the LLM and of the proxy as it was handed out, on public text; none if there was none."""
+    measured, proxy = settings.get("heal", {}).get("perplexity"), "after"
+    if measured is None:
+        measured, proxy = settings.get("exposure", {}).get("perplexity"), "proxy"
+    return measured and {"llm": min(measured["llm"], LARGEST), "proxy": min(measured[proxy], LARGEST)}
 
 
 def _count_parameters(checkpoint: Path) -> int:

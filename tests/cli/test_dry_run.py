@@ -23,6 +23,17 @@ def test_a_run_is_shown_and_nothing_is_written(cli, experiment_file, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+def test_what_scoring_takes_is_shown_where_clients_score(cli, experiment_file):
+    path = experiment_file(COMPARE)
+    _, _, without = cli("run", path, "--dry-run", "--tflops", 1)
+    path.write_text(path.read_text().replace("[federate]", "[federate]\nvalidation = 0.5"))
+    code, _, err = cli("run", path, "--dry-run", "--tflops", 1)
+    assert code == 0
+    for words in ("keeps so many back", "colour-owner 3, shape-owner 3", "score adapters, and train alone if asked"):
+        assert words in " ".join(err.split())
+        assert words not in " ".join(without.split())
+
+
 def test_as_json(cli, experiment_file):
     path = experiment_file(COMPARE)
     code, out, _ = cli("run", path, "--dry-run", "--json")

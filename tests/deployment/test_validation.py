@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fedproxy.deployment.chain import read
 from tests.deployment.conftest import Federation, eventually
 
 SETTINGS = {"rounds": 8, "quorum": 3, "validation": 0.25, "keep": "best", "patience_rounds": 1, "alone": True}
@@ -61,10 +62,17 @@ def test_a_client_may_bring_rows_of_its_own_or_give_no_scores(federation) -> Non
     own = one.folder / "own.jsonl"
     own.write_text((one.folder / "animals.jsonl").read_text())
     owner = one.serve("run")
-    one.join("animals", "--validation", own)
-    one.join("colours", "--no-scores")
+    animals = one.join("animals", "--validation", own, cache="animals")
+    colours = one.join("colours", "--no-scores", cache="colours")
     one.join("numbers")
     owner.ends()
+    assert "Sent a score: the merged adapter of round 1 has loss" in animals.ends()
+    assert "score" not in colours.ends().partition("Ready")[2]
+    noted = [event["client"] for event, _ in read(one.folder / "run" / "audit.jsonl") if event["event"] == "not scored"]
+    assert noted == ["colours"]
+    for name, kinds in (("animals", ["update", "score"]), ("colours", ["update"])):
+        (ledger,) = (one.folder / name).rglob("ledger.jsonl")
+        assert [line["event"] for line, _ in read(ledger) if line["to"] == "SuperNode"] == kinds
     record = one.record("run", 1)
     rows = {name: client["rows"] for name, client in record["clients"].items()}
     assert "validation" not in record["clients"]["colours"]

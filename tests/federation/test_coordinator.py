@@ -247,8 +247,9 @@ def test_those_not_asked_are_refused_without_a_strike():
 
 def test_too_few_clients_are_told_by_name():
     server = coordinator("xyz", quorum=1.0)
-    with pytest.raises(FederationError, match=r"Round 1 needs 3 clients .* there are 1: y\. Missing: x, z\."):
+    with pytest.raises(FederationError, match=r"Round 1 needs 3 clients .* there are 1: y\. Missing: x, z\.") as caught:
         server.begin(["y", "stranger"])
+    assert "lower [federate] quorum, and go on with --resume" in str(caught.value)
     server.begin("xyz")
     assert server.order("x").round == 1
 

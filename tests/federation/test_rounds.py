@@ -82,7 +82,7 @@ def test_after_its_patience_the_first_round_is_content_with_a_quorum(clock):
 
 def test_a_wait_for_clients_ends_and_says_who_is_missing(clock):
     exchange = Scripted(["xz"], [])
-    with pytest.raises(FederationError, match=r"needs 3 clients .* there are 2: x, z. Missing: y.*\(patience 2m\)"):
+    with pytest.raises(FederationError, match=r"needs 3 clients .* there are 2: x, z. Missing: y.*patience is 2m\."):
         run(coordinator("xyz", quorum=3, patience="2m"), exchange)
     assert clock[0] == 120
     assert exchange.orders == []

@@ -1,13 +1,16 @@
 import errno
+import itertools
 import re
 import tempfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fedproxy.errors import ArtifactError, FederationError, ResourceError
 from fedproxy.federation import client, client_state
+from fedproxy.federation import session as session_module
 from fedproxy.federation.messages import Order, Refusal, Reply
 from fedproxy.federation.offer import DeclinedError, Limits, make_offer
 from fedproxy.federation.protocol import encode_order, take_reply
@@ -34,7 +37,7 @@ def told(tmp_path_factory, tiny_checkpoint, calibration):
 
     def tell(change=lambda data: data, adapter=adapter, session=session, **fields):
         order = Order(**{"round": 1, "adapter": adapter, **fields})
-        answer, fault = session.answer("numbers", change(encode_order(order)))
+        answer, _, fault = session.answer("numbers", change(encode_order(order)))
         return take_reply(answer, folder / "answer", order, "numbers", "int4"), fault
 
     def limited(*, steps=1, rows=ROWS, federate=None, state=folder / "limited", **limits):
@@ -155,8 +158,9 @@ def test_a_client_without_rows_to_score_on_declines_to_and_gives_no_scores(told)
 def scoring(told):
     """A function that opens a session of a client that keeps rows back, with its state in a folder."""
 
-    def open_session(folder, max_repeats=1):
-        made = told.limited(steps=2, max_repeats=max_repeats, federate={"validation": 0.5, "alone": True}, state=folder)
+    def open_session(folder, max_repeats=1, **limits):
+        scores = {"validation": 0.5, "alone": True}
+        made = told.limited(steps=2, max_repeats=max_repeats, federate=scores, state=folder, **limits)
         made.take_rows("numbers", ROWS, ROWS)
         return made
 
@@ -197,3 +201,27 @@ def test_who_lost_what_it_trained_alone_says_nothing_of_it_any_more(told, scorin
         path.unlink()
     assert set(session.train("numbers", Order(2, told.adapter, since=1)).validation) == {"own"}
     assert set(session.train("numbers", Order(3, told.adapter, since=2)).validation) == {"own"}
+
+
+def test_scoring_that_takes_longer_is_given_up_after_what_was_read(told, scoring, tmp_path):
+    session = scoring(tmp_path, max_time=0.0)
+    answer, fault = told(session=session, trains=False)
+    assert isinstance(fault, DeclinedError)
+    assert re.search(r"round 1 took .* for 1 of 6 texts to score, .* 0 s at most \(max_time\)", answer.reason)
+    assert (answer.kind, answer.round) == ("declined", 1)
+
+
+@pytest.mark.parametrize("untuned", [True, False])
+def test_the_time_of_an_order_runs_on_from_training_to_every_score(told, scoring, tmp_path, monkeypatch, untuned):
+    """The clock moves a second a look; two rows with two labels are six texts. What is done is never given up."""
+    score = (6, "texts to score")
+    work = [(2, "steps"), score, *[score] * untuned, (2, "steps alone"), score]
+    looks = [(done, whole, what) for whole, what in work for done in range(1, whole + 1)]
+    for limit in range(len(looks) + 1):
+        monkeypatch.setattr(session_module, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+        session = scoring(tmp_path / str(limit), max_time=limit + 0.5)
+        answer, fault = told(session=session, untuned=untuned)
+        if given_up := next((look for look in looks[limit:] if look[0] < look[1]), None):
+            assert "for {} of {} {}, this client".format(*given_up) in answer.reason
+        else:
+            assert (fault, len(answer.validation)) == (None, 2 + untuned)

@@ -48,6 +48,21 @@ def test_shared_work_counts_once(experiment_file: Callable[..., Path]) -> None:
     assert found["all"]["seconds"] == found["all"]["flops"] / 1e12
 
 
+def test_scoring_counts_in_the_work_and_not_in_what_a_method_costs(experiment_file: Callable[..., Path]) -> None:
+    """Of the methods that federate; who trains alone, or on pooled rows, scores for nobody."""
+    path = experiment_file('methods = ["fedavg", "local", "centralized"]\nseeds = [0]')
+    text = path.read_text()
+
+    def forecast(federate: str) -> dict[str, dict[str, float]]:
+        path.write_text(text.replace("[federate]", f"[federate]\n{federate}"))
+        return {cell["method"]: cell["flops"] for cell in forecast_comparison(path, SPEED)["cells"]}
+
+    scored, alone = forecast("validation = 0.5"), forecast("validation = 0.5\nalone = true")
+    for method, flops in scored.items():
+        assert flops["clients"] == alone[method]["clients"]
+        assert (alone[method]["all"] > flops["all"]) == (method == "fedavg")
+
+
 def test_nothing_to_compare_by(experiment_file: Callable[..., Path]) -> None:
     path = experiment_file('methods = ["fedavg"]')
     (path.parent / "rows.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}))

@@ -3,17 +3,21 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedproxy.artifacts import Manifest
+from fedproxy.config import Heal, load_experiment
 from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.federation.client_rows import client_rows
 from fedproxy.federation.wire import packed_bytes
 from fedproxy.forecast import Speed, forecast_run, given_speed, measure_speed
+from fedproxy.forecast.run import few_steps
 from fedproxy.models.costs import matrices, training
-from fedproxy.pipeline import federate
+from fedproxy.pipeline import federate, read_experiment
 from tests.conftest import make_tokenizer
 
 Checkpoint = Callable[..., Path]
@@ -108,6 +112,41 @@ def test_the_proxy_is_foretold(family: str, tmp_path: Path, tiny_checkpoint: Che
     assert packed_bytes(entries, 2) <= conflict < packed_bytes(entries, 2) + tensors
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_scoring_is_foretold(alone: bool, tmp_path: Path, tiny_checkpoint: Checkpoint, calibration: Path) -> None:
+    """By hand: "places" scores 2 of its 9 rows. The tokenizer makes a token a byte, and the text ends with one more."""
+    federated = f"validation = 0.25\nalone = {str(alone).lower()}"
+    experiment = write(tmp_path, tiny_checkpoint(), calibration, federate=federated)
+    found, run = forecast_run(experiment, SPEED), federate(experiment, tmp_path / "run")
+    held = client_rows(read_experiment(experiment)).held["places"]
+    tokens = sum(min(48, len(row["prompt"]) + len(row["completion"]) + 1) for row in held)
+    [first, second] = found["clients"]["places"]["rounds"]
+    matrix, adapter = matrices(run.path / "proxy").total, first["bytes_up"] // 4
+    of_one = 2 * (matrix + adapter) * tokens
+    trained = first["flops"] if alone else 0
+    assert first["scoring_flops"] == (2 + alone) * of_one + 2 * matrix * tokens + trained
+    assert second["scoring_flops"] == (2 + alone) * of_one + (second["flops"] if alone else 0)
+    assert [found["clients"][name]["scored"] for name in CLIENTS] == [1, 1, 2]
+    clients = found["clients"].values()
+    assert found["flops"]["scoring"] == math.fsum(client["scoring_flops"] for client in clients)
+    slowest = [max(c["rounds"][i]["flops"] + c["rounds"][i]["scoring_flops"] for c in clients) for i in range(2)]
+    assert found["flops"]["slowest_clients"] == sum(slowest)
+    scored = [record["clients"]["places"]["validation"]["global"]["rows"] for record in run.rounds]
+    assert scored == [2, 2]
+
+
+def test_who_keeps_no_row_back_scores_nothing(tmp_path: Path, tiny_checkpoint: Checkpoint, calibration: Path) -> None:
+    """Of a single row none is kept back: this client gives no scores, gets none to score, and trains not alone."""
+    experiment = write(tmp_path, tiny_checkpoint(), calibration, federate="validation = 0.25\nalone = true")
+    (tmp_path / "numbers.jsonl").write_text('{"prompt": "say", "completion": " one"}')
+    found, run = forecast_run(experiment, SPEED), federate(experiment, tmp_path / "run")
+    rounds = found["clients"]["numbers"]["rounds"]
+    assert [one["scoring_flops"] for one in rounds] == [0.0, 0.0]
+    done = [record["clients"]["numbers"]["bytes_down"] for record in run.rounds]
+    assert [one["bytes_down"] for one in rounds] == done
+    assert found["clients"]["numbers"]["scored"] == 0
+
+
 def federate_tensors(run: Path) -> list[str]:
     from fedproxy.tensor_files import read_header
 
@@ -163,3 +202,21 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, tiny_checkpoint: Checkpoin
         forecast_run(write(tmp_path, tiny_checkpoint(), calibration, train="blocks = [7]"), SPEED)
     with pytest.raises(UsageError, match="no linear layer"):
         forecast_run(write(tmp_path, tiny_checkpoint(), calibration, train='lora_targets = "qkv"'), SPEED)
+
+
+def test_few_steps_for_what_the_proxy_lacks_are_warned_of(tmp_path: Path) -> None:
+    # Steps × learning rate × α/r, with α/r = 2: colours 0.16, numbers 0.08; a proxy that lacks half is to have 0.1.
+    (tmp_path / "text").write_text("text")
+    (tmp_path / "experiment.toml").write_text(
+        '[llm]\npath = "x"\n[[client]]\nname = "colours"\ndata = "c"\n[[client]]\nname = "numbers"\ndata = "n"\n'
+        '[train]\nlearning_rate = 1e-3\nlora_r = 16\nlora_alpha = 32\n[compress]\ncalibration = "text"\n'
+    )
+    experiment, steps = load_experiment(tmp_path / "experiment.toml", remote=True), {"colours": 80, "numbers": 40}
+    [warning] = few_steps(experiment, 0.5, steps)
+    assert "1 of 2 clients" in warning
+    assert "numbers takes 40" in warning
+    assert "1.2 times" in warning
+    assert few_steps(experiment, 0.39, steps) == []
+    assert len(few_steps(experiment, 0.9, steps)) == 1
+    assert few_steps(experiment, 0.9, {"colours": 0, "numbers": 1000}) == []  # one is never asked
+    assert few_steps(replace(experiment, heal=Heal(steps=10)), 0.9, steps) == []

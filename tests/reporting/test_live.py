@@ -4,12 +4,18 @@ import json
 import logging
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedproxy.artifacts import Manifest
+from fedproxy.config import Federate
+from fedproxy.federation.coordinator import Coordinator
+from fedproxy.federation.messages import Answer, Closed, Order, Refusal, Reply, Score, Scored
+from fedproxy.federation.rounds import drive
 from fedproxy.reporting import live
 from fedproxy.reporting.live import LivePage, Now, unfinished
 
@@ -31,10 +37,8 @@ def store_round(run: Path, number: int) -> None:
     note(run, {"event": "round_closed", "round": number, "seconds": 1.0})
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+def begin(run: Path) -> Path:
     """A run whose proxy is made, before its first round."""
-    run = tmp_path / "first"
     (run / "proxy").mkdir(parents=True)
     (run / "experiment.toml").write_text('name = "help desk"\nseed = 3\n[federate]\nrounds = 2\n')
     sheet = {"parameters": 600, "bytes": 2400, "share": 0.6}
@@ -43,6 +47,11 @@ def run(tmp_path: Path) -> Path:
     )
     note(run, *BEGUN)
     return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return begin(tmp_path / "first")
 
 
 def page_of(run: Path) -> str:
@@ -72,6 +81,10 @@ def test_what_is_there_of_a_run_is_what_results_json_will_hold(run: Path) -> Non
         ({"event": "stage_ended", "stage": "fuse", "outcome": "failed", "error": "full"}, "fuse failed: full"),
         ({"event": "stage_ended", "stage": "fuse", "outcome": "interrupted"}, "--resume"),
         ({"event": "stage_started", "stage": "evaluate"}, "scored"),
+        ({"event": "scoring", "round": 3, "asked": NAMES}, "score round 3's adapter since 02:16:50 UTC: 0 of 2"),
+        ({"event": "validated", "round": 3, "gain": {}, "best_round": None, "stop": False}, "scored by nobody."),
+        ({"event": "federated", "rounds": 5, "kept": 3}, "after 5; the adapter of round 3 is kept"),
+        ({"event": "resumed"}, "goes on"),
     ],
 )
 def test_the_line_says_what_happens_now(event: dict[str, Any], says: str) -> None:
@@ -86,6 +99,79 @@ def test_answers_are_counted_once_a_client() -> None:
     for event in (opened, *[{"event": "answered", "round": 1, "client": "bank", "fault": None}] * 2):
         now.take(event)
     assert "1 of 2 clients" in now.line
+
+
+def lines_of(events: list[dict[str, Any]]) -> list[str]:
+    """The line after each of these events."""
+    now, lines = Now(), []
+    for event in events:
+        now.take({"time": "2026-11-29T02:16:50.1+00:00", **event})
+        lines.append(now.line)
+    return lines
+
+
+class Scorers:
+    """Clients of a federation in which round 1 is the best; the second keeps no rows back."""
+
+    def available(self) -> list[str]:
+        return NAMES
+
+    def ask(self, orders: dict[str, Order], deadline: float | None) -> Iterator[tuple[str, Answer]]:
+        yield NAMES[1], Refusal(NAMES[1], 0, "too late", "failed")  # an answer to another round, in each of them
+        for name, order in orders.items():
+            if not order.trains:
+                yield name, Scored(name, order.round, Score(float(order.round), 4))
+                continue
+            scores = {"own": Score(3.0, 4)} | ({"untuned": Score(5.0, 4)} if order.untuned else {})
+            update = {key: torch.ones_like(value) for key, value in order.adapter.items()}
+            yield (
+                name,
+                Reply(name, order.round, update, 4, 1, 1, 1.0, 1.0, validation=scores if name == NAMES[0] else {}),
+            )
+
+
+def test_the_line_of_a_whole_federation_says_who_scores_and_that_it_ended_early(run: Path) -> None:
+    """Of a real one: two rounds without a better one end it, and a resume after the first says the same again."""
+    settings = Federate(rounds=9, validation=0.1, keep="best", patience_rounds=2, merge="mean", regulariser="none")
+
+    def driven(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        events, coordinator = (
+            list[dict[str, Any]](),
+            Coordinator(NAMES, {"w": torch.zeros(2)}, settings, records=records),
+        )
+
+        def closed(outcome: Closed, seconds: float) -> None:
+            records.append(outcome.record)
+            events.append({"event": "round_closed", "round": outcome.round, "seconds": seconds})
+
+        drive(coordinator, Scorers(), closed, on_event=lambda name, **values: events.append({"event": name, **values}))
+        return [*events, {"event": "federated", "rounds": coordinator.completed, "kept": coordinator.kept}]
+
+    events = [*BEGUN, *driven(records := [])]
+    lines = lines_of(events)
+    at = [number for number, event in enumerate(events) if event["event"] == "scoring"]
+    assert [events[place]["round"] for place in at] == [1, 2, 3]
+    for number, place in enumerate(at, 1):
+        assert (
+            lines[place] == f"Clients score round {number}'s adapter since 02:16:50 UTC: 0 of 1 clients have answered."
+        )
+        assert [line[-29:] for line in lines[place + 1 : place + 3]] == [
+            "0 of 1 clients have answered.",
+            "1 of 1 clients have answered.",
+        ]
+        assert lines[place + 3].startswith(f"Round {number} is scored")
+        assert lines[place + 4].startswith(f"Round {number} is stored")
+        assert [("the last" in line) for line in lines[place + 3 : place + 5]] == [number == 3] * 2
+    opened = [line for event, line in zip(events, lines, strict=True) if event["event"] == "round_opened"]
+    assert opened == [f"Round {n} is open since 02:16:50 UTC: 0 of 2 clients have answered." for n in (1, 2, 3)]
+    assert lines[-1] == "The rounds are over after 3; the adapter of round 1 is kept."
+    done = [*events, {"event": "stage_ended", "stage": "federate", "outcome": "done", "seconds": 2.0}]
+    assert lines_of(done)[-1] == lines[-1]
+    killed = events[: at[1] + 2]
+    rest = driven(records[:1])
+    again = lines_of([*killed, {"event": "resumed"}, BEGUN[1], *rest])
+    assert again[len(killed) + 1] == "The rounds go on after round 1."
+    assert again[len(killed) + 2 :] == lines[-len(rest) :]
 
 
 def test_nothing_is_written_before_it_begins(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ _STAGES = {
     "compress": "compress",
     "align": "align the proxy between rounds",
     "clients": "train, one client after the other",
-    "slowest_clients": "train, all clients at the same time",
+    "scoring": "score adapters, and train alone if asked, one client after the other",
+    "slowest_clients": "all that clients do, at the same time",
     "centralized": "tune the LLM on the pooled rows",
     "evaluate": "evaluate",
 }
@@ -60,11 +61,15 @@ def show_run(target: Console, found: Mapping[str, Any]) -> None:
     for name, client in found["clients"].items():
         if client["lost"]:
             target.print(f"{name}: max_length leaves {count(client['lost'], 'row')} nothing to learn.", style="yellow")
+    for warning in found["warnings"]:
+        target.print(warning, style="yellow")
     target.print("The first row of each client, as it is trained on, its prompt and what it learns:")
     for name, client in found["clients"].items():
         prompt, answer = client["example"]["prompt"], client["example"]["answer"]
         shown = ("…" if len(prompt) > _EXAMPLE else "") + prompt[-_EXAMPLE:]
         target.print(f"  {name}  {shown!r} → {answer[:_EXAMPLE]!r}")
+    if kept := [f"{name} {client['scored']:,}" for name, client in found["clients"].items() if client["scored"]]:
+        target.print(f"\nOf its other rows each client keeps so many back, to score adapters on: {', '.join(kept)}.")
     if found["tasks"]:
         read = ", ".join(f"{name} {one['documents']:,}" for name, one in found["tasks"].items())
         target.print(f"\nScored are {', '.join(found['models'])}, on so many documents: {read}.")
@@ -134,7 +139,7 @@ def _clients(clients: Mapping[str, Any]) -> Table:
             f"{client['cut']:,}",
             f"{last['steps']:,}",
             f"{last['tokens']:,}",
-            _tera(last["flops"]),
+            _tera(last["flops"] + last["scoring_flops"]),
             size(last["bytes_up"]),
             size(last["bytes_down"]),
             *(size(client["memory"][device]) for device in ("cpu", "gpu")),

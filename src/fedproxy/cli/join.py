@@ -14,9 +14,11 @@ from fedproxy.errors import UsageError
 
 if TYPE_CHECKING:
     from fedproxy.deployment.welcome import Welcome
+    from fedproxy.federation.messages import Answer, Score
     from fedproxy.federation.offer import Offer
 
 _GIGABYTE = 10**9
+_MODELS = {"own": "your update", "untuned": "the untuned proxy", "alone": "what you trained alone"}
 
 
 class Kept(enum.StrEnum):
@@ -53,7 +55,7 @@ def join(
     max_rounds: Annotated[int, _limit("more rounds", min=1)] = 1000,
     max_repeats: Annotated[int, _limit("to repeat a round more often", min=0)] = 10,
     max_steps: Annotated[int, _limit("more optimizer steps a round", min=1)] = 10_000,
-    max_time: Annotated[str, _limit("to train longer in a round")] = "12h",
+    max_time: Annotated[str, _limit("to train or score longer in a round")] = "12h",
     max_rank: Annotated[int, _limit("a higher rank of the adapter", min=1)] = 256,
     max_length: Annotated[int, _limit("longer rows, in tokens", min=2)] = 8192,
     max_batch_size: Annotated[int, _limit("larger batches, in rows", min=1)] = 256,
@@ -150,18 +152,11 @@ def join(
         str(validation or ""),
         scores,
     )
-    rounds, trained = 1, False
+    rounds = 1
 
     def stepped(number: int, step: int, steps: int, loss: float) -> None:
-        nonlocal trained
-        trained = True
         fraction = (number - 1 + step / steps) / rounds
         show("training", fraction, f"round {number}/{rounds} · step {step}/{steps} · loss {loss:.3f}")
-
-    def answered(size: int) -> None:
-        nonlocal trained
-        console().print(f"Sent an update of {size / 1e6:.1f} MB." if trained else "Sent a score.")
-        trained = False
 
     def welcomed(welcome: "Welcome") -> None:
         nonlocal rounds
@@ -178,9 +173,11 @@ def join(
             joining,
             on_welcome=welcomed,
             on_bytes=lambda done, total: show("proxy", done / max(total, 1), f"{done / 1e6:.0f}/{total / 1e6:.0f} MB"),
-            on_ready=lambda rows, steps: console().print(f"Ready: {rows} rows, {steps} steps a round."),
+            on_ready=lambda rows, held, steps: console().print(
+                f"Ready: {rows} rows, {steps} steps a round." + f" Adapters are scored on {held} others." * (held > 0)
+            ),
             on_step=stepped,
-            on_answer=answered,
+            on_answer=lambda answer, size: console().print(_sent(answer, size)),
             on_refusal=lambda reason: console().print(f"Refused the order: {reason}"),
             on_verdict=lambda verdict: console().print(
                 f"Round {verdict.round} is over. Your update "
@@ -201,10 +198,37 @@ def _seconds(option: str, text: str) -> float:
         raise UsageError(f"{option}: {error}.") from error
 
 
+def _sent(answer: "Answer", size: int) -> str:
+    """What went out, with the scores in it."""
+    from fedproxy.federation.messages import Scored
+
+    if isinstance(answer, Scored):
+        return f"Sent a score: the merged adapter of round {answer.round} has {_score(answer.score)}."
+    scores = getattr(answer, "validation", {})
+    told = "; ".join(f"{_MODELS[name]} {_score(score)}" for name, score in scores.items())
+    return f"Sent an update of {size / 1e6:.1f} MB" + (f", and scores: {told}." if told else ".")
+
+
+def _score(score: "Score") -> str:
+    accuracy = "" if score.accuracy is None else f", accuracy {100 * score.accuracy:.1f} %"
+    return f"loss {score.loss:.3f}{accuracy}"
+
+
 def _asked(offer: "Offer") -> Iterator[str]:
     """All that an offer holds, in lines."""
     values = json.loads(offer.encode())
     train = values.pop("train")
     for kind, table in (("", values), ("[train] ", train)):
         yield f"  {kind}{', '.join(f'{key} = {json.dumps(value)}' for key, value in table.items())}"
+    federate = offer.federate
+    if federate.validation:
+        yield (
+            f"  validation: {100 * federate.validation:g}% of your rows are kept back and never trained on. How well "
+            "adapters do on them goes to the server. Other rows: --validation FILE; no scores: --no-scores."
+        )
+    if federate.alone:
+        yield "  alone: with scores you also train an adapter of your own, which stays here: twice the training."
+    yield "  share_result: " + (
+        "you can have the adapter at the end: --out DIR." if federate.share_result else "you get no adapter at the end."
+    )
     yield f"  SHA-256 of this offer: {offer.sha256}"

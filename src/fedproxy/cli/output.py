@@ -154,9 +154,15 @@ def tell(value: object, text: str, *, json: bool) -> None:
 
 
 def tell_run(run: "Run", *, json: bool) -> None:
-    """Say where the adapter of a federation lies."""
+    """Say where the adapter of a federation lies, and what the clients say of it."""
+    from fedproxy.artifacts import Manifest
+    from fedproxy.reporting import validation_table
+
     text = f"{len(run.rounds)} rounds done; the tuned adapter of the proxy lies in {run.adapter}."
     tell({"path": run.path, "adapter": run.adapter, "rounds": run.rounds}, text, json=json)
+    kept = Manifest.read(run.adapter).settings.get("round")
+    if not json and (table := validation_table({"rounds": run.rounds, "kept_round": kept})) is not None:
+        console().print(table)
 
 
 def print_json(value: object) -> None:

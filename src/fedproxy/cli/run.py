@@ -66,6 +66,8 @@ def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json:
     if (validation := reporting.validation_table(results)) is not None:
         terminal.print(validation)
     terminal.print(reporting.totals_table(results))
+    if (held := reporting.hindrances_table(results)) is not None:
+        terminal.print(held)
     terminal.print(f"Tuned LLM: {results['llm']['path']} with the adapter {out / 'fused'}", soft_wrap=True)
     terminal.print(f"Artifacts: {out}", soft_wrap=True)
     if page is not None:

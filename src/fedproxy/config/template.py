@@ -16,7 +16,10 @@ _COMMENTS = 40
 def experiment_file(
     llm: str, calibration: str, *, clients: Mapping[str, str], partition: Partition | None, folder: Path
 ) -> str:
-    """The text of an experiment file: what is given, and the keys that most people change, at their defaults.
+    """The text of an experiment file: what is given, and the keys that most people change.
+
+    Their values are near those that tune SmolLM2, of 135 million parameters (experiments/smollm2/first.toml). The
+    defaults of the keys are the paper's, for 7 billion.
 
     Args:
         llm: The LLM, a directory or a Hub id.
@@ -33,26 +36,35 @@ def experiment_file(
         here = Path(given).exists() and not os.path.isabs(given)
         return os.path.relpath(os.path.abspath(given), folder.resolve()) if here else given
 
-    train, federate = Train(), Federate()
+    compress = Compress(remove=0.25, samples=128, max_length=128)
+    train = Train(learning_rate=1e-3, lora_r=16, lora_alpha=32, lora_dropout=0.0)
+    federate = Federate(rounds=3, validation=0.1)
     tables = [
         _line("name", "experiment"),
         _line("seed", 0, "the same seed gives the same result"),
         "\n[llm]",
         _line("path", path(llm), "a directory or a Hub id"),
         "\n[compress]",
-        _line("remove", Compress().remove, "share of the LLM's blocks that the proxy lacks"),
+        _line(
+            "remove", compress.remove, "share of the LLM's blocks that the proxy lacks; the more, the longer to train"
+        ),
         _line("calibration", path(calibration), "public text, by which the blocks are scored"),
+        _line("samples", compress.samples, "documents of it"),
+        _line("max_length", compress.max_length, "tokens of a document at most"),
         *_clients({name: path(data) for name, data in clients.items()}),
         *([] if partition is None else _partition(partition, path(partition.data))),
         "\n[train]",
         _line("epochs", train.epochs, "over a client's rows, in each round"),
         _line("batch_size", train.batch_size),
-        _line("learning_rate", train.learning_rate),
+        _line("learning_rate", train.learning_rate, "for an LLM of some hundred million parameters; 1e-4 for billions"),
         _line("max_length", train.max_length, "tokens of a row at most; `fedproxy data check` tells what is cut"),
         _line("lora_r", train.lora_r, "rank of the adapter, which is all that travels after the proxy"),
+        _line("lora_alpha", train.lora_alpha),
+        _line("lora_dropout", train.lora_dropout, "0.1 for many rounds over few rows"),
         _line("assistant_only_loss", train.assistant_only_loss, "true: of a conversation every answer, not the last"),
         "\n[federate]",
         _line("rounds", federate.rounds),
+        _line("validation", federate.validation, "share of its rows that a client keeps back, to score each round on"),
         _line("merge", federate.merge, "`fedproxy methods` shows what else there is"),
         _line("regulariser", federate.regulariser),
         "\n# [evaluate]",

@@ -29,6 +29,7 @@ from fedproxy.deployment.result import RESULT_CACHE, fetch_result, keeper
 from fedproxy.deployment.welcome import FAREWELL, MOST_BYTES, PATH, Verdict, Welcome, introduce, public_pem
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError, told
 from fedproxy.federation.client_rows import parted_rows, rows_of
+from fedproxy.federation.messages import Answer, Refusal, Reply, Scored
 from fedproxy.federation.offer import Limits, check_offer
 from fedproxy.federation.session import Session
 from fedproxy.federation.wire import ENCODINGS
@@ -42,6 +43,8 @@ SUPERNODE_SECONDS = 120.0
 """How long a SuperNode may take to start, or be away."""
 STATUS_SECONDS = 3.0
 """How often a client asks whether the federation goes on."""
+_KINDS: dict[type[Answer], str] = {Reply: "update", Scored: "score", Refusal: "refusal"}
+"""What the ledger calls an answer."""
 ANSWER_SECONDS = 5.0
 """How long Flower may take to send an answer on, before a client ends that has given one."""
 CLOCK_SECONDS = 3.0
@@ -128,9 +131,9 @@ def join(
     *,
     on_welcome: Callable[[Welcome], None],
     on_bytes: Callable[[int, int], None],
-    on_ready: Callable[[int, int], None],
+    on_ready: Callable[[int, int, int], None],
     on_step: Callable[[int, int, int, float], None],
-    on_answer: Callable[[int], None],
+    on_answer: Callable[[Answer, int], None],
     on_refusal: Callable[[str], None],
     on_verdict: Callable[[Verdict], None],
 ) -> None:
@@ -140,9 +143,9 @@ def join(
         joining: What the data owner brings.
         on_welcome: Told the server's welcome.
         on_bytes: Told bytes of the proxy that are there, and in all.
-        on_ready: Told rows and steps a round, once the client waits for orders.
+        on_ready: Told rows to train on, rows to score on and steps a round, once the client waits for orders.
         on_step: Told round, step, steps and loss.
-        on_answer: Told the bytes of an update or a score that went out.
+        on_answer: Told a reply or a score that went out, and its bytes.
         on_refusal: Told why an order was refused, where the next one may go better.
         on_verdict: Told whether an update counted, once its round has ended.
 
@@ -199,7 +202,7 @@ def join(
         if not welcome.result:
             if joining.every_round and keep is not None:
                 session.on_global = keep
-            on_ready(len(rows), steps)
+            on_ready(len(rows), len(held), steps)
             welcome = _answer_orders(owner, welcome, session, joining.supernode, on_step, on_answer, on_refusal)
         if keep is not None:
             own = state / welcome.name
@@ -215,7 +218,7 @@ def _answer_orders(
     session: Session,
     supernode: Elsewhere | None,
     on_step: Callable[[int, int, int, float], None],
-    on_answer: Callable[[int], None],
+    on_answer: Callable[[Answer, int], None],
     on_refusal: Callable[[str], None],
 ) -> Welcome:
     """Answer the orders that come until the federation is complete, and give the server's last word."""
@@ -279,7 +282,7 @@ def _work(
     session: Session,
     ledger: Ledger,
     on_step: Callable[[int, int, int, float], None],
-    on_answer: Callable[[int], None],
+    on_answer: Callable[[Answer, int], None],
     on_refusal: Callable[[str], None],
 ) -> FedproxyError | None:
     """Answer a task of the SuperNode; gives the fault of this client that the next order would meet as well."""
@@ -292,8 +295,8 @@ def _work(
                 raise FederationError(f"a client of fedproxy runs no {task.kind}")
             if len(order) > session.order_limit:
                 raise FederationError(f"an order of {len(order)} bytes came, {session.order_limit} are the most")
-            answer, fault = session.answer(name, order, on_step)
-        ledger.hands("update" if fault is None else "refusal", answer)
+            answer, said, fault = session.answer(name, order, on_step)
+        ledger.hands(_KINDS[type(said)], answer)
         task.answer(pack(ANSWER, answer))
     except (FederationError, ValueError) as error:
         with contextlib.suppress(FederationError):
@@ -305,7 +308,7 @@ def _work(
     if isinstance(fault, UsageError | ArtifactError | ResourceError):
         return fault
     if fault is None:
-        on_answer(len(answer))
+        on_answer(said, len(answer))
     else:
         on_refusal(str(fault))
     return None

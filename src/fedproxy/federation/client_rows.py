@@ -1,7 +1,7 @@
 """The rows that clients train on: read, dealt out, and encoded once."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fedproxy.evaluation.rendering import training_rows
 from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer
 from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import readable
+from fedproxy.models.validating import Validation, encode_validation, labels_of
 from fedproxy.seeds import derive_seed
 
 Rows = list[dict[str, Any]]
@@ -49,6 +50,11 @@ class ClientRows(Mapping[str, Rows]):
             self._encoded[key] = training_examples(self._rows[name], tokenizer, train, longest)
         return self._encoded[key]
 
+    def validation(self, name: str, tokenizer: Tokenizer, longest: int, train: Train) -> Validation | None:
+        """The rows that a client keeps back, as tokens; none of one that keeps none. The arguments are as above."""
+        held, most = self.held.get(name), len(self.examples(name, tokenizer, longest, train))
+        return scored_rows(self[name], held, most, tokenizer, train, longest) if held else None
+
     def encoded(self, tokenizer: Tokenizer, experiment: Experiment, longest: int) -> dict[str, list[Encoded]]:
         """Every client's rows as [train] says.
 
@@ -58,6 +64,35 @@ class ClientRows(Mapping[str, Rows]):
             longest: Tokens of a row at most.
         """
         return {name: self.examples(name, tokenizer, longest, experiment.train) for name in self}
+
+    def validations(self, tokenizer: Tokenizer, experiment: Experiment, longest: int) -> dict[str, Validation]:
+        """The rows that clients keep back, of those who keep any; the arguments are as of `encoded`."""
+        found = {name: self.validation(name, tokenizer, longest, experiment.train) for name in self}
+        return {name: one for name, one in found.items() if one is not None}
+
+
+def scored_rows(
+    rows: Sequence[Mapping[str, Any]],
+    held: Sequence[Mapping[str, Any]],
+    most: int,
+    tokenizer: Tokenizer,
+    train: Train,
+    longest: int,
+) -> Validation:
+    """The rows that a client scores on, as the proxy is to read them.
+
+    Args:
+        rows: Its training rows; their answers and those of `held` are the labels, if they are few.
+        held: The rows that it keeps back, at least one.
+        most: So many of these are scored at most: a server believes no score of more rows than are trained on.
+        tokenizer: The proxy's.
+        train: The [train] table.
+        longest: Tokens of a row at most.
+
+    Raises:
+        UsageError, ArtifactError: as of `encode`.
+    """
+    return encode_validation(held[:most], labels_of([*rows, *held]), tokenizer, train, longest)
 
 
 def _order(rows: Rows, seed: int, purpose: str, client: str) -> list[int]:

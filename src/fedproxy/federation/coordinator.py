@@ -265,7 +265,7 @@ class Coordinator:
             + f" No longer asked, after {self.settings.strikes} invalid replies or {FAILURES_IN_A_ROW} times in a row "
             f"without one that counts: {', '.join(struck)}."
             * bool(struck)
-            + " Start the missing clients and go on with --resume, or lower [federate] quorum."
+            + " Start the missing clients, or lower [federate] quorum, and go on with --resume."
         )
 
     def receive(self, sender: str, answer: Answer) -> str | None:

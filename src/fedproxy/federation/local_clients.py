@@ -65,8 +65,6 @@ class LocalClients:
             self._sessions[train.lora_r] = Session(model, self._tokenizer, offer, state=state)
         session = self._sessions[train.lora_r]
         if not session.knows(client):
-            held = self._rows.held.get(client)
-            examples = self._rows.examples(client, self._tokenizer, session.longest, train)
-            validation = session.validation(self._rows[client], held, len(examples)) if held else None
-            session.add(client, examples, validation)
+            how = (self._tokenizer, session.longest, train)
+            session.add(client, self._rows.examples(client, *how), self._rows.validation(client, *how))
         return session

@@ -143,7 +143,8 @@ class Limits:
         max_rounds: Rounds.
         max_repeats: How often a round may be ordered again.
         max_steps: Optimizer steps in a round.
-        max_time: Seconds that the training of a round may take; looked at after each step.
+        max_time: Seconds that the work on an order may take: to train and to score what came of it, or to score the
+            round's adapter; looked at after each step and each forward pass.
         max_rank: Rank of the adapter.
         max_length: Tokens of a row.
         max_batch_size: Rows in one forward pass.

@@ -109,7 +109,7 @@ def _wait(coordinator: Coordinator, exchange: Exchange, full: bool, on_event: Ca
         if waited and len(present) >= coordinator.needed:
             return available
         if waited or len(coordinator.eligible) < coordinator.needed:
-            raise FederationError(coordinator.too_few(present) + f" (patience {settings.patience})")
+            raise FederationError(coordinator.too_few(present) + f" [federate] patience is {settings.patience}.")
         if present != told:
             on_event("waiting", round=coordinator.completed + 1, present=sorted(present), needed=coordinator.needed)
             told = present

@@ -13,8 +13,9 @@ import torch
 from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained, told
 from fedproxy.federation.client import answer, take, train_alone
+from fedproxy.federation.client_rows import scored_rows
 from fedproxy.federation.client_state import ClientState
-from fedproxy.federation.messages import Order, Refusal, Reply, Score, Scored
+from fedproxy.federation.messages import Answer, Order, Refusal, Reply, Score, Scored
 from fedproxy.federation.offer import DeclinedError, Limits, Offer, check_offer
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
 from fedproxy.federation.wire import ENCODINGS
@@ -25,7 +26,7 @@ from fedproxy.models.families import blocks, readable
 from fedproxy.models.lora import AdaptedModel, adapter_config, adapter_state, train_only, without_adapter
 from fedproxy.models.trainable import load_trainable
 from fedproxy.models.training import optimizer_steps
-from fedproxy.models.validating import BrokenModelError, Validation, encode_validation, labels_of, measure
+from fedproxy.models.validating import BrokenModelError, Validation, measure
 from fedproxy.tensors import Tensors, digest
 
 OnStep = Callable[[int, int, int, float], None]
@@ -104,23 +105,11 @@ class Session:
         """Rows as this proxy is to read them; errors as of `encode`."""
         return training_examples(rows, self._tokenizer, self._offer.train, self.longest)
 
-    def validation(self, rows: Sequence[Mapping[str, Any]], held: Sequence[Mapping[str, Any]], most: int) -> Validation:
-        """The rows to score on, as this proxy is to read them.
-
-        Args:
-            rows: The client's training rows; their answers and those of `held` are the labels, if they are few.
-            held: The rows that it keeps back, at least one.
-            most: So many of these are scored at most: a server believes no score of more rows than are trained on.
-
-        Raises:
-            UsageError, ArtifactError: as of `encode`.
-        """
-        return encode_validation(held[:most], labels_of([*rows, *held]), self._tokenizer, max_length=self.longest)
-
     def take_rows(self, client: str, rows: Sequence[Mapping[str, Any]], held: Sequence[Mapping[str, Any]]) -> int:
-        """Encode a client's rows to train on and to score on, and take them; see `add` and `validation`."""
-        examples = self.encode(rows)
-        return self.add(client, examples, self.validation(rows, held, len(examples)) if held else None)
+        """Encode a client's rows to train on and to score on, and take them; see `add` and `scored_rows`."""
+        examples, train = self.encode(rows), self._offer.train
+        validation = scored_rows(rows, held, len(examples), self._tokenizer, train, self.longest) if held else None
+        return self.add(client, examples, validation)
 
     def add(self, client: str, examples: Sequence[Encoded], validation: Validation | None = None) -> int:
         """Take a client's encoded rows, and those that it scores on; without, it gives no scores.
@@ -175,28 +164,54 @@ class Session:
 
         Raises:
             FederationError: the order is none of this federation.
-            DeclinedError: this client gives no scores, or the round was ordered too often.
+            DeclinedError: this client gives no scores, or the round was ordered too often, or takes longer than the
+                client allows.
             BrokenModelError: the model's loss means nothing.
         """
         self._begin(client, order)
         if client not in self._validations:
             raise DeclinedError("this client gives no scores.")
+        in_time = self._clock(order.round)
         take(order.adapter, self._model)
-        return Scored(client, order.round, self._measure(client))
+        return Scored(client, order.round, self._measure(client, in_time))
 
-    def _measure(self, client: str) -> Score:
+    def _clock(self, number: int) -> Callable[[int, int, str], None]:
+        """What ends the work on an order of a round that takes longer than the client allows, from now on.
+
+        Returns:
+            To be told how much of how much is done, and what, as often as it may end there.
+        """
+        limits, began = self._limits, time.monotonic()
+
+        def in_time(done: int, whole: int, what: str) -> None:
+            spent = time.monotonic() - began
+            if limits is not None and done < whole and spent > limits.max_time:
+                raise DeclinedError(
+                    f"round {number} took {spent:.0f} s for {done} of {whole} {what}, this client allows "
+                    f"{limits.max_time:g} s at most (max_time)."
+                )
+
+        return in_time
+
+    def _measure(self, client: str, in_time: Callable[[int, int, str], None]) -> Score:
         validation, size = self._validations[client], self._offer.train.batch_size
-        loss, accuracy = measure(self._model, validation, pad=padding(self._tokenizer), batch_size=size)
+        loss, accuracy = measure(
+            self._model,
+            validation,
+            pad=padding(self._tokenizer),
+            batch_size=size,
+            on_read=lambda read, texts: in_time(read, texts, "texts to score"),
+        )
         return Score(loss, validation.rows, accuracy)
 
-    def _scores(self, client: str, order: Order, on_step: Callable[[int, int, float], None]) -> dict[str, Score]:
+    def _scores(self, client: str, order: Order, in_time: Callable[[int, int, str], None]) -> dict[str, Score]:
         """What a client that has trained says of its own update, of the untuned proxy, and of training alone."""
         if client not in self._validations or not self._offer.federate.validation:
             return {}
-        found = {"own": self._measure(client)}
+        found = {"own": self._measure(client, in_time)}
         if order.untuned:
             with without_adapter(self._model):
-                found["untuned"] = self._measure(client)
+                found["untuned"] = self._measure(client, in_time)
         if self._offer.federate.alone and train_alone(
             order,
             client,
@@ -207,10 +222,10 @@ class Session:
             pad=padding(self._tokenizer),
             seed=self._offer.seed,
             state=ClientState(self._state / client / "alone"),
-            on_step=on_step,
+            on_step=lambda step, steps, loss: in_time(step, steps, "steps alone"),
         ):
             with contextlib.suppress(BrokenModelError):
-                found["alone"] = self._measure(client)
+                found["alone"] = self._measure(client, in_time)
         return found
 
     def train(self, client: str, order: Order, on_step: OnStep | None = None) -> Reply:
@@ -229,18 +244,10 @@ class Session:
             ResourceError: the disk is full, or memory does not suffice.
         """
         self._begin(client, order)
-        number, limits, began = order.round, self._limits, time.monotonic()
-
-        def in_time(step: int, steps: int, loss: float) -> None:
-            spent = time.monotonic() - began
-            if limits is not None and step < steps and spent > limits.max_time:
-                raise DeclinedError(
-                    f"round {number} took {spent:.0f} s for {step} of {steps} steps, this client allows "
-                    f"{limits.max_time:g} s at most (max_time)."
-                )
+        number, in_time = order.round, self._clock(order.round)
 
         def stepped(step: int, steps: int, loss: float) -> None:
-            in_time(step, steps, loss)
+            in_time(step, steps, "steps")
             if on_step is not None:
                 on_step(number, step, steps, loss)
 
@@ -258,7 +265,9 @@ class Session:
         )
         return replace(reply, validation=self._scores(client, order, in_time))
 
-    def answer(self, client: str, data: bytes, on_step: OnStep | None = None) -> tuple[bytes, FedproxyError | None]:
+    def answer(
+        self, client: str, data: bytes, on_step: OnStep | None = None
+    ) -> tuple[bytes, Answer, FedproxyError | None]:
         """Train or score as the order in `data` says; whatever goes wrong becomes a refusal that says so.
 
         Args:
@@ -267,15 +276,16 @@ class Session:
             on_step: Told every optimizer step.
 
         Returns:
-            The bytes of the reply, and none; or those of the refusal, which hold no path of this machine, and what went
-            wrong in full. That is a `FederationError` if the order cannot be used; the other errors with exit codes of
-            their own are about this side's state, disk or memory.
+            The bytes of the reply or score, it itself, and none; or those of the refusal, which hold no path of this
+            machine, the refusal, and what went wrong in full. That is a `FederationError` if the order cannot be used;
+            the other errors with exit codes of their own are about this side's state, disk or memory.
         """
         number = 1
         try:
             order = self._order(data)
             number = order.round
-            return encode_reply(self.respond(client, order, on_step)), None
+            said = self.respond(client, order, on_step)
+            return encode_reply(said), said, None
         except FedproxyError as error:
             fault = error
         except (OSError, MemoryError, RuntimeError) as error:
@@ -283,7 +293,8 @@ class Session:
             if not isinstance(fault, ResourceError):
                 raise
         kind: Literal["declined", "failed"] = "declined" if isinstance(fault, DeclinedError) else "failed"
-        return encode_reply(Refusal(client, number, told(fault), kind)), fault
+        refusal = Refusal(client, number, told(fault), kind)
+        return encode_reply(refusal), refusal, fault
 
     def _order(self, data: bytes) -> Order:
         """The order in `data`.

@@ -166,6 +166,7 @@ def tune(
     kept = coordinator.kept
     adapter = coordinator.adapter if kept == coordinator.completed else store.adapter(kept)
     directory.event("federated", rounds=coordinator.completed, kept=kept)
-    manifest = replace(manifest, settings={**manifest.settings, "round": kept})
+    federate = experiment.as_dict()["federate"]  # a resume may have changed what RUN/start was made with
+    manifest = replace(manifest, settings={**manifest.settings, "federate": federate, "round": kept})
     with new_directory(directory.path / "adapter") as folder:
         write_adapter(folder, read_json(directory.path / START / CONFIG_FILE), adapter, manifest)

@@ -18,9 +18,11 @@ from fedproxy.forecast.run import OnProgress, tasks_of
 from fedproxy.forecast.speed import Speed
 from fedproxy.methods import Method, configured, methods_of
 from fedproxy.models.encoding import Encoded
+from fedproxy.models.validating import Validation
 from fedproxy.pipeline import read_experiment
 
 Examples = Mapping[str, Sequence[Encoded]]
+Validations = Mapping[str, Validation]
 Jobs = dict[str, float]
 """What is made once however many cells need it → its operations."""
 
@@ -58,12 +60,13 @@ def forecast_comparison(
     seeds = list(dict.fromkeys(seed for _, seed, _ in keys))
 
     @functools.cache
-    def examples(seed: int) -> Examples:
+    def rows(seed: int) -> tuple[Examples, Validations]:
         report(0.2 + 0.8 * seeds.index(seed) / len(seeds), f"rendering and encoding the rows of seed {seed}")
-        drawn = replace(experiment, seed=seed)
-        return client_rows(drawn).encoded(known.tokenizer, drawn, known.readable(drawn.train.max_length))
+        drawn, longest = replace(experiment, seed=seed), known.readable(experiment.train.max_length)
+        found = client_rows(drawn)
+        return found.encoded(known.tokenizer, drawn, longest), found.validations(known.tokenizer, drawn, longest)
 
-    bench, cells, jobs = _Bench(experiment, known, read, examples), list[dict[str, Any]](), Jobs()
+    bench, cells, jobs = _Bench(experiment, known, read, rows), list[dict[str, Any]](), Jobs()
     for name, seed, remove in sorted(keys, key=lambda key: seeds.index(key[1])):
         found, own = bench.cell(methods[name], seed, remove)
         found = {"training_memory": None, **found}
@@ -102,7 +105,8 @@ class _Trained:
 
     @property
     def jobs(self) -> Jobs:
-        return {self.key: self.aligning + sum(client.flops for client in self.spent)}
+        scoring = sum(one.scoring_flops for rounds in self.rounds.values() for one in rounds)
+        return {self.key: self.aligning + scoring + sum(client.flops for client in self.spent)}
 
     @property
     def spent(self) -> list[Spent]:
@@ -117,9 +121,13 @@ class _Bench:
     """What all cells have in common; as `comparison.cells.Bench`, of which it reckons the costs."""
 
     def __init__(
-        self, experiment: Experiment, known: Known, read: Mapping[str, int], examples: Callable[[int], Examples]
+        self,
+        experiment: Experiment,
+        known: Known,
+        read: Mapping[str, int],
+        rows: Callable[[int], tuple[Examples, Validations]],
     ) -> None:
-        self._experiment, self._known, self._read, self._examples = experiment, known, dict(read), examples
+        self._experiment, self._known, self._read, self._rows = experiment, known, dict(read), rows
         self._proxies: dict[str, _Proxy] = {}
 
     def cell(self, method: Method, seed: int, remove: float) -> tuple[dict[str, Any], Jobs]:
@@ -131,13 +139,13 @@ class _Bench:
         if method.data == "none":
             jobs = {**proxy.jobs, **self._score(proxy.key, "proxy", proxy.size, experiment)}
             return self._costs(proxy, []), jobs
-        rows, jobs, trainings = self._examples(seed), dict(proxy.jobs), list[_Trained]()
+        (rows, scored), jobs, trainings = self._rows(seed), dict(proxy.jobs), list[_Trained]()
 
         def counts() -> dict[str, int]:
             return {name: len(part) for name, part in rows.items()}
 
         for one in trainings_of(method, experiment, rows, counts, list(self._read)):
-            trained = self._train(one, proxy)
+            trained = self._train(one, proxy, scored if one.rows is rows else {})
             jobs |= trained.jobs
             for model in (method.result, *["proxy_tuned"] * (not method.whole)):
                 jobs |= self._score(trained.key, model, proxy.size, one.experiment, one.tasks)
@@ -168,13 +176,13 @@ class _Bench:
             self._proxies[key] = _Proxy(key, size, healing, {key: scoring + healing})
         return self._proxies[key]
 
-    def _train(self, one: Training[Encoded], proxy: _Proxy) -> _Trained:
+    def _train(self, one: Training[Encoded], proxy: _Proxy, scored: Validations) -> _Trained:
         experiment, key = of_training(one.experiment, one.label, Path())
         aligning, aligned = self._known.aligning(experiment, proxy.size)
         longest = max(len(row.ids) for part in one.rows.values() for row in part)
         return _Trained(
             key,
-            rounds_of(experiment, self._known, proxy.size, one.rows, aligned=aligned),
+            rounds_of(experiment, self._known, proxy.size, one.rows, scored, aligned=aligned),
             aligning,
             self._known.training_memory(proxy.size, experiment.train, longest),
         )

@@ -32,7 +32,7 @@ def diagnose(path: Path) -> Iterator[Finding]:
     except FedproxyError as error:
         yield str(path), error
         return
-    yield str(path), f"the experiment {experiment.name}"
+    yield str(path), f"an experiment called {experiment.name}"
     known: list[Known] = []
     yield _tried(f"LLM {experiment.llm.path}", functools.partial(_llm, experiment, known))
     for text in {experiment.compress.calibration, experiment.heal.text, experiment.fuse.public} - {""}:

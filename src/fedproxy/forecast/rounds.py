@@ -11,9 +11,10 @@ from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.tuning import turns
 from fedproxy.federation.wire import encoding, packed_bytes
 from fedproxy.forecast.known import FLOAT, Known, ProxySize, Shapes, count
-from fedproxy.models.costs import training
+from fedproxy.models.costs import Matrices, reading, training
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.training import optimizer_steps, trained_tokens
+from fedproxy.models.validating import Validation
 from fedproxy.seeds import derive_seed
 
 
@@ -25,7 +26,9 @@ class ClientRound:
         round: Its number.
         steps: Optimizer steps.
         tokens: Tokens trained on.
-        flops: Operations of training on them, and of training alone; those of scoring are not counted.
+        flops: Operations of training on them.
+        scoring_flops: Operations of what [federate] validation adds: of the passes over the rows that are kept back,
+            and of training alone.
         bytes_up: What it sends; in the encoding top-k at most so much.
         bytes_down: What it gets, beside the proxy.
     """
@@ -34,6 +37,7 @@ class ClientRound:
     steps: int
     tokens: int
     flops: float
+    scoring_flops: float
     bytes_up: int
     bytes_down: int
 
@@ -43,6 +47,7 @@ def rounds_of(
     known: Known,
     proxy: ProxySize,
     examples: Mapping[str, Sequence[Encoded]],
+    validations: Mapping[str, Validation],
     *,
     aligned: int = 0,
 ) -> dict[str, list[ClientRound]]:
@@ -53,6 +58,7 @@ def rounds_of(
         known: The LLM.
         proxy: Its proxy.
         examples: Every client's encoded rows.
+        validations: The rows that clients score on; none of a client that gives no scores.
         aligned: Bytes that each round but the first sends to align the proxy.
 
     Returns:
@@ -65,21 +71,50 @@ def rounds_of(
     found: dict[str, list[ClientRound]] = {}
     for name, asked in turns(experiment, examples).items():
         train, shapes, found[name] = experiment.train_of(name), _trained(experiment, name, known, proxy), []
+        scored = validations.get(name)
         for number in asked:
-            times = 1 + experiment.federate.alone
             tokens = trained_tokens(examples[name], train, derive_seed(experiment.seed, "train", number, name))
+            flops = training(tokens, proxy.matrices, trained=proxy.trained(train), parameters=count(shapes))
+            scoring = 0.0
+            if scored is not None:
+                alone, passed = experiment.federate.alone, known.passed("proxy_tuned", proxy, train)
+                scoring = scoring_flops(
+                    scored.tokens, passed, proxy.matrices, untuned=number == asked[0], alone=flops if alone else None
+                )
             found[name].append(
                 ClientRound(
                     round=number,
                     steps=optimizer_steps(len(examples[name]), train),
                     tokens=tokens,
-                    flops=times
-                    * training(tokens, proxy.matrices, trained=proxy.trained(train), parameters=count(shapes)),
+                    flops=flops,
+                    scoring_flops=scoring,
                     bytes_up=_up(experiment, shapes),
-                    bytes_down=_down(experiment, shapes, number, voters) + (aligned if number > 1 else 0),
+                    bytes_down=_down(experiment, shapes, number, voters, scored is not None)
+                    + (aligned if number > 1 else 0),
                 )
             )
     return found
+
+
+def scoring_flops(tokens: int, passed: int, proxy: Matrices, *, untuned: bool, alone: float | None) -> float:
+    """Operations of what a client's scores of a round take.
+
+    The round's adapter and the client's own update are scored, 2 (N + P) a token each; in its first round the untuned
+    proxy, 2 N; and what it trains alone, which takes as many steps on the same batches as its part of the round.
+
+    Args:
+        tokens: Tokens that one score reads.
+        passed: N + P, entries of the matrices of proxy and adapter.
+        proxy: Those of the proxy.
+        untuned: Whether the untuned proxy is scored.
+        alone: Operations of a training; none if the client does not train alone.
+
+    Example:
+        >>> scoring_flops(10, 260, Matrices([100, 100], head=50), untuned=True, alone=1000.0)
+        21600.0
+    """
+    scores = 2 + (alone is not None)
+    return 2.0 * passed * tokens * scores + reading(tokens, proxy) * untuned + (alone or 0.0)
 
 
 def _trained(experiment: Experiment, client: str, known: Known, proxy: ProxySize) -> Shapes:
@@ -99,10 +134,10 @@ def _up(experiment: Experiment, shapes: Shapes) -> int:
     return _encoded(settings.wire, settings.wire_options, shapes, rule.first(options))
 
 
-def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int) -> int:
-    """The adapter, and the one to be scored; from the second round on conflict in bits, and the regulariser's state."""
+def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int, scores: bool) -> int:
+    """The adapter, and the merged one to be scored; from the second round on conflict, and the regulariser's state."""
     row = REGULARISERS.choose(experiment.federate.regulariser)
-    found = _encoded(experiment.federate.wire_down, {}, shapes, 1.0) * (1 + (experiment.federate.validation > 0))
+    found = _encoded(experiment.federate.wire_down, {}, shapes, 1.0) * (1 + scores)
     if number > 1 and row.conflict:
         found += sum(packed_bytes(shape.numel(), voters.bit_length()) for shape in shapes.values())
     if number > 1 and row.carried:

@@ -45,34 +45,55 @@ class Now:
     def __init__(self) -> None:
         self.line = "The run begins."
         self.stages = 0
-        self._opened, self._asked, self._answered = "", 0, set[str]()
+        self._what, self._asked, self._answered = "", frozenset[str](), set[str]()
+        self._closed, self._last, self._over = "", "", False
 
     def take(self, event: dict[str, Any]) -> None:
         """Take the next event of events.jsonl."""
         kind, number = event.get("event"), event.get("round")
-        if kind == "stage_started":
+        if kind == "resumed":
+            self.line = "The run goes on."
+        elif kind == "stage_started":
             self.stages, self.line = self.stages + 1, _DOING.get(event["stage"], f"{event['stage']} begins.")
+            if event["stage"] == "federate" and self._closed:
+                self.line = f"The rounds go on after round {self._closed}."
         elif kind == "stage_ended":
             self.stages += 1
             stage, how = event["stage"], event.get("outcome")
-            said = {"done": f"{stage} is complete.", "failed": f"{stage} failed: {event.get('error')}"}
+            over = self.line if self._over and stage == "federate" else f"{stage} is complete."
+            said = {"done": over, "failed": f"{stage} failed: {event.get('error')}"}
             self.line = said.get(str(how), f"{stage} was interrupted; --resume goes on with it.")
         elif kind == "waiting":
             self.line = f"Round {number} waits: {len(event['present'])} of {event['needed']} needed clients are here."
         elif kind == "round_opened":
-            self._opened, self._asked, self._answered = event["time"][11:19], len(event["asked"]), set()
-            self._tell_open(number)
-        elif kind == "answered":
+            self._ask(f"Round {number} is open", event)
+        elif kind == "scoring":
+            self._ask(f"Clients score round {number}'s adapter", event)
+        elif kind in ("answered", "scored"):
             self._answered.add(event["client"])
-            self._tell_open(number)
+            self._tell_answers()
+        elif kind == "validated":
+            best = event["best_round"]
+            self._last = f"; it is the last, since no round after round {best} was better" * bool(event["stop"])
+            self.line = f"Round {number} is " + ("scored" if event.get("global") else "scored by nobody") + self._last
+            self.line += "."
         elif kind == "round_failed":
             self.line = f"Round {number} failed: {event['reason']}"
         elif kind == "round_closed":
-            self.stages, self.line = self.stages + 1, f"Round {number} is stored."
+            self.stages, self.line = self.stages + 1, f"Round {number} is stored{self._last}."
+            self._closed, self._last = str(number), ""
+        elif kind == "federated":
+            self._over = True
+            self.line = f"The rounds are over after {event['rounds']}; the adapter of round {event['kept']} is kept."
 
-    def _tell_open(self, number: object) -> None:
-        answers = f"{len(self._answered)} of {self._asked} clients have answered"
-        self.line = f"Round {number} is open since {self._opened} UTC: {answers}."
+    def _ask(self, what: str, event: dict[str, Any]) -> None:
+        self._what = f"{what} since {event['time'][11:19]} UTC"
+        self._asked, self._answered = frozenset(event["asked"]), set()
+        self._tell_answers()
+
+    def _tell_answers(self) -> None:
+        count = len(self._asked & self._answered)
+        self.line = f"{self._what}: {count} of {len(self._asked)} clients have answered."
 
 
 def unfinished(run: Path) -> Results:

@@ -13,6 +13,7 @@ from fedproxy.records import MODELS, Attacks, Results, Round, read_attacks, read
 from fedproxy.reporting import heat_maps, plots, validation
 from fedproxy.reporting.attacks import interval
 from fedproxy.reporting.conflict import Conflict, load_conflict
+from fedproxy.reporting.hindrances import hindrances
 from fedproxy.reporting.html import fill, write_page
 from fedproxy.reporting.summary import sentences
 from fedproxy.reporting.svg import drawing
@@ -78,8 +79,10 @@ def render(
     figures = _figures(results, conflicts)
     compared = compared_rounds(results.rounds)
     agreement = any(len(round_.analysis.names) > 1 for round_ in results.rounds)
+    held_back = [] if live else hindrances(results)
     contents = [
         "Summary",
+        "What holds it back",
         "Results",
         "Validation",
         "Rounds",
@@ -93,6 +96,7 @@ def render(
     validated = validation.rounds_of(results)
     attacked = attacks.attacks if attacks is not None else {}
     optional = (
+        ("What holds it back", held_back),
         ("Validation", validated),
         ("Agreement", agreement),
         ("Compression", "blocks" in figures),
@@ -108,6 +112,7 @@ def render(
         results=results,
         models=MODELS,
         sentences=sentences(results),
+        hindrances=held_back,
         figures=figures,
         validated=validated,
         reached=validation.MODELS,

@@ -84,6 +84,7 @@ def lines(
     each: str,
     own: Collection[str] | None = None,
     named: bool = True,
+    log: bool = False,
 ) -> str:
     """Values by round, a line each.
 
@@ -95,6 +96,7 @@ def lines(
         each: What a line is.
         own: Those with a thick line, of many that lie near each other; none: all are alike, above a floor of 0.
         named: Whether the lines have colours and a legend.
+        log: Whether equal steps of the axis are equal ratios; all values must be above 0.
     """
     drawn, axes = figure(4.6, 2.9 + (0.17 * math.ceil(len(found) / 2) if named else 0), title)
     for index, (what, values) in enumerate(found.items()):
@@ -117,10 +119,22 @@ def lines(
     axes.set_xlabel("round")
     if own is None:
         axes.set_ylim(0, 1.08 * max(value for values in found.values() for value in values.values()) or 1)
+    if log:
+        _logarithmic(axes)
     axes.set_ylabel(axis)
     axes.grid(axis="y")
     last = ", ".join(f"{label(what, 30)} {list(values.values())[-1]:.3g}" for what, values in found.items() if values)
     return inline(drawn, name, f"Lines, {each}. At the end: {last}.")
+
+
+def _logarithmic(axes: "Axes") -> None:
+    """Let equal steps upwards be equal ratios, with 1, 2 and 5 of each power of ten written out."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def has(rounds: Sequence[Round], field: str) -> bool:

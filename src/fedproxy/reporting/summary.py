@@ -24,9 +24,14 @@ def _setup(results: Results) -> str:
         return ""
     parameters = f" and {results.llm.parameters:,} parameters" if results.llm.parameters else ""
     exposed = f", {percent(results.exposed)} % of all parameters" if results.exposed is not None else ""
+    perplexity = ""
+    if (measured := results.proxy.perplexity) is not None:
+        llm, proxy = (decimals(value, 1) for value in (measured.llm, measured.proxy))
+        perplexity = f" On public text the LLM has a perplexity of {llm}, the untuned proxy of {proxy}."
     return (
         f"The LLM has {count(results.llm.blocks, 'block')}{parameters}; its proxy keeps "
         f"{len(results.proxy.layer_map)} of them{exposed}. The LLM stayed with its owner, the data with the clients."
+        f"{perplexity}"
     )
 
 
@@ -59,7 +64,9 @@ def _validation(results: Results) -> str:
         text += f", the accuracy from {percent(untuned.accuracy.by_rows)} % to {percent(merged.accuracy.by_rows)} %"
     if (alone := kept.validation.alone) is not None:
         text += f"; clients that train alone reach {decimals(alone.loss.by_rows)}"
-    return text + "." + " No later round was better, so the federation ended." * results.rounds[-1].validation.stop
+        text += f" and {percent(alone.accuracy.by_rows)} %" * (alone.accuracy.by_rows is not None)
+    last = results.rounds[-1].validation
+    return text + "." + f" No round after round {last.best_round} was better, so the federation ended." * last.stop
 
 
 def _scores(results: Results) -> str:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from fedproxy.records import MODELS, Results
 from fedproxy.reporting import validation
+from fedproxy.reporting.hindrances import hindrances
 from fedproxy.reporting.units import decimals, duration, percent, size
 from fedproxy.typed_json import as_record
 
@@ -49,17 +50,47 @@ def validation_table(results: Mapping[str, Any]) -> Table | None:
     kept = parsed.kept
     if kept is None or kept.validation.merged is None:
         return None
-    table = Table(title=f"On rows that the clients kept back, round {kept.number}", title_justify="left")
+    table = Table(title=f"On rows that the clients kept back, round {kept.number}, which is kept", title_justify="left")
     table.add_column("Proxy", overflow="fold")
-    for column in ("Loss by rows", "by clients", "Accuracy in % by rows", "by clients", "Worst client", "Loss"):
+    for column in ("Loss", "Accuracy, %", "Worst client", "Its loss"):
         table.add_column(column, justify="left" if column == "Worst client" else "right", overflow="fold")
     for name, what in validation.MODELS.items():
         found = getattr(kept.validation, name)
         if found is not None:
-            losses = (decimals(value) for value in (found.loss.by_rows, found.loss.by_clients))
-            shares = (percent(value) for value in (found.accuracy.by_rows, found.accuracy.by_clients))
-            table.add_row(what, *losses, *shares, Text(found.worst.client), decimals(found.worst.loss))
+            means = (decimals(found.loss.by_rows), percent(found.accuracy.by_rows))
+            table.add_row(what, *means, Text(found.worst.client), decimals(found.worst.loss))
+    table.caption = Text(f"Means by rows. {_best(parsed)}".rstrip())
+    table.caption_justify = "left"
     return table
+
+
+def hindrances_table(results: Mapping[str, Any]) -> Table | None:
+    """What holds the result back, and what to try next; none if nothing is known to.
+
+    Args:
+        results: What results.json holds.
+
+    Raises:
+        ArtifactError: a part has the wrong type.
+    """
+    found = hindrances(as_record(dict(results), Results, "results"))
+    if not found:
+        return None
+    table = Table(title="What holds the result back", title_justify="left", show_lines=True)
+    for column in ("Kind", "What the figures say", "What to try next"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        table.add_row(one.kind, Text(one.found), Text(one.advice))
+    return table
+
+
+def _best(results: Results) -> str:
+    """Which round was the best and whether it was waited for no longer, where more than one was scored."""
+    last = results.rounds[-1].validation
+    if last.best_round is None or len(results.rounds) == 1:
+        return ""
+    ended = ", so the federation ended early" * last.stop
+    return f"Of {len(results.rounds)} rounds the best is round {last.best_round}{ended}."
 
 
 def totals_table(results: Mapping[str, Any]) -> Table:

@@ -9,6 +9,8 @@ MODELS = {"untuned": "Untuned", "own": "Own update", "alone": "Trained alone", "
 """Fields of `records.Validation`, and what their models are called."""
 _MEAN, _ALONE = "Mean by rows", "Trained alone"
 _NAMED_CLIENTS = 8
+_WIDE = 10.0
+"""Losses further apart than by this factor get a logarithmic axis, on which the later rounds can be told apart."""
 
 
 def rounds_of(results: Results) -> list[Round]:
@@ -26,9 +28,20 @@ def figures(rounds: Sequence[Round]) -> dict[str, str]:
         courses = _courses(rounds, field, factor)
         if courses:
             found[f"validation_{field}"] = plots.lines(
-                courses, name=f"validation-{field}", title=title, axis=axis, each=f"in {axis}", own={_MEAN}
+                courses,
+                name=f"validation-{field}",
+                title=title,
+                axis=axis,
+                each=f"in {axis}",
+                own={_MEAN},
+                log=field == "loss" and _is_wide(courses),
             )
     return found
+
+
+def _is_wide(courses: Mapping[str, Mapping[int, float]]) -> bool:
+    values = [value for course in courses.values() for value in course.values()]
+    return 0 < _WIDE * min(values) < max(values)
 
 
 def _courses(rounds: Sequence[Round], field: str, factor: float) -> dict[str, dict[int, float]]:

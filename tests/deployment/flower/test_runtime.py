@@ -32,6 +32,7 @@ from fedproxy.deployment.flower.superlink import _APP, SuperLink
 from fedproxy.deployment.flower.supernode import SuperNode
 from fedproxy.deployment.ledger import Ledger
 from fedproxy.errors import FederationError
+from fedproxy.federation.messages import Score, Scored
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
 SECONDS = 60.0
@@ -48,9 +49,9 @@ class Session:
     def __init__(self) -> None:
         self.orders: list[bytes] = []
 
-    def answer(self, client: str, order: bytes, on_step: object) -> tuple[bytes, None]:
+    def answer(self, client: str, order: bytes, on_step: object) -> tuple[bytes, Scored, None]:
         self.orders.append(order)
-        return b"answer", None
+        return b"answer", Scored("x", 1, Score(1.0, 1)), None
 
 
 class Server:

@@ -102,6 +102,7 @@ class _Server(socketserver.ThreadingTCPServer):
         """One connection, until either side closes it; the SuperNode opens another when it needs one."""
         node = request
         try:
+            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._context is not None:
                 node = self._context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
             self._open.add(node)

@@ -139,7 +139,7 @@ def train(message: Message, context: Context) -> Message:
         for what, times in ordered.items():
             kind, _, number = what.partition(" ")
             session.orders[site.client, kind, int(number)] = times
-        answer, fault = session.answer(site.client, order)
+        answer, _, fault = session.answer(site.client, order)
         counts: Any = {f"{kind} {number}": times for (_, kind, number), times in session.orders.items()}
         context.state[_ORDERED] = ConfigRecord(counts)
         if fault is not None and not isinstance(fault, FederationError):

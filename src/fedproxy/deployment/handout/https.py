@@ -195,6 +195,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "fedproxy", ""
     error_content_type, error_message_format = "text/plain", "%(message)s\n"
+    disable_nagle_algorithm = True
+    """Else the body of a short answer waits some 40 ms, until its head has been acknowledged."""
     server: Server
 
     def handle_one_request(self) -> None:
