@@ -5,6 +5,7 @@ from typing import Any
 from fedproxy.privacy.attacks.calibrated_loss import CALIBRATED_LOSS
 from fedproxy.privacy.attacks.contract import Attack, Figure, Found
 from fedproxy.privacy.attacks.subject import Subject
+from fedproxy.privacy.attacks.token_spans import TOKEN_SPANS
 from fedproxy.registry import Axis
 
 __all__ = ["ATTACKS", "Attack", "Figure", "Found", "Subject"]
@@ -13,5 +14,5 @@ ATTACKS: Axis[Attack[Any]] = Axis(
     "attack",
     "fedproxy.attacks",
     Attack,
-    {attack.name: attack for attack in (CALIBRATED_LOSS,)},
+    {attack.name: attack for attack in (CALIBRATED_LOSS, TOKEN_SPANS)},
 )

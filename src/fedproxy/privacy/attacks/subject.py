@@ -24,13 +24,15 @@ from fedproxy.federation.tuning import START, load_proxy, read_run
 from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer, padding
 from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import readable
-from fedproxy.models.lora import AdaptedModel, load_with_adapter, read_adapter, set_adapter_state
+from fedproxy.models.lora import AdaptedModel, adapter_state, load_with_adapter, read_adapter, set_adapter_state
 from fedproxy.models.validating import OPTIONS
 from fedproxy.run_directory import has_members
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors, digest
 
 Row = dict[str, Any]
+_OF_THE_ADAPTER = {"lora_r", "lora_alpha", "lora_dropout", "lora_targets", "blocks"}
+"""Settings of [train] that another adapter takes."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,15 @@ class Subject:
         drawn = np.random.default_rng(derive_seed(self.seed, "audit", name)).permutation(len(rows))[:most]
         return [rows[i] for i in sorted(drawn.tolist())]
 
-    def examples(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
-        """Rows as the proxy was trained to read them; errors as of `training_examples`."""
+    def examples(self, rows: Sequence[Mapping[str, Any]], most: int | None = None) -> list[Encoded]:
+        """Rows as the proxy was trained to read them, or with `most` tokens each; errors as of `training_examples`."""
+        return training_examples(rows, self.tokenizer, self.experiment.train, most or self.longest)
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Tokens of a row that the proxy was trained to read, at most."""
         config = load_config(self.proxy, trust_remote_code=self.experiment.llm.trust_remote_code)
-        longest = readable(config, self.experiment.train.max_length)
-        return training_examples(rows, self.tokenizer, self.experiment.train, longest)
+        return readable(config, self.experiment.train.max_length)
 
     def tuned_proxy(self) -> AdaptedModel:
         """The proxy with the adapter that the run ended with: what every client has; errors as of loading."""
@@ -179,8 +185,11 @@ class Subject:
         """
         train: Train = replace(self.experiment.train, **(changes or {}))
         experiment = replace(self.experiment, train=train)
-        model = self.before_training()
-        offer = make_offer(experiment, client, run_id="audit", proxy="0" * 64, start=digest(self.start))
+        model, start = self.before_training(), self.start
+        if not _OF_THE_ADAPTER.isdisjoint(changes or {}):
+            model = load_proxy(experiment, self.proxy)
+            start = adapter_state(model)
+        offer = make_offer(experiment, client, run_id="audit", proxy="0" * 64, start=digest(start))
         with tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
             session = Session(model, self.tokenizer, offer, state=Path(folder))
             session.add(client, examples)
