@@ -6,6 +6,7 @@ from fedproxy.privacy.attacks.calibrated_loss import CALIBRATED_LOSS
 from fedproxy.privacy.attacks.contract import Attack, Figure, Found
 from fedproxy.privacy.attacks.subject import Subject
 from fedproxy.privacy.attacks.token_spans import TOKEN_SPANS
+from fedproxy.privacy.attacks.update_residuals import UPDATE_RESIDUALS
 from fedproxy.registry import Axis
 
 __all__ = ["ATTACKS", "Attack", "Figure", "Found", "Subject"]
@@ -14,5 +15,5 @@ ATTACKS: Axis[Attack[Any]] = Axis(
     "attack",
     "fedproxy.attacks",
     Attack,
-    {attack.name: attack for attack in (CALIBRATED_LOSS, TOKEN_SPANS)},
+    {attack.name: attack for attack in (CALIBRATED_LOSS, UPDATE_RESIDUALS, TOKEN_SPANS)},
 )

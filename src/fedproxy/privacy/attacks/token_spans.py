@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.offer import Limits
 from fedproxy.layer_map import split_name
 from fedproxy.models.encoding import Encoded
-from fedproxy.models.families import blocks, vocabulary
+from fedproxy.models.families import blocks_path, vocabulary
 from fedproxy.models.lora import AdaptedModel
 from fedproxy.privacy.attacks.contract import Attack, Figure, Found, Tell
+from fedproxy.privacy.attacks.entering import entering
+from fedproxy.privacy.attacks.orders import EPSILON, LIMITS, RATE, counted, few_steps, nearly_linear
 from fedproxy.privacy.attacks.subject import Row, Subject
 from fedproxy.privacy.measures.projection import residuals, row_space
 from fedproxy.registry import require_range
@@ -22,8 +23,6 @@ ROWS = (1, 4, 16)
 """Rows that the update is of, beside all of a round."""
 FAR = 0.5
 """A token whose residual is below this share of the vocabulary's median is said to be in the text."""
-RATE = 0.3
-"""Step along the gradient that the settings of a malicious server come to."""
 _AT_ONCE = 1024
 
 
@@ -35,7 +34,7 @@ class Options:
         epsilon: The adam_epsilon that a malicious server asks for; it has to be far above every gradient.
     """
 
-    epsilon: float = 1e3
+    epsilon: float = EPSILON
 
     def __post_init__(self) -> None:
         require_range("token-spans", "epsilon", self.epsilon, 1e-8, 1e9)
@@ -75,10 +74,10 @@ def token_spans(subject: Subject, options: Options, tell: Tell) -> Found:
             return found
         moved = moved_rows(reply.update, layers)
         found.figures += figures(
-            f"{case.name}, {reply.steps} {'step' if reply.steps == 1 else 'steps'}",
+            f"{case.name}, {counted(reply.steps, 'step')}",
             vocabulary_residuals(model, layers[0], places, row_space(moved)),
             case.rows,
-            f"{client}: {_counted(len(case.rows))}",
+            f"{client}: {counted(len(case.rows), 'row')}",
         )
     found.notes += [
         "Tokens are counted once each, whatever their order. The last token of a row is left out: nothing of an update "
@@ -91,20 +90,10 @@ def token_spans(subject: Subject, options: Options, tell: Tell) -> Found:
 
 
 def _cases(subject: Subject, rows: Sequence[Row], options: Options) -> list[_Case]:
-    linear = {
-        "adam_epsilon": options.epsilon,
-        "learning_rate": RATE * options.epsilon,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "weight_decay": 0.0,
-        "lora_dropout": 0.0,
-        "precision": "fp32",
-    }
-    limits = Limits()
-    few = {"gradient_accumulation_steps": 1, "max_steps": limits.min_steps, "epochs": float(limits.min_steps)}
+    linear = nearly_linear(options.epsilon)
     counts = [count for count in ROWS if count < len(rows)]
     cases = [
-        _Case(f"{kind}, {_counted(count)}", subject.examples(rows[:count]), {**how, **few, "batch_size": count})
+        _Case(f"{kind}, {counted(count, 'row')}", subject.examples(rows[:count]), {**how, **few_steps(count)})
         for kind, how in (("the run's settings", {}), ("nearly linear", linear))
         for count in counts
     ]
@@ -113,43 +102,20 @@ def _cases(subject: Subject, rows: Sequence[Row], options: Options) -> list[_Cas
         _Case("nearly linear, whole round", subject.examples(rows), linear),
     ]
     base: Any = subject.before_training().get_base_model()
-    short = min(subject.longest, max(2, base.get_input_embeddings().embedding_dim // limits.min_rows))
-    least = {**few, "batch_size": limits.min_rows, "lora_r": limits.max_rank, "max_length": short}
-    where = f"nearly linear, rank {limits.max_rank}, {limits.min_rows} rows cut to {short} tokens"
-    return [*cases, _Case(where, subject.examples(rows[: limits.min_rows], short), {**linear, **least})]
-
-
-def _counted(rows: int) -> str:
-    return f"{rows} {'row' if rows == 1 else 'rows'}"
-
-
-class _SeenError(Exception):
-    """All that was to be recorded is."""
+    fewest = LIMITS.min_rows
+    short = min(subject.longest, max(2, base.get_input_embeddings().embedding_dim // fewest))
+    least = {**few_steps(fewest), "lora_r": LIMITS.max_rank, "max_length": short}
+    where = f"nearly linear, rank {LIMITS.max_rank}, {fewest} rows cut to {short} tokens"
+    return [*cases, _Case(where, subject.examples(rows[:fewest], short), {**linear, **least})]
 
 
 def _entering(model: AdaptedModel, layers: Sequence[str], ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What enters layers of the first block, by name, each [rows, places, inputs]; the rest of the model is not run."""
+    """What enters layers of the first block, by name within it, each [rows, places, inputs]."""
     base: Any = model.get_base_model()
-    first, seen = blocks(base)[0], dict[str, torch.Tensor]()
-
-    def record(name: str, entered: torch.Tensor) -> None:
-        seen[name] = entered.detach()
-        if len(seen) == len(layers):
-            raise _SeenError
-
-    hooks = [
-        first.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: record(name, inputs[0]))
-        for name in layers
-    ]
-    try:
-        with torch.no_grad():
-            base(input_ids=ids.to(next(base.parameters()).device), use_cache=False)
-    except _SeenError:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
+    first = f"{blocks_path(base)}.0."
+    with entering(base, [first + layer for layer in layers], only=True) as seen:
+        base(input_ids=ids.to(next(base.parameters()).device), use_cache=False)
+    return {name.removeprefix(first): entered for name, entered in seen.items()}
 
 
 def lookups(model: AdaptedModel, names: Sequence[str], longest: int) -> tuple[list[str], int]:
