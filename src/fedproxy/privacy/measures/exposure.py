@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedproxy.errors import UsageError
+from fedproxy.privacy.measures.membership import DRAWS, LEVEL, Estimate
 
 CHANCE = 1 / math.log(2)
 """Mean exposure of a secret that was never inserted, of many candidates: that of a rank drawn evenly."""
@@ -36,3 +39,20 @@ def exposure(secret: float, candidates: Sequence[float]) -> float:
         raise UsageError(f"An exposure needs losses of candidates, and none NaN; there are {len(candidates)}.")
     rank = 1 + sum(loss < secret for loss in candidates) + sum(loss == secret for loss in candidates) / 2
     return math.log2((len(candidates) + 1) / rank)
+
+
+def mean(values: Sequence[float], *, seed: int) -> Estimate:
+    """The mean of exposures, with the percentile interval of the bootstrap over them.
+
+    Args:
+        values: The exposures, at least one.
+        seed: Seed of the draws.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not values:
+        raise UsageError("There are no exposures to take the mean of.")
+    drawn = np.random.default_rng(seed).choice(np.asarray(values), size=(DRAWS, len(values))).mean(axis=1)
+    low, high = (float(end) for end in np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    return Estimate(sum(values) / len(values), low, high)
