@@ -35,16 +35,12 @@ MODELS = {
     "centralized": "Centralized",
 }
 """The models that are evaluated, as people call them."""
-_MOST_CELLS, _MOST_ROWS, _MOST_DIFFERENCES, _MOST_BLOCKS, _MOST_FIGURES = 10_000, 400, 4_000, 10_000, 4_000
+_MOST_CELLS, _MOST_ROWS, _MOST_DIFFERENCES, _MOST_BLOCKS = 10_000, 400, 4_000, 10_000
 """No comparison comes near them, and a page has no room for more."""
 
 
 def _known(value: Any) -> Any:
     return {model: value[model] for model in MODELS if model in value} if isinstance(value, dict) else value
-
-
-ATTACKS_FILE = "attacks.json"
-"""RUN/attacks.json: what attacks on the run found."""
 
 
 class Score(Record):
@@ -251,45 +247,6 @@ class Cost(Record):
     bytes_down: Whole | None = None
     proxy_bytes: Whole | None = None
     peak_memory: Whole | None = Field(default=None, alias="peak_memory_bytes")
-
-
-class Figure(Record):
-    """A number that an attack reached, as of `privacy.attacks.contract.Figure`."""
-
-    where: str
-    measure: str
-    value: Number
-    low: Number | None = None
-    high: Number | None = None
-    chance: Number | None = None
-    of: str = ""
-
-
-class Attacked(Record):
-    """What came of one attack on a run.
-
-    Attributes:
-        sees: Who the attacker is, and what it has.
-        missing: What was not measured, and why.
-        notes: What has to be known of the figures.
-    """
-
-    title: str = ""
-    paper: str = ""
-    sees: str = ""
-    options: dict[str, Any] = {}
-    figures: list[Figure] = Field(default=[], max_length=_MOST_FIGURES)
-    missing: list[str] = []
-    notes: list[str] = []
-    seconds: Number | None = None
-    seed: Whole | None = None
-    environment: dict[str, Any] = {}
-
-
-class Attacks(Record):
-    """A run's attacks.json: attack → what came of it."""
-
-    attacks: Given[Attacked] = {}
 
 
 class Results(Record):
@@ -500,13 +457,3 @@ def read_rounds(run: Path) -> list[Round]:
     """
     files = (inside(run, str(file.relative_to(run))) for file in sorted(run.glob("rounds/*/round.json")))
     return [read_record(file, Round) for file in files]
-
-
-def read_attacks(run: Path) -> Attacks:
-    """Read a run's attacks.json; of a run that was not attacked nothing.
-
-    Raises:
-        ArtifactError: it is damaged, or a link leads out of the run.
-    """
-    path = inside(Path(run), ATTACKS_FILE)
-    return read_record(path, Attacks) if path.is_file() else Attacks()

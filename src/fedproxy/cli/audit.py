@@ -25,8 +25,8 @@ def audit(
 ) -> None:
     """Attack what a run gives away, measure how well it works, and note it in attacks.json and the report."""
     from fedproxy import reporting
+    from fedproxy.attack_records import ATTACKS_FILE
     from fedproxy.privacy.attacks.audit import audit as attack_run
-    from fedproxy.records import ATTACKS_FILE
 
     with progress() as show:
         record = attack_run(run, attack or (), options=_options(option or ()), on_progress=show)

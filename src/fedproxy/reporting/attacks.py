@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedproxy.records import Attacks, Figure
+from fedproxy.attack_records import Attacks, Figure
 from fedproxy.reporting.units import decimals
 from fedproxy.typed_json import as_record
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from fedproxy import foreign
 from fedproxy.artifacts import SHAPING, inside
+from fedproxy.attack_records import Attacks, read_attacks
 from fedproxy.events import event_of
-from fedproxy.records import MODELS, Attacks, Results, Round, read_attacks, read_run
+from fedproxy.records import MODELS, Results, Round, read_run
 from fedproxy.reporting import heat_maps, plots, validation
 from fedproxy.reporting.attacks import interval
 from fedproxy.reporting.conflict import Conflict, load_conflict

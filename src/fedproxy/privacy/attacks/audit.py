@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.artifacts import write_json
+from fedproxy.attack_records import ATTACKS_FILE, read_attacks
 from fedproxy.privacy.attacks import ATTACKS, Subject
-from fedproxy.records import ATTACKS_FILE, read_attacks
 from fedproxy.registry import build
 from fedproxy.run_directory import environment
 
