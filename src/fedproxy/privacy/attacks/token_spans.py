@@ -84,7 +84,7 @@ def token_spans(subject: Subject, options: Options, tell: Tell) -> Found:
         "depends on what it enters with.",
         f"Nearly linear: adam_epsilon = {options.epsilon:g}, learning_rate = {RATE * options.epsilon:g}, no dropout, "
         "fp32. No limit of a client's refuses these settings, nor the rank and the cut rows of the last case; "
-        "`fedproxy join --look` shows them.",
+        "fedproxy join --look shows them.",
     ]
     return found
 
