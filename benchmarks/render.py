@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from render_audit import audited
 from render_comparison import comparison, comparison_by_task, difference
 from render_demo import outcome, percent, quality
 
@@ -468,7 +469,13 @@ Two updates of ten million float32 parameters, file to file.
 """
     drawing, text = outcome()
     readme = filled((ROOT / "README.md").read_text(), "outcome", text)
-    return {"docs/benchmarks.md": page, "docs/images/demo.svg": drawing, "README.md": readme}
+    privacy = filled((ROOT / "docs" / "privacy.md").read_text(), "audit", audited(load("audit")))
+    return {
+        "docs/benchmarks.md": page,
+        "docs/images/demo.svg": drawing,
+        "README.md": readme,
+        "docs/privacy.md": privacy,
+    }
 
 
 def filled(page: str, name: str, section: str) -> str:
@@ -477,7 +484,7 @@ def filled(page: str, name: str, section: str) -> str:
     before, _, rest = page.partition(start)
     _, found, after = rest.partition(end)
     if not found:
-        raise SystemExit(f"README.md has no section {name!r} to fill")
+        raise SystemExit(f"The page has no section {name!r} to fill.")
     return f"{before}{start}\n\n{section}\n\n{end}{after}"
 
 

@@ -23,6 +23,7 @@ AXES = {
     "fedproxy.spaces": ("fedproxy.aggregation.space", "SPACES"),
     "fedproxy.encodings": ("fedproxy.federation.wire", "ENCODINGS"),
     "fedproxy.methods": ("fedproxy.methods", "METHODS"),
+    "fedproxy.attacks": ("fedproxy.privacy.attacks", "ATTACKS"),
     "fedproxy.server_optimizers": ("fedproxy.aggregation.server_optimizer", "SERVER_OPTIMIZERS"),
 }
 """Group of entry points → the module and the name of its `Axis`: who checks a name need not import what it means."""

@@ -18,7 +18,7 @@ from fedproxy.errors import FedproxyError, explained
 INTERRUPTED = 130
 _COMMANDS = (
     "demo", "run", "compress", "federate", "serve", "join", "merge", "fuse", "evaluate", "compare", "methods",
-    "report", "log", "ledger", "init", "doctor",
+    "report", "audit", "log", "ledger", "init", "doctor",
 )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def heal(
         done = _TAUGHT + (_TRAINED - _TAUGHT) * step / settings.steps
         progress(done, f"healing, step {step} of {settings.steps}, KL {loss.divergence:.3f}")
 
-    before, identity, texts = perplexity(), model_identity(proxy), _texts(asked)
+    before, identity, texts = perplexity(), model_identity(proxy), texts_of(asked)
     student = Student(healed(), settings, trained, seed=derive_seed(seed, "heal"), longest=longest)
     losses = distil(
         student, said, texts, settings, proxy=identity, pad=padding(tokenizer), seed=seed, work=work, on_step=on_step
@@ -190,7 +190,7 @@ def _enter(work: Path) -> None:
         raise os_error(error, work) from error
 
 
-def _texts(asked: Sequence[Batch]) -> list[Encoded]:
+def texts_of(asked: Sequence[Batch]) -> list[Encoded]:
     """The texts one by one, in the teacher's order."""
     return [
         Encoded(ids[mask.bool()].tolist(), 1)

@@ -38,7 +38,7 @@ def leaving(blocks: nn.ModuleList, numbers: Iterable[int]) -> Iterator[list[torc
 
 
 class Student:
-    """A proxy in training. Only weights of blocks are trained: embeddings and head stay the LLM's.
+    """A proxy in training. Only weights of blocks are trained, unless all are: embeddings and head stay the LLM's.
 
     The model stays in evaluation state, so that no dropout disturbs the comparison with the teacher.
 
@@ -48,9 +48,19 @@ class Student:
         trained: The blocks that are trained.
         seed: Seed of the LoRA adapter's beginning.
         longest: Tokens of the longest text.
+        everything: In mode "full", train what is outside the blocks, too, as somebody may who owes the LLM nothing.
     """
 
-    def __init__(self, proxy: Source, settings: Heal, trained: Sequence[int], *, seed: int, longest: int) -> None:
+    def __init__(
+        self,
+        proxy: Source,
+        settings: Heal,
+        trained: Sequence[int],
+        *,
+        seed: int,
+        longest: int,
+        everything: bool = False,
+    ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._proxy, self.trained = proxy, list(trained)
         base: Any = load_model(proxy.path, trust_remote_code=proxy.trust_remote_code)
@@ -65,6 +75,8 @@ class Student:
             alpha = _ALPHA_PER_RANK * settings.lora_r
             self._adapted = attach(base, r=settings.lora_r, alpha=alpha, dropout=0.0, layers=trained, seed=seed)
             self.parameters: dict[str, nn.Parameter] = dict(sorted(adapter_parameters(self._adapted).items()))
+        elif everything:
+            self.parameters = dict(base.named_parameters())
         else:
             base.requires_grad_(False)
             self.parameters = {

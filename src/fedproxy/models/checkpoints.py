@@ -175,6 +175,27 @@ def build_skeleton(
     return model
 
 
+def fresh_model(path: str | Path, *, seed: int, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model of the shape of a checkpoint, in float32, whose weights are drawn as before any training.
+
+    Args:
+        path: Directory or Hub id; its weights are not read.
+        seed: Seed of the weights.
+        trust_remote_code: Let the checkpoint's own Python code run.
+
+    Raises:
+        ArtifactError: see `load_config`.
+    """
+    config = load_config(path, trust_remote_code=trust_remote_code)
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = _auto_class(config).from_config(
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+    model.train(False)
+    return model
+
+
 def load_model(
     path: str | Path,
     *,

@@ -1,1 +1,1 @@
-"""What a client's answers may tell about its rows: how it is bounded, accounted for, and put to the test."""
+"""What a federation may tell about rows and about the LLM: how it is bounded, accounted for, and attacked."""

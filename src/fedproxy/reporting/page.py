@@ -8,9 +8,11 @@ from typing import Any
 
 from fedproxy import foreign
 from fedproxy.artifacts import SHAPING, inside
+from fedproxy.attack_records import Attacks, read_attacks
 from fedproxy.events import event_of
 from fedproxy.records import MODELS, Results, Round, read_run
 from fedproxy.reporting import heat_maps, plots, validation
+from fedproxy.reporting.attacks import interval
 from fedproxy.reporting.conflict import Conflict, load_conflict
 from fedproxy.reporting.hindrances import hindrances
 from fedproxy.reporting.html import fill, write_page
@@ -24,7 +26,7 @@ _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,5}((a|b|rc|\.post|\.dev)[0-9]
 
 
 def report(run_dir: Path | str) -> Path:
-    """Write RUN/report.html from RUN/results.json and what the rounds left.
+    """Write RUN/report.html from RUN/results.json, what the rounds left, and RUN/attacks.json.
 
     Args:
         run_dir: The folder of a finished run.
@@ -33,7 +35,8 @@ def report(run_dir: Path | str) -> Path:
         The page's path.
 
     Raises:
-        ArtifactError: results.json or a round's conflict is missing or damaged, or a link leads out of the run.
+        ArtifactError: results.json or a round's conflict is missing or damaged, attacks.json is damaged, or a link
+            leads out of the run.
         MissingExtraError: the extra `report` is not installed.
         UsageError: the page cannot be written.
 
@@ -43,7 +46,8 @@ def report(run_dir: Path | str) -> Path:
     run_dir = Path(run_dir)
     results = read_run(run_dir)
     conflicts = load_conflict(run_dir, results.proxy.layer_map) if results.proxy.layer_map else []
-    html = render(results, events=load_events(run_dir), run=run_dir.name or "RUN", conflicts=conflicts)
+    attacks = read_attacks(run_dir)
+    html = render(results, events=load_events(run_dir), run=run_dir.name or "RUN", conflicts=conflicts, attacks=attacks)
     path = run_dir / "report.html"
     write_page(path, html)
     return path
@@ -55,6 +59,7 @@ def render(
     events: Sequence[dict[str, Any]],
     run: str,
     conflicts: Sequence[Conflict] = (),
+    attacks: Attacks | None = None,
     status: str = "",
     live: bool = False,
 ) -> str:
@@ -65,6 +70,7 @@ def render(
         events: What happened, in order; the last `EVENTS` are shown.
         run: Name of the run's folder, for the commands that reproduce it.
         conflicts: Conflict by block, of the rounds that have it.
+        attacks: What attacks on the run found, if it was attacked.
         status: What is happening, if the run is not complete.
         live: Whether the page is to look for newer ones.
 
@@ -83,16 +89,19 @@ def render(
         "Rounds",
         "Agreement",
         "Compression",
+        "Attacks",
         "Cost",
         "Settings",
         "Reproduce",
     ]
     validated = validation.rounds_of(results)
+    attacked = attacks.attacks if attacks is not None else {}
     optional = (
         ("What holds it back", held_back),
         ("Validation", validated),
         ("Agreement", agreement),
         ("Compression", "blocks" in figures),
+        ("Attacks", attacked),
     )
     left_out = [name for name, there in optional if not there]
     return fill(
@@ -111,6 +120,8 @@ def render(
         kept=results.kept,
         compared=compared[-1] if compared else None,
         conflicts=conflicts,
+        attacks=attacked,
+        interval=interval,
         settings=grouped(results.experiment),
         environment=grouped(results.environment),
         precision=_precision(results),

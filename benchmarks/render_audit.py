@@ -1,0 +1,50 @@
+"""The tables of docs/privacy.md: who sees what, and how far each attack comes on the demo."""
+
+from typing import Any
+
+from audit import ALL, OWN
+
+
+def audited(result: dict[str, Any]) -> str:
+    """The attacks on the demo's run, and the LLM from proxies of other blocks.
+
+    Args:
+        result: What benchmarks/results/audit.json holds.
+    """
+    lines = ["| attack | who sees what | where | measure | value | 95 % interval | by chance |", "|---" * 7 + "|"]
+    for name, attack in result["attacks"][OWN].items():
+        for number, figure in enumerate(attack["figures"]):
+            first = (f"{attack['title']} (`{name}`, {attack['paper']})", attack["sees"]) if not number else ("", "")
+            lines.append(f"| {first[0]} | {first[1]} | {figure['where']} | {figure['measure']} | {numbers(figure)} |")
+    notes = [note for attack in result["attacks"][OWN].values() for note in (*attack["missing"], *attack["notes"])]
+    lines += ["", *(f"- {note}" for note in notes), "", others(result["attacks"][ALL]["llm-from-proxy"])]
+    return "\n".join(lines)
+
+
+def others(attack: dict[str, Any]) -> str:
+    """The share of the way to the LLM by proxy and attacker, one row a proxy."""
+    rows: dict[str, list[str]] = {}
+    alone, attackers = [], dict[str, None]()
+    for figure in attack["figures"]:
+        proxy, _, attacker = figure["where"].rpartition(", ")
+        proxy = proxy.removesuffix(", healed")
+        if proxy.startswith("only the API"):
+            alone.append(f"{shown(figure['value'])} after {attacker}")
+            continue
+        attackers[f"healed, {attacker}" if attacker.endswith(" steps") else attacker] = None
+        rows.setdefault(proxy, []).append(shown(figure["value"]))
+    lines = [f"| proxy | {' | '.join(attackers)} |", "|---" * (1 + len(attackers)) + "|"]
+    lines += [f"| {proxy} | {' | '.join(values)} |" for proxy, values in rows.items()]
+    return "\n".join([*lines, "", f"With the API alone, and no proxy: {', '.join(alone)}."])
+
+
+def numbers(figure: dict[str, Any]) -> str:
+    """Value, interval and chance of a figure, as cells."""
+    low, high, chance = (figure[key] for key in ("low", "high", "chance"))
+    interval = "–" if low is None else f"{shown(low)} to {shown(high)}"
+    return f"{shown(figure['value'])} | {interval} | {'–' if chance is None else shown(chance)}"
+
+
+def shown(value: float) -> str:
+    """A number with two decimals."""
+    return f"{value:.2f}".replace("-", "−")
