@@ -106,3 +106,18 @@ def test_losses_far_apart_get_a_logarithmic_axis(untuned: float, ticks: bool, mo
     monkeypatch.setattr(validation.plots, "lines", lambda found, *, log, **words: asked.append(log) or "")
     validation.figures(validation.rounds_of(parsed(raw)))
     assert asked == [ticks, False]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_nobody_trained_alone_has_no_column(tmp_path: Path, alone: bool) -> None:
+    raw = sample(rounds=2)
+    for one in [] if alone else raw["rounds"]:
+        del one["validation"]["alone"], one["validation"]["gain"]["alone"]
+        for client in one["clients"].values():
+            del client["validation"]["alone"]
+    html = page(tmp_path, raw)
+    columns = ["Gain in loss over alone", "Gain in accuracy over alone", "Trained alone: loss", "Trained alone: accuracy"]
+    assert [f">{column}" in html for column in columns] == [alone] * 4
+    body = html.split("Validation of the clients in round 1")[1].split("<tbody>")[1]
+    assert body.split("</tr>")[0].count("<td") == 1 + 2 * (4 if alone else 3)
+    assert ("Trained alone" in shown(raw)) == alone

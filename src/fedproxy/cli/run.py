@@ -19,6 +19,7 @@ from fedproxy.cli.output import (
     print_json,
     progress,
 )
+from fedproxy.cli.rounds_table import rounds_table
 from fedproxy.cli.sheets import print_sheet
 
 EXAMPLE = "fedproxy run experiment.toml --out runs/first"
@@ -46,11 +47,12 @@ def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json:
     """Run an experiment with its progress on stderr, and print what came of it."""
     from fedproxy import pipeline, reporting
 
-    with progress() as show, live_page(out) as begin:
+    with progress() as show, live_page(out) as begin, rounds_table(out, resume=resume, bars=True) as update:
 
         def on_progress(stage: str, fraction: float, text: str) -> None:
             begin()
             show(stage, fraction, text)
+            update()
 
         results = pipeline.run(
             experiment, out, resume=resume, overwrite=overwrite, on_progress=on_progress, on_sheet=print_sheet

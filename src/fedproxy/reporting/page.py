@@ -107,7 +107,7 @@ def render(
         hindrances=held_back,
         figures=figures,
         validated=validated,
-        reached=validation.MODELS,
+        reached=validation.scored_models(validated),
         kept=results.kept,
         compared=compared[-1] if compared else None,
         conflicts=conflicts,

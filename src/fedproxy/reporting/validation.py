@@ -18,6 +18,11 @@ def rounds_of(results: Results) -> list[Round]:
     return [each for each in results.rounds if each.validation.merged is not None]
 
 
+def scored_models(rounds: Sequence[Round]) -> dict[str, str]:
+    """Those of `MODELS` that anyone scored in any of the rounds."""
+    return {field: what for field, what in MODELS.items() if any(getattr(one.validation, field) for one in rounds)}
+
+
 def figures(rounds: Sequence[Round]) -> dict[str, str]:
     """Name → inline SVG: loss and, where there are labels, accuracy by round; call it inside `svg.drawing()`."""
     found = {}
