@@ -21,6 +21,7 @@ from fedproxy.federation.aligning import proxy_adapter, write_aligned
 from fedproxy.federation.centralized import tune_centralized
 from fedproxy.federation.client_rows import ClientRows, client_rows
 from fedproxy.federation.fitting import check_experiment
+from fedproxy.federation.held_back import score_llm
 from fedproxy.federation.inline import tune_inline
 from fedproxy.federation.settings import check_settings
 from fedproxy.federation.store import RoundStore
@@ -208,6 +209,8 @@ def run(
 ) -> dict[str, Any]:
     """The whole job: compress, federate, fuse, tune centrally if asked for, evaluate.
 
+    Where clients keep rows back, the LLM is scored on these, too, before and after tuning.
+
     Args:
         experiment: An experiment file, or one loaded.
         out: The run directory.
@@ -239,6 +242,7 @@ def run(
             with directory.stage("fuse"):
                 fuse_run(experiment, path, progress)
         progress("fuse", 1.0, "adapter re-keyed")
+        held_back = score_llm(experiment, directory, rows, progress)
         if experiment.evaluate.centralized:
             if not (path / "centralized").is_dir():
                 with directory.stage("centralized"):
@@ -247,7 +251,7 @@ def run(
         with directory.stage("evaluate"):
             evaluation = evaluate_run(experiment, path, progress)
         add_scores(path / "fused", evaluation)
-        results = results_of(experiment, directory, evaluation)
+        results = results_of(experiment, directory, evaluation, held_back)
         results["hindrances"] = _hindrances(results)
         for found in results["hindrances"]:
             directory.event("hindrance", **found)

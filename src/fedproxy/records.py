@@ -152,6 +152,13 @@ class Validation(Record):
     faults: list[Quarantined] = []
 
 
+class OfLLM(Record):
+    """What the LLM and the fused LLM reach on the rows on which clients scored the adapter that is kept."""
+
+    llm: Together | None = None
+    fused: Together | None = None
+
+
 class Analysis(Record):
     """How the merged updates of a round relate; a rule that weighs nobody has no weights.
 
@@ -216,8 +223,9 @@ class Round(Record):
 
 
 class LLM(Record):
-    """The LLM; its identity is empty if it was not recorded."""
+    """The LLM; its path and identity are empty if they were not recorded."""
 
+    path: str = ""
     sha256: str = ""
     blocks: Whole | None = None
     parameters: Whole | None = None
@@ -260,6 +268,7 @@ class Results(Record):
     llm: LLM = LLM()
     proxy: Proxy = Proxy()
     evaluation: Annotated[Given[Evaluation], BeforeValidator(_known)] = {}
+    validation: OfLLM = OfLLM()
     rounds: list[Round] = []
     kept_round: Whole | None = None
     cost: Cost = Cost()

@@ -14,7 +14,7 @@ from fedproxy.reporting import heat_maps, plots, validation
 from fedproxy.reporting.conflict import Conflict, load_conflict
 from fedproxy.reporting.hindrances import hindrances
 from fedproxy.reporting.html import fill, write_page
-from fedproxy.reporting.summary import sentences
+from fedproxy.reporting.summary import sentences, tuned_llm
 from fedproxy.reporting.svg import drawing
 from fedproxy.reporting.units import duration
 
@@ -107,7 +107,10 @@ def render(
         hindrances=held_back,
         figures=figures,
         validated=validated,
-        reached=validation.scored_models(validated),
+        stated=validation.scored_models(validated),
+        reached=validation.reached(results),
+        tuned_llm=tuned_llm(results),
+        llm_path=argument(results.llm.path) if results.llm.path else "LLM",
         kept=results.kept,
         compared=compared[-1] if compared else None,
         conflicts=conflicts,
