@@ -6,16 +6,19 @@ import shutil
 import pytest
 
 import fedproxy
+from fedproxy import held_back
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.cli.output import tell_run
 from fedproxy.data import read_rows
-from fedproxy.federation import held_back, session
+from fedproxy.federation import session
 from fedproxy.federation.client_rows import client_rows
 from fedproxy.federation.store import RoundStore
 from fedproxy.models.lora import read_adapter, write_adapter
 from fedproxy.models.validating import BrokenModelError, labels_of
 from fedproxy.pipeline import read_experiment
-from fedproxy.reporting import report, validation_table
+from fedproxy.records import Results
+from fedproxy.reporting import report, use_it, validation_table
+from fedproxy.typed_json import as_record
 from tests.test_pipeline import write_experiment
 
 SETTINGS = 'validation = 0.25\nkeep = "best"\npatience_rounds = 2\nkeep_rounds = 1\nalone = true\n'
@@ -162,6 +165,10 @@ def test_without_a_task_the_report_says_what_came_of_it(whole, tmp_path, monkeyp
         assert said == {name: (pytest.approx(one["acc"], abs=1e-6), one["n"]) for name, one in scored.items()}
         weighed = sum(one[model]["loss"] * one[model]["rows"] for one in found["clients"].values())
         assert found[model]["loss"]["by_rows"] == pytest.approx(weighed / found[model]["rows"])
+
+    code = use_it(as_record(results, Results, "results"), tmp_path / "run")
+    assert any(repr(row["prompt"]) in code for row in rows.held["colours"])
+    exec(code, {})  # it answers
 
     def twice(*words, **more):
         raise AssertionError("it was measured before")

@@ -21,7 +21,6 @@ from fedproxy.federation.aligning import proxy_adapter, write_aligned
 from fedproxy.federation.centralized import tune_centralized
 from fedproxy.federation.client_rows import ClientRows, client_rows
 from fedproxy.federation.fitting import check_experiment
-from fedproxy.federation.held_back import score_llm
 from fedproxy.federation.inline import tune_inline
 from fedproxy.federation.settings import check_settings
 from fedproxy.federation.store import RoundStore
@@ -29,6 +28,7 @@ from fedproxy.federation.tracking import check_trackers
 from fedproxy.federation.tuning import OnProgress, begin
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
+from fedproxy.held_back import example_prompt, score_llm
 from fedproxy.models.quantization import four_bit
 from fedproxy.records import Results
 from fedproxy.reporting.hindrances import hindrances
@@ -252,6 +252,7 @@ def run(
             evaluation = evaluate_run(experiment, path, progress)
         add_scores(path / "fused", evaluation)
         results = results_of(experiment, directory, evaluation, held_back)
+        results["prompt"] = example_prompt(experiment, rows)
         results["hindrances"] = _hindrances(results)
         for found in results["hindrances"]:
             directory.event("hindrance", **found)

@@ -152,6 +152,13 @@ class Validation(Record):
     faults: list[Quarantined] = []
 
 
+class Prompt(Record):
+    """What stands before a row's answer, as training renders it; `special` if the tokenizer adds tokens of its own."""
+
+    text: str
+    special: bool = True
+
+
 class OfLLM(Record):
     """What the LLM and the fused LLM reach on the rows on which clients scored the adapter that is kept."""
 
@@ -269,6 +276,7 @@ class Results(Record):
     proxy: Proxy = Proxy()
     evaluation: Annotated[Given[Evaluation], BeforeValidator(_known)] = {}
     validation: OfLLM = OfLLM()
+    prompt: Prompt | None = None
     rounds: list[Round] = []
     kept_round: Whole | None = None
     cost: Cost = Cost()

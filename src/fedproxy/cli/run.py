@@ -46,6 +46,8 @@ def run(
 def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json: bool) -> dict[str, Any]:
     """Run an experiment with its progress on stderr, and print what came of it."""
     from fedproxy import pipeline, reporting
+    from fedproxy.records import Results
+    from fedproxy.typed_json import as_record
 
     with progress() as show, live_page(out) as begin, rounds_table(out, resume=resume, bars=True) as update:
 
@@ -71,6 +73,8 @@ def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json:
     if (held := reporting.hindrances_table(results)) is not None:
         terminal.print(held)
     terminal.print(f"Tuned LLM: {results['llm']['path']} with the adapter {out / 'fused'}", soft_wrap=True)
+    if use := reporting.use_it(as_record(results, Results, "results"), out):
+        terminal.print(f"\nUse it:\n\n{use}\n", soft_wrap=True)
     terminal.print(f"Artifacts: {out}", soft_wrap=True)
     if page is not None:
         terminal.print(f"Report:    {page}", soft_wrap=True)

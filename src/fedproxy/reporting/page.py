@@ -17,6 +17,7 @@ from fedproxy.reporting.html import fill, write_page
 from fedproxy.reporting.summary import sentences, tuned_llm
 from fedproxy.reporting.svg import drawing
 from fedproxy.reporting.units import duration
+from fedproxy.reporting.use_it import use_it
 
 EVENTS = 500
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,5}((a|b|rc|\.post|\.dev)[0-9]{1,9}){0,3}(\+[a-z0-9.]{1,40})?")
@@ -43,7 +44,13 @@ def report(run_dir: Path | str) -> Path:
     run_dir = Path(run_dir)
     results = read_run(run_dir)
     conflicts = load_conflict(run_dir, results.proxy.layer_map) if results.proxy.layer_map else []
-    html = render(results, events=load_events(run_dir), run=run_dir.name or "RUN", conflicts=conflicts)
+    html = render(
+        results,
+        events=load_events(run_dir),
+        run=run_dir.name or "RUN",
+        conflicts=conflicts,
+        use=use_it(results, run_dir),
+    )
     path = run_dir / "report.html"
     write_page(path, html)
     return path
@@ -55,6 +62,7 @@ def render(
     events: Sequence[dict[str, Any]],
     run: str,
     conflicts: Sequence[Conflict] = (),
+    use: str = "",
     status: str = "",
     live: bool = False,
 ) -> str:
@@ -65,6 +73,7 @@ def render(
         events: What happened, in order; the last `EVENTS` are shown.
         run: Name of the run's folder, for the commands that reproduce it.
         conflicts: Conflict by block, of the rounds that have it.
+        use: Code that asks the tuned LLM.
         status: What is happening, if the run is not complete.
         live: Whether the page is to look for newer ones.
 
@@ -79,6 +88,7 @@ def render(
         "Summary",
         "What holds it back",
         "Results",
+        "Use it",
         "Validation",
         "Rounds",
         "Agreement",
@@ -90,6 +100,7 @@ def render(
     validated = validation.rounds_of(results)
     optional = (
         ("What holds it back", held_back),
+        ("Use it", use),
         ("Validation", validated),
         ("Agreement", agreement),
         ("Compression", "blocks" in figures),
@@ -108,6 +119,7 @@ def render(
         figures=figures,
         validated=validated,
         stated=validation.scored_models(validated),
+        use=use,
         reached=validation.reached(results),
         tuned_llm=tuned_llm(results),
         llm_path=argument(results.llm.path) if results.llm.path else "LLM",

@@ -13,6 +13,7 @@ from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tuning import OnProgress
 from fedproxy.federation.validation import together
 from fedproxy.models.checkpoints import load_config, load_tokenizer, padding, scored_dtype
+from fedproxy.models.encoding import prompt_of
 from fedproxy.models.families import readable
 from fedproxy.models.lora import load_with_adapter, without_adapter
 from fedproxy.models.validating import BrokenModelError, Validation, measure
@@ -22,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 HELD_BACK = "validation.json"
 """RUN/validation.json: what the LLM reaches; it is measured once."""
+MOST_LETTERS = 500
+"""A longer prompt makes no example."""
 
 
 def score_llm(
@@ -61,6 +64,29 @@ def score_llm(
         write_json(run / HELD_BACK, found)
     on_progress("validate", 1.0, "LLM scored on the clients' rows")
     return found
+
+
+def example_prompt(experiment: Experiment, rows: ClientRows) -> dict[str, Any] | None:
+    """The prompt of a client's first row that has a short one, kept back if any is, to ask the tuned LLM with.
+
+    Args:
+        experiment: The experiment.
+        rows: The clients' rows; none where they lie elsewhere.
+
+    Returns:
+        `text` and `special`, as of `prompt_of`; none if there is no such row.
+
+    Raises:
+        ArtifactError: the LLM has no tokenizer.
+    """
+    firsts = [(rows.held.get(name) or rows[name])[0] for name in rows if rows.held.get(name) or rows[name]]
+    if not firsts:
+        return None
+    tokenizer = load_tokenizer(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code)
+    for text, special in (prompt_of(row, tokenizer) for row in firsts):
+        if 0 < len(text) <= MOST_LETTERS:
+            return {"text": text, "special": special}
+    return None
 
 
 def _scores(
