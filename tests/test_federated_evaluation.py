@@ -9,15 +9,17 @@ import fedproxy
 from fedproxy import held_back
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.cli.output import tell_run
+from fedproxy.cli.run import execute
 from fedproxy.data import read_rows
 from fedproxy.federation import session
-from fedproxy.federation.client_rows import client_rows
+from fedproxy.federation.client_rows import ClientRows, client_rows
 from fedproxy.federation.store import RoundStore
 from fedproxy.models.lora import read_adapter, write_adapter
 from fedproxy.models.validating import BrokenModelError, labels_of
 from fedproxy.pipeline import read_experiment
 from fedproxy.records import Results
 from fedproxy.reporting import report, use_it, validation_table
+from fedproxy.run_directory import RunDirectory
 from fedproxy.typed_json import as_record
 from tests.test_pipeline import write_experiment
 
@@ -156,6 +158,12 @@ def test_without_a_task_the_report_says_what_came_of_it(whole, tmp_path, monkeyp
     assert table.row_count == 6
     assert "The tuned LLM was not scored" not in page
 
+    elsewhere = RunDirectory(tmp_path / "run"), ClientRows({}), lambda *told: None
+    (tmp_path / "run" / "validation.json").rename(tmp_path / "validation.json")
+    assert held_back.score_llm(read_experiment(path), *elsewhere) == {}
+    assert held_back.example_prompt(read_experiment(path), ClientRows({})) is None
+    (tmp_path / "validation.json").rename(tmp_path / "run" / "validation.json")
+
     found, rows = results["validation"], client_rows(read_experiment(path))
     write_tasks(rows, tmp_path)
     llm = read_experiment(path).llm.path
@@ -192,3 +200,15 @@ def test_a_tuned_llm_without_a_loss_costs_a_warning(whole, tmp_path, monkeypatch
     found = fedproxy.pipeline.run(path, tmp_path / "run", resume=True)["validation"]
     assert (found["llm"]["clients"], "fused" in found) == (2, False)
     assert caplog.text.count("tuned LLM on the rows that") == 2
+
+
+def test_a_run_that_writes_to_a_file_says_its_rounds_what_came_of_it_and_how_to_use_it(
+    tmp_path, tiny_checkpoint, calibration, capsys
+):
+    path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra="validation = 0.25\n", rounds=2)
+    execute(path, tmp_path / "run", resume=False, overwrite=False, json=False)
+    said = capsys.readouterr().err
+    assert [line.split(" is stored")[0] for line in said.splitlines() if "is stored" in line] == ["Round 1", "Round 2"]
+    assert "asked" not in said
+    assert said.index("Tuned proxy") < said.index("LLM, untuned") < said.index("Use it:")
+    assert f"PeftModel.from_pretrained(model, {str(tmp_path / 'run' / 'fused')!r})" in said
