@@ -6,16 +6,21 @@ import shutil
 import pytest
 
 import fedproxy
+from fedproxy import held_back
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.cli.output import tell_run
+from fedproxy.cli.run import execute
 from fedproxy.data import read_rows
 from fedproxy.federation import session
-from fedproxy.federation.client_rows import client_rows
+from fedproxy.federation.client_rows import ClientRows, client_rows
 from fedproxy.federation.store import RoundStore
 from fedproxy.models.lora import read_adapter, write_adapter
-from fedproxy.models.validating import labels_of
+from fedproxy.models.validating import BrokenModelError, labels_of
 from fedproxy.pipeline import read_experiment
-from fedproxy.reporting import report, validation_table
+from fedproxy.records import Results
+from fedproxy.reporting import report, use_it, validation_table
+from fedproxy.run_directory import RunDirectory
+from fedproxy.typed_json import as_record
 from tests.test_pipeline import write_experiment
 
 SETTINGS = 'validation = 0.25\nkeep = "best"\npatience_rounds = 2\nkeep_rounds = 1\nalone = true\n'
@@ -81,21 +86,26 @@ def test_what_is_kept_back_is_never_trained_on(whole):
         assert (record["rows"], record["validation"]["global"]["rows"]) == (len(own), len(held))
 
 
+def write_tasks(rows, folder):
+    """The rows that each client keeps back as a task of the harness."""
+    for name in rows:
+        labels = labels_of([*rows[name], *rows.held[name]])
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows.held[name])))
+        (folder / f"{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {name}.jsonl}}}}\n"
+            "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{prompt}}'\ntarget_delimiter: ''\n"
+            f"doc_to_choice: {json.dumps(labels)}\ndoc_to_target: completion\n"
+            "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+        )
+
+
 def test_the_accuracy_of_a_round_is_what_evaluate_says_of_the_same_rows(whole, tmp_path):
     path, run = whole
     rows, best = client_rows(read_experiment(path)), run.rounds[-1]["validation"]["best_round"]
     config, _, manifest = read_adapter(run.path / "start")
     (tmp_path / "adapter").mkdir()
     write_adapter(tmp_path / "adapter", config, RoundStore(run.path / "rounds").adapter(best), manifest)
-    for name in rows:
-        labels = labels_of([*rows[name], *rows.held[name]])
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows.held[name])))
-        (tmp_path / f"{name}.yaml").write_text(
-            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {name}.jsonl}}}}\n"
-            "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{prompt}}'\ntarget_delimiter: ''\n"
-            f"doc_to_choice: {json.dumps(labels)}\ndoc_to_target: completion\n"
-            "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
-        )
+    write_tasks(rows, tmp_path)
     for model, adapter in (("untuned", None), ("global", tmp_path / "adapter")):
         found = fedproxy.evaluate(run.path / "proxy", tasks=list(rows), include=tmp_path, adapter=adapter)["tasks"]
         said = run.rounds[best - 1]["clients"]
@@ -135,7 +145,7 @@ def test_a_run_that_was_killed_after_its_last_round_ends_as_it_would_have(whole,
     assert read_json(again.adapter / "fedproxy.json") == read_json(run.adapter / "fedproxy.json")
 
 
-def test_without_rows_at_the_owner_the_report_says_what_came_of_it(whole, tmp_path):
+def test_without_a_task_the_report_says_what_came_of_it(whole, tmp_path, monkeypatch):
     path, run = whole
     shutil.copytree(run.path, tmp_path / "run")
     results = fedproxy.pipeline.run(path, tmp_path / "run", resume=True)
@@ -145,5 +155,60 @@ def test_without_rows_at_the_owner_the_report_says_what_came_of_it(whole, tmp_pa
     assert f"the adapter of round {best} moves the loss of the proxy from" in " ".join(page.split())
     assert "Clients in round 1" in page
     table = validation_table(results)
-    assert table.row_count == 4
+    assert table.row_count == 6
+    assert "The tuned LLM was not scored" not in page
+
+    elsewhere = RunDirectory(tmp_path / "run"), ClientRows({}), lambda *told: None
+    (tmp_path / "run" / "validation.json").rename(tmp_path / "validation.json")
+    assert held_back.score_llm(read_experiment(path), *elsewhere) == {}
+    assert held_back.example_prompt(read_experiment(path), ClientRows({})) is None
+    (tmp_path / "validation.json").rename(tmp_path / "run" / "validation.json")
+
+    found, rows = results["validation"], client_rows(read_experiment(path))
+    write_tasks(rows, tmp_path)
+    llm = read_experiment(path).llm.path
+    for model, adapter in (("llm", None), ("fused", tmp_path / "run" / "fused")):
+        scored = fedproxy.evaluate(llm, tasks=list(rows), include=tmp_path, adapter=adapter)["tasks"]
+        said = {name: (one[model]["accuracy"], one[model]["rows"]) for name, one in found["clients"].items()}
+        assert said == {name: (pytest.approx(one["acc"], abs=1e-6), one["n"]) for name, one in scored.items()}
+        weighed = sum(one[model]["loss"] * one[model]["rows"] for one in found["clients"].values())
+        assert found[model]["loss"]["by_rows"] == pytest.approx(weighed / found[model]["rows"])
+
+    code = use_it(as_record(results, Results, "results"), tmp_path / "run")
+    assert any(repr(row["prompt"]) in code for row in rows.held["colours"])
+    exec(code, {})  # it answers
+
+    def twice(*words, **more):
+        raise AssertionError("it was measured before")
+
+    monkeypatch.setattr(held_back, "measure", twice)
+    assert fedproxy.pipeline.run(path, tmp_path / "run", resume=True)["validation"] == found
     assert validation_table({**results, "rounds": []}) is None
+
+
+def test_a_tuned_llm_without_a_loss_costs_a_warning(whole, tmp_path, monkeypatch, caplog):
+    path, run = whole
+    shutil.copytree(run.path, tmp_path / "run")
+    measured = iter([(1.0, 0.5), (1.0, 0.5)])
+
+    def measure(*words, **more):
+        if (found := next(measured, None)) is None:
+            raise BrokenModelError("The loss on the validation rows is nan.")
+        return found
+
+    monkeypatch.setattr(held_back, "measure", measure)
+    found = fedproxy.pipeline.run(path, tmp_path / "run", resume=True)["validation"]
+    assert (found["llm"]["clients"], "fused" in found) == (2, False)
+    assert caplog.text.count("tuned LLM on the rows that") == 2
+
+
+def test_a_run_that_writes_to_a_file_says_its_rounds_what_came_of_it_and_how_to_use_it(
+    tmp_path, tiny_checkpoint, calibration, capsys
+):
+    path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra="validation = 0.25\n", rounds=2)
+    execute(path, tmp_path / "run", resume=False, overwrite=False, json=False)
+    said = capsys.readouterr().err
+    assert [line.split(" is stored")[0] for line in said.splitlines() if "is stored" in line] == ["Round 1", "Round 2"]
+    assert "asked" not in said
+    assert said.index("Tuned proxy") < said.index("LLM, untuned") < said.index("Use it:")
+    assert f"PeftModel.from_pretrained(model, {str(tmp_path / 'run' / 'fused')!r})" in said

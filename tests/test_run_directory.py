@@ -279,15 +279,18 @@ def test_whom_a_round_waits_for_may_be_another(run):
     assert stored(run)["federate"] == held
 
 
-def test_what_is_evaluated_may_be_another_and_is_scored_anew(run):
-    for name in ("evaluation.json", "results.json"):
+@pytest.mark.parametrize(
+    ("table", "changed"), [("evaluate", Evaluate(limit=3)), ("fuse", Fuse(scale=0.7))], ids=["evaluate", "fuse"]
+)
+def test_what_is_evaluated_or_fused_may_be_another_and_is_scored_anew(run, table, changed):
+    names = ("evaluation.json", "validation.json", "results.json")
+    for name in names:
         write_json(run / name, {})
     begin(run, dataclasses.replace(EXPERIMENT, name="other"), resume=True)
-    assert (run / "evaluation.json").exists()
-    begin(run, dataclasses.replace(EXPERIMENT, evaluate=Evaluate(limit=3)), resume=True)
-    assert not (run / "evaluation.json").exists()
-    assert not (run / "results.json").exists()
-    assert stored(run)["evaluate"]["limit"] == 3
+    assert all((run / name).exists() for name in names)
+    begin(run, dataclasses.replace(EXPERIMENT, **{table: changed}), resume=True)
+    assert not any((run / name).exists() for name in names)
+    assert {"evaluate": "limit = 3", "fuse": "scale = 0.7"}[table] in (run / "experiment.toml").read_text()
     assert (run / "rounds" / "0001").is_dir()
 
 

@@ -28,6 +28,7 @@ from fedproxy.federation.tracking import check_trackers
 from fedproxy.federation.tuning import OnProgress, begin
 from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
+from fedproxy.held_back import example_prompt, score_llm
 from fedproxy.models.quantization import four_bit
 from fedproxy.privacy.accounting import require_accounting
 from fedproxy.records import Results
@@ -209,6 +210,8 @@ def run(
 ) -> dict[str, Any]:
     """The whole job: compress, federate, fuse, tune centrally if asked for, evaluate.
 
+    Where clients keep rows back, the LLM is scored on these, too, before and after tuning.
+
     Args:
         experiment: An experiment file, or one loaded.
         out: The run directory.
@@ -240,6 +243,7 @@ def run(
             with directory.stage("fuse"):
                 fuse_run(experiment, path, progress)
         progress("fuse", 1.0, "adapter re-keyed")
+        held_back = score_llm(experiment, directory, rows, progress)
         if experiment.evaluate.centralized:
             if not (path / "centralized").is_dir():
                 with directory.stage("centralized"):
@@ -248,7 +252,8 @@ def run(
         with directory.stage("evaluate"):
             evaluation = evaluate_run(experiment, path, progress)
         add_scores(path / "fused", evaluation)
-        results = results_of(experiment, directory, evaluation)
+        results = results_of(experiment, directory, evaluation, held_back)
+        results["prompt"] = example_prompt(experiment, rows)
         results["hindrances"] = _hindrances(results)
         for found in results["hindrances"]:
             directory.event("hindrance", **found)

@@ -153,6 +153,20 @@ class Validation(Record):
     faults: list[Quarantined] = []
 
 
+class Prompt(Record):
+    """What stands before a row's answer, as training renders it; `special` if the tokenizer adds tokens of its own."""
+
+    text: str
+    special: bool = True
+
+
+class OfLLM(Record):
+    """What the LLM and the fused LLM reach on the rows on which clients scored the adapter that is kept."""
+
+    llm: Together | None = None
+    fused: Together | None = None
+
+
 class Analysis(Record):
     """How the merged updates of a round relate; a rule that weighs nobody has no weights.
 
@@ -217,8 +231,9 @@ class Round(Record):
 
 
 class LLM(Record):
-    """The LLM; its identity is empty if it was not recorded."""
+    """The LLM; its path and identity are empty if they were not recorded."""
 
+    path: str = ""
     sha256: str = ""
     blocks: Whole | None = None
     parameters: Whole | None = None
@@ -261,6 +276,8 @@ class Results(Record):
     llm: LLM = LLM()
     proxy: Proxy = Proxy()
     evaluation: Annotated[Given[Evaluation], BeforeValidator(_known)] = {}
+    validation: OfLLM = OfLLM()
+    prompt: Prompt | None = None
     rounds: list[Round] = []
     kept_round: Whole | None = None
     cost: Cost = Cost()

@@ -53,7 +53,7 @@ _MADE = {"name": (), "compare": (), "evaluate": ("work",), "fuse": ("fused", "wo
 """Tables that may be changed when a run is gone on with, unless this, which they shape, is there already."""
 _FREE = ("[train] report_to", *(f"[federate] {key}" for key in ("deadline", "quorum", "retries", "patience")))
 """Settings that may be changed at any time: no complete round would be another by what is waited for, or not."""
-_SCORED = ("evaluation.json", "results.json", "report.html")
+_SCORED = ("evaluation.json", "validation.json", "results.json", "report.html")
 _FIRST = re.compile(rf"{re.escape(_OWNER)}|{re.escape(_DRIVER)}|\.{re.escape(_STORED)}\.tmp-.*")
 """What a run may hold that was killed in its first moment."""
 
@@ -133,7 +133,7 @@ def _change(path: Path, stored: Path, text: str) -> None:
             f"{path} was begun with another experiment: {told}. Resume with the values of {stored}, or give another "
             "--out."
         )
-    if any(table == "evaluate" for table, _ in changed):
+    if any(table in ("evaluate", "fuse") for table, _ in changed):
         _remove(path / name for name in _SCORED if (path / name).exists())
     if old != new:
         with new_file(stored) as file:

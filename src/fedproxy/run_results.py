@@ -19,13 +19,16 @@ from fedproxy.tensor_files import read_header
 from fedproxy.typed_json import LARGEST
 
 
-def results_of(experiment: Experiment, directory: RunDirectory, evaluation: dict[str, Any]) -> dict[str, Any]:
+def results_of(
+    experiment: Experiment, directory: RunDirectory, evaluation: dict[str, Any], held_back: dict[str, Any]
+) -> dict[str, Any]:
     """Gather results.json from what a run has written.
 
     Args:
         experiment: The experiment.
         directory: The run, complete.
         evaluation: The scores of its models.
+        held_back: What the LLM reaches on rows that clients keep back, as of `score_llm`.
     """
     path, llm = directory.path, resolve(experiment.llm.path)
     proxy = Manifest.read(path / "proxy")
@@ -49,6 +52,7 @@ def results_of(experiment: Experiment, directory: RunDirectory, evaluation: dict
         },
         "evaluation": evaluation,
         "gap_closed": gap_closed(evaluation),
+        "validation": held_back,
         "rounds": rounds,
         "kept_round": Manifest.read(path / "adapter").settings.get("round"),
         "cost": {

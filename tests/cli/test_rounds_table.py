@@ -61,6 +61,34 @@ def test_a_line_is_awaited_until_it_is_whole(tmp_path: Path) -> None:
     assert rounds.read() == ["Round 1 is stored, 1.0 s."]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_beside_bars_of_progress_a_file_gets_a_line_a_round_and_a_terminal_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    heard = io.StringIO()
+    target = Terminal(file=heard, force_terminal=terminal, color_system=None, width=120)
+    monkeypatch.setattr(table_module, "console", lambda: target)
+    monkeypatch.setattr("fedproxy.cli.output.console", lambda: target)
+    found: list[dict[str, object]] = [
+        {"event": "round_opened", "round": 1, "asked": ["bank"]},
+        {"event": "answered", "round": 1, "client": "bank", "fault": ""},
+        {"event": "validated", "round": 1, "global": {"loss": {"by_rows": 0.5}}, "best_round": 1, "stop": False},
+        {"event": "round_closed", "round": 1, "seconds": 1.0},
+        {"event": "validated", "round": 2, "best_round": 1, "stop": False},
+        {"event": "round_closed", "round": 2, "seconds": 1.0},
+        {"event": "round_closed", "round": 3, "seconds": 1.0},
+    ]
+    with rounds_table(tmp_path, resume=False, bars=True) as update:
+        (tmp_path / "events.jsonl").write_text(lines(*found))
+        update()
+    told = [
+        "Round 1 is stored, 1.0 s. Validation loss 0.500; the best so far is round 1.",
+        "Round 2 is stored, 1.0 s. No client scored it.",
+        "Round 3 is stored, 1.0 s.",
+    ]
+    assert heard.getvalue().splitlines() == ([] if terminal else told)
+
+
 HOSTILE = "[/x] [bold]\x1b[2J\x9b31m\u202e:smile: \r\x07"
 
 

@@ -8,6 +8,7 @@ from fedproxy.config import LLM, Client, Compress, Evaluate, Experiment, Federat
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.offer import DeclinedError, Limits, Offer, check_offer, make_offer
 from fedproxy.federation.protocol import PROTOCOL
+from fedproxy.privacy.attacks.orders import nearly_linear
 
 EXPERIMENT = Experiment(
     name="intents",
@@ -97,6 +98,13 @@ JUST |= {"max_rank": 32, "max_length": 512, "max_batch_size": 16}
 def test_what_the_limits_allow_is_taken():
     check_offer(OFFER, Limits(), rows=100, steps=5)
     check_offer(OFFER, Limits(**JUST), rows=100, steps=5)
+
+
+def test_an_offer_whose_updates_would_be_sums_of_gradients_is_declined_by_default():
+    offer = dataclasses.replace(OFFER, train=dataclasses.replace(OFFER.train, **nearly_linear()))
+    with pytest.raises(DeclinedError, match=r"adam_epsilon = 1000.*max_adam_epsilon"):
+        check_offer(offer, Limits(), rows=100, steps=5)
+    check_offer(offer, Limits(max_adam_epsilon=1e3), rows=100, steps=5)
 
 
 @pytest.mark.parametrize("limit", JUST)

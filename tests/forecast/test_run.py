@@ -131,6 +131,13 @@ def test_scoring_is_foretold(alone: bool, tmp_path: Path, tiny_checkpoint: Check
     assert found["flops"]["scoring"] == math.fsum(client["scoring_flops"] for client in clients)
     slowest = [max(c["rounds"][i]["flops"] + c["rounds"][i]["scoring_flops"] for c in clients) for i in range(2)]
     assert found["flops"]["slowest_clients"] == sum(slowest)
+    whole = matrices(tiny_checkpoint()).total
+    every = sum(
+        min(48, len(row["prompt"]) + len(row["completion"]) + 1)
+        for rows in client_rows(read_experiment(experiment)).held.values()
+        for row in rows
+    )
+    assert found["flops"]["evaluate"] == 2 * (2 * whole + adapter) * every  # the LLM before tuning, and after
     scored = [record["clients"]["places"]["validation"]["global"]["rows"] for record in run.rounds]
     assert scored == [2, 2]
 

@@ -10,7 +10,7 @@ import fedproxy
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models import encoding
 from fedproxy.models.checkpoints import load_tokenizer
-from fedproxy.models.encoding import Encoded, encode
+from fedproxy.models.encoding import Encoded, encode, prompt_of
 from tests.conftest import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -59,6 +59,28 @@ def test_messages_go_through_the_chat_template():
     chat.chat_template += "{% if add_generation_prompt %}[assistant]{% endif %}"
     [found] = encode([row], chat, max_length=64)
     assert found == example(ids("[user]a;[assistant]b;"), len("[user]a;[assistant]"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "say red: ", "completion": "red"},
+        {"messages": [{"role": "user", "content": "say red"}, {"role": "assistant", "content": "red"}]},
+    ],
+)
+def test_a_prompt_as_text_is_what_training_begins_with(row):
+    chat = make_tokenizer()
+    chat.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}"
+    chat.chat_template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    text, special = prompt_of(row, chat)
+    [found] = encode([row], chat, max_length=64)
+    assert chat(text, add_special_tokens=special)["input_ids"] == list(found.ids[: found.start])
+    assert special is ("prompt" in row)
+
+
+def test_of_a_text_the_first_words_are_a_prompt():
+    text, _ = prompt_of({"text": "one\ntwo " + "more " * 99}, make_tokenizer())
+    assert text == "one two" + " more" * 6
 
 
 def test_a_row_that_the_chat_template_refuses_is_named():

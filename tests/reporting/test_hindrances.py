@@ -139,6 +139,56 @@ def test_an_update_that_does_not_survive_plugging_in(raw):
     assert kinds(move(raw, "fused", 0.64)) == ["plug-in"]
 
 
+def on_held_back_rows(raw, proxy, llm, fused, rows=50):
+    """Pairs of a loss and an accuracy, of a run in which no task was scored."""
+    raw = copy.deepcopy(raw) | {"evaluation": {}}
+    told = {
+        name: {
+            "clients": 1,
+            "rows": rows,
+            "loss": {"by_rows": loss, "by_clients": loss},
+            "accuracy": {"by_rows": share},
+        }
+        for name, (loss, share) in {"global": proxy, "llm": llm, "fused": fused}.items()
+    }
+    raw["rounds"][-1]["validation"] = {"global": told["global"]}
+    for client in raw["rounds"][-1]["clients"].values():
+        client["validation"] = {}
+    client["validation"] = {"global": {"loss": proxy[0], "accuracy": proxy[1], "rows": rows}}
+    raw["validation"] = {"llm": told["llm"], "fused": told["fused"]}
+    return raw
+
+
+def test_without_a_task_held_back_rows_say_that_an_update_does_not_survive(raw):
+    proxy, llm = (1.0, 0.84), (3.0, 0.5)
+    # 50 rows: two standard errors of a difference are 2 · √(0.5 / 50) = 0.2.
+    assert kinds(on_held_back_rows(raw, proxy, llm, (1.0 + CHANGED, 0.65))) == []
+    assert kinds(on_held_back_rows(raw, proxy, llm, (1.0, 0.63))) == ["plug-in"]
+    assert kinds(on_held_back_rows(raw, proxy, llm, (1.01 + CHANGED, 0.84))) == ["plug-in"]
+    assert kinds(on_held_back_rows(raw, (1.0, None), llm, (1.01 + CHANGED, None))) == ["plug-in"]
+    [found] = hindrances(parse(on_held_back_rows(raw, proxy, llm, (1.5, 0.6))))
+    assert "a loss of 1.000 and 84.0 % right, the tuned LLM a loss of 1.500 and 60.0 % right" in found.found
+
+
+def test_without_a_task_held_back_rows_say_that_a_proxy_is_too_damaged(raw):
+    fused = (0.5, 0.9)
+    assert kinds(on_held_back_rows(raw, (1.0 + CHANGED, 0.6), (1.0, 0.79), fused)) == []
+    assert kinds(on_held_back_rows(raw, (1.0, 0.6), (1.0, 0.81), fused)) == ["damaged proxy"]
+    assert kinds(on_held_back_rows(raw, (1.01 + CHANGED, 0.6), (1.0, 0.6), fused)) == ["damaged proxy"]
+
+
+def test_scored_tasks_count_for_more_than_held_back_rows(raw):
+    found = on_held_back_rows(raw, (1.0, 0.84), (3.0, 0.5), (9.0, 0.1))
+    assert kinds(found) == ["plug-in"]
+    assert kinds(found | {"evaluation": raw["evaluation"]}) == []
+
+
+def test_models_scored_on_other_rows_are_not_compared(raw):
+    found = on_held_back_rows(raw, (1.0, 0.84), (3.0, 0.5), (9.0, 0.1))
+    found["validation"]["fused"]["rows"] = 49
+    assert kinds(found) == []
+
+
 def test_of_several_clients_whose_loss_rises_the_worst_is_named_once(raw):
     raw["rounds"][1]["clients"]["bank"]["loss"] = 1.5
     raw["rounds"][4]["clients"]["travel desk"]["loss"] = 3.0
@@ -165,10 +215,11 @@ def test_rounds_without_a_client_are_no_reason_to_fail(raw):
 
 @pytest.mark.parametrize("value", [0, -1.0, 1e30, -1e30])
 def test_no_number_that_a_file_may_hold_is_too_much(raw, value):
+    raw["validation"] = on_held_back_rows(raw, (1.0, 0.84), (3.0, 0.5), (9.0, 0.1))["validation"]
     for place in paths(raw):
         part = raw
         for key in place:
             part = part[key]
-        if isinstance(part, float | int) and place[0] in ("rounds", "proxy", "evaluation"):
+        if isinstance(part, float | int) and place[0] in ("rounds", "proxy", "evaluation", "validation"):
             with contextlib.suppress(ArtifactError):
                 hindrances(parse(changed(raw, place, value)))

@@ -26,7 +26,7 @@ EVIL = [
     "1.0\u2028rm -rf ~",
 ]
 VERSIONS = {"fedproxy": "1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0.dev0", "lm_eval": "0.4.13rc1"}
-PIP = "pip install fedproxy==1.0 torch==2.13.0+cpu transformers==5.23.0.dev0 lm_eval==0.4.13rc1"
+PIP = "pip install fedproxy==1.0 torch==2.13.0 transformers==5.23.0.dev0 lm_eval==0.4.13rc1"
 
 
 def section(html):

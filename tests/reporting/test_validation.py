@@ -83,14 +83,37 @@ def test_what_clients_reach_alone_is_told_with_its_accuracy() -> None:
 def test_the_table_fits_a_terminal_of_80_columns() -> None:
     raw = sample(["bank", "a client of a long name, long name"], rounds=1)
     assert max(map(len, shown(raw).splitlines())) <= 80
-    assert "Round’s adapter" in shown(raw)
+    assert "Tuned proxy" in shown(raw)
 
 
 def test_a_run_without_scores_of_the_owners_says_where_the_clients_are(tmp_path: Path) -> None:
     raw = sample(rounds=1) | {"evaluation": {}}
     html = page(tmp_path, raw)
-    assert 'The owner scored no models. What the clients state of the proxy stands under <a href="#validation">' in html
+    assert (
+        'The tuned LLM was not scored. What the clients state of the proxy stands under <a href="#validation">' in html
+    )
+    assert f"fedproxy evaluate llm --adapter {tmp_path.name}/fused --tasks NAME" in html
     assert 'id="validation"' in html
+
+
+def test_what_the_llm_reaches_stands_beside_the_proxy(tmp_path: Path) -> None:
+    raw = sample(rounds=1) | {"evaluation": {}}
+    of_proxy = raw["rounds"][0]["validation"]["untuned"]
+    raw["validation"] = {
+        model: of_proxy | {"loss": {"by_rows": loss}, "accuracy": {"by_rows": accuracy}}
+        for model, loss, accuracy in (("llm", 4.321, 0.123), ("fused", 2.345, 0.456))
+    }
+    html, said = page(tmp_path, raw), shown(raw)
+    assert "not scored" not in html
+    assert "<li><b>45.6 %</b>tuned LLM, on the clients’ rows</li>" in html
+    told = "the tuned LLM has a loss of 2.345 nats a token, the untuned one of 4.321; of their answers 45.6 % are right"
+    assert told in " ".join(sentences(parsed(raw)))
+    assert told in html.split('id="results"')[1].replace("\u00a0", " ")
+    for text in (html.split("Every model on the rows kept back")[1], said):
+        rows = text[text.index("LLM, untuned") :]
+        assert [rows.index(one) for one in ("4.321", "12.3", "Tuned LLM", "2.345", "45.6")] == sorted(
+            rows.index(one) for one in ("4.321", "12.3", "Tuned LLM", "2.345", "45.6")
+        )
 
 
 @pytest.mark.parametrize(("untuned", "ticks"), [(6.0, True), (1.1, False)])
@@ -106,3 +129,23 @@ def test_losses_far_apart_get_a_logarithmic_axis(untuned: float, ticks: bool, mo
     monkeypatch.setattr(validation.plots, "lines", lambda found, *, log, **words: asked.append(log) or "")
     validation.figures(validation.rounds_of(parsed(raw)))
     assert asked == [ticks, False]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_nobody_trained_alone_has_no_column(tmp_path: Path, alone: bool) -> None:
+    raw = sample(rounds=2)
+    for one in [] if alone else raw["rounds"]:
+        del one["validation"]["alone"], one["validation"]["gain"]["alone"]
+        for client in one["clients"].values():
+            del client["validation"]["alone"]
+    html = page(tmp_path, raw)
+    columns = [
+        "Gain in loss over alone",
+        "Gain in accuracy over alone",
+        "Trained alone: loss",
+        "Trained alone: accuracy",
+    ]
+    assert [f">{column}" in html for column in columns] == [alone] * 4
+    body = html.split("Validation of the clients in round 1")[1].split("<tbody>")[1]
+    assert body.split("</tr>")[0].count("<td") == 1 + 2 * (4 if alone else 3)
+    assert ("Proxy, trained alone" in shown(raw)) == alone

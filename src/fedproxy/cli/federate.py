@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedproxy.cli.output import Json, Out, Overwrite, Resume, progress, tell_run
+from fedproxy.cli.rounds_table import rounds_table
 from fedproxy.cli.sheets import print_sheet
 from fedproxy.errors import UsageError
 
@@ -27,8 +28,20 @@ def federate(
 
     if engine == "deployment":
         raise UsageError(f"Clients elsewhere need an address and keys: fedproxy serve {experiment} --out {out} --help")
-    with progress() as show:
+    with progress() as show, rounds_table(out, resume=resume, bars=True) as update:
+
+        def on_progress(stage: str, fraction: float, text: str) -> None:
+            show(stage, fraction, text)
+            update()
+
         run = federate_experiment(
-            experiment, out, engine=engine, resume=resume, overwrite=overwrite, on_progress=show, on_sheet=print_sheet
+            experiment,
+            out,
+            engine=engine,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            on_sheet=print_sheet,
+            on_poll=update,
         )
     tell_run(run, json=json)

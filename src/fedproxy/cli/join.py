@@ -59,6 +59,7 @@ def join(
     max_rank: Annotated[int, _limit("a higher rank of the adapter", min=1)] = 256,
     max_length: Annotated[int, _limit("longer rows, in tokens", min=2)] = 8192,
     max_batch_size: Annotated[int, _limit("larger batches, in rows", min=1)] = 256,
+    max_adam_epsilon: Annotated[float, _limit("a higher adam_epsilon, with which updates tell more", min=0)] = 1e-5,
     max_download: Annotated[float, _limit("a larger proxy, in GB", min=0)] = 500.0,
     max_epsilon: Annotated[
         float | None,
@@ -138,6 +139,7 @@ def join(
         max_rank=max_rank,
         max_length=max_length,
         max_batch_size=max_batch_size,
+        max_adam_epsilon=max_adam_epsilon,
         max_download=round(max_download * _GIGABYTE),
         max_epsilon=max_epsilon,
     )

@@ -21,10 +21,12 @@ class Rounds:
 
     Args:
         events: The file, as it grows.
+        brief: Whether only what ends a round, or is wrong with it, is worth a line.
     """
 
-    def __init__(self, events: Events) -> None:
-        self._events = events
+    def __init__(self, events: Events, *, brief: bool = False) -> None:
+        self._events, self._brief = events, brief
+        self._validated = ""
         self.round = 0
         self.closed = 0
         self.seconds: float | None = None
@@ -48,7 +50,7 @@ class Rounds:
         if kind == "round_opened":
             self.round, self.waiting = number, ""
             self.clients |= dict.fromkeys(event["asked"], "training")
-            return [f"Round {number}: asked {', '.join(event['asked'][:_SHOWN])}."]
+            return [] if self._brief else [f"Round {number}: asked {', '.join(event['asked'][:_SHOWN])}."]
         if kind == "answered":
             self.clients[event["client"]] = event["fault"] or "answered"
             return [f"Round {number}: {event['client']}: {event['fault']}"] if event["fault"] else []
@@ -59,15 +61,17 @@ class Rounds:
             self.clients[event["client"]] = event["fault"] or "scored"
             return [f"Round {number}: no score of {event['client']}: {event['fault']}"] if event["fault"] else []
         if kind == "validated":
-            if event.get("global") is None:
-                return [f"Round {number}: no client scored it."]
-            loss, best = event["global"]["loss"]["by_rows"], event["best_round"]
-            return [f"Round {number}: validation loss {loss:.3f}; the best so far is round {best}."]
+            self._validated = " No client scored it."
+            if event.get("global") is not None:
+                loss, best = event["global"]["loss"]["by_rows"], event["best_round"]
+                self._validated = f" Validation loss {loss:.3f}; the best so far is round {best}."
+            return []
         if kind == "round_failed":
             return [f"Round {number} failed: {event['reason']}"]
         if kind == "round_closed":
+            said, self._validated = self._validated, ""
             self.closed, self.seconds = number, event["seconds"]
-            return [f"Round {number} is stored, {event['seconds']:.1f} s."]
+            return [f"Round {number} is stored, {event['seconds']:.1f} s.{said}"]
         return []
 
     def table(self) -> Table:
@@ -83,18 +87,22 @@ class Rounds:
 
 
 @contextlib.contextmanager
-def rounds_table(run: Path, *, resume: bool) -> Iterator[Callable[[], None]]:
+def rounds_table(run: Path, *, resume: bool, bars: bool = False) -> Iterator[Callable[[], None]]:
     """Show the rounds of `run`: a live table on a terminal, otherwise a line for each event.
 
     Args:
         run: The run directory.
         resume: Whether the log that is there now is gone on with; otherwise it is removed before a round begins.
+        bars: Whether bars of progress stand for the table: then a terminal gets nothing, and a file a line a round.
 
     Yields:
         To be called often once the rounds begin; it looks at the log twice a second.
     """
-    rounds = Rounds(Events(run, begun=resume))
+    rounds = Rounds(Events(run, begun=resume), brief=bars)
     target, looked = console(), 0.0
+    if bars and target.is_terminal:
+        yield lambda: None
+        return
     with live() as shown:
 
         def update() -> None:

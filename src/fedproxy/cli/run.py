@@ -19,6 +19,7 @@ from fedproxy.cli.output import (
     print_json,
     progress,
 )
+from fedproxy.cli.rounds_table import rounds_table
 from fedproxy.cli.sheets import print_sheet
 
 EXAMPLE = "fedproxy run experiment.toml --out runs/first"
@@ -45,12 +46,15 @@ def run(
 def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json: bool) -> dict[str, Any]:
     """Run an experiment with its progress on stderr, and print what came of it."""
     from fedproxy import pipeline, reporting
+    from fedproxy.records import Results
+    from fedproxy.typed_json import as_record
 
-    with progress() as show, live_page(out) as begin:
+    with progress() as show, live_page(out) as begin, rounds_table(out, resume=resume, bars=True) as update:
 
         def on_progress(stage: str, fraction: float, text: str) -> None:
             begin()
             show(stage, fraction, text)
+            update()
 
         results = pipeline.run(
             experiment, out, resume=resume, overwrite=overwrite, on_progress=on_progress, on_sheet=print_sheet
@@ -69,6 +73,8 @@ def execute(experiment: Path, out: Path, *, resume: bool, overwrite: bool, json:
     if (held := reporting.hindrances_table(results)) is not None:
         terminal.print(held)
     terminal.print(f"Tuned LLM: {results['llm']['path']} with the adapter {out / 'fused'}", soft_wrap=True)
+    if use := reporting.use_it(as_record(results, Results, "results"), out):
+        terminal.print(f"\nUse it:\n\n{use}\n", soft_wrap=True)
     terminal.print(f"Artifacts: {out}", soft_wrap=True)
     if page is not None:
         terminal.print(f"Report:    {page}", soft_wrap=True)

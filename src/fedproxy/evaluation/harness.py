@@ -15,7 +15,7 @@ from fedproxy.errors import UsageError
 from fedproxy.evaluation.library import SEED, contained, harness_module, templates_of
 from fedproxy.evaluation.loading import load_for_evaluation
 from fedproxy.metrics import main_metric, why_left_out
-from fedproxy.models.checkpoints import load_model, load_tokenizer
+from fedproxy.models.checkpoints import load_model, load_tokenizer, scored_dtype
 from fedproxy.models.lora import load_with_adapter
 from fedproxy.models.proxy_tuned_model import load_proxy_tuned
 
@@ -147,7 +147,7 @@ def _model(
             name = type(model).__name__
             raise UsageError(f"a loaded model (here {name}) needs tokenizer=, and takes no adapter= or proxy=.")
         return model, tokenizer
-    device, dtype = ("cuda", None) if torch.cuda.is_available() else ("cpu", torch.float32)
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", scored_dtype()
     loaded: Any
     if adapter is None:
         loaded = load_model(model, dtype=dtype, trust_remote_code=trust)

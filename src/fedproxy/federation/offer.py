@@ -149,6 +149,8 @@ class Limits:
         max_rank: Rank of the adapter.
         max_length: Tokens of a row.
         max_batch_size: Rows in one forward pass.
+        max_adam_epsilon: Adam's epsilon; with a large one an update is nearly a sum of gradients, off which tokens can
+            be read (docs/privacy.md).
         max_download: Bytes of the proxy.
         max_epsilon: What private trainings on its rows may cost, over all runs and servers; if given, no other
             training is done.
@@ -163,6 +165,7 @@ class Limits:
     max_rank: int = 256
     max_length: int = 8192
     max_batch_size: int = 256
+    max_adam_epsilon: float = 1e-5
     max_download: int = 500 * 10**9
     max_epsilon: Annotated[float, Rule("above 0", lambda value: value > 0)] | None = None
 
@@ -194,6 +197,7 @@ def check_offer(offer: Offer, limits: Limits, *, rows: int, steps: int) -> None:
         "max_rank": ("[train] lora_r", train.lora_r),
         "max_length": ("[train] max_length", train.max_length),
         "max_batch_size": ("[train] batch_size", train.batch_size),
+        "max_adam_epsilon": ("[train] adam_epsilon", train.adam_epsilon),
     }
     found = []
     for limit, (what, value) in asked.items():

@@ -69,29 +69,41 @@ def summary(clients: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
         clients: Name → what it scored → its score.
 
     Returns:
-        Of each of `MODELS` that anyone scored: `clients`, `rows`, `loss` and `accuracy`, each `by_rows` (a row counts
-        as much as any other) and `by_clients` (a client does), and the `worst` client, of highest loss. And `gain`: of
-        each of `COMPARED`, how much lower the loss and higher the accuracy of the round's adapter is, a row as much as
-        any other, over the clients that scored both.
+        Of each of `MODELS` that anyone scored, what `together` says. And `gain`: of each of `COMPARED`, how much lower
+        the loss and higher the accuracy of the round's adapter is, a row as much as any other, over the clients that
+        scored both.
     """
     found: dict[str, Any] = {}
     for model in MODELS:
         scores = {name: one[model] for name, one in sorted(clients.items()) if model in one}
         if not scores:
             continue
-        worst = max(scores, key=lambda name: scores[name].loss)
-        found[model] = {
-            "clients": len(scores),
-            "rows": sum(score.rows for score in scores.values()),
-            **_means(list(scores.values())),
-            "worst": {"client": worst, **asdict(scores[worst])},
-        }
+        found[model] = together(scores)
     pairs = {
         model: [(one[model], one["global"]) for _, one in sorted(clients.items()) if {model, "global"} <= one.keys()]
         for model in COMPARED
     }
     found["gain"] = {model: _gain(both) for model, both in pairs.items() if both}
     return found
+
+
+def together(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """What the scores of one model say together.
+
+    Args:
+        scores: Client → score, at least one.
+
+    Returns:
+        `clients`, `rows`, `loss` and `accuracy`, each `by_rows` (a row counts as much as any other) and `by_clients` (a
+        client does), and the `worst` client, of highest loss.
+    """
+    worst = max(sorted(scores), key=lambda name: scores[name].loss)
+    return {
+        "clients": len(scores),
+        "rows": sum(score.rows for score in scores.values()),
+        **_means(list(scores.values())),
+        "worst": {"client": worst, **asdict(scores[worst])},
+    }
 
 
 def _means(scores: Sequence[Score]) -> dict[str, dict[str, float]]:

@@ -80,6 +80,7 @@ def forecast_run(
     tasks = tasks_of(experiment, known)
     models = [*experiment.evaluate.models, *["centralized"] * experiment.evaluate.centralized]
     read = sum(one.tokens for one in tasks.values())
+    held = sum(one.tokens for one in scored.values())
     slowest = [
         max(
             (one.flops + one.scoring_flops for asked in rounds.values() for one in asked if one.round == number),
@@ -94,7 +95,8 @@ def forecast_run(
         "scoring": sum(client["scoring_flops"] for client in clients.values()),
         "slowest_clients": sum(slowest),
         "centralized": _centralized(experiment, known, examples) if experiment.evaluate.centralized else 0.0,
-        "evaluate": sum(2.0 * read * known.passed(model, proxy, experiment.train) for model in models),
+        "evaluate": sum(2.0 * read * known.passed(model, proxy, experiment.train) for model in models)
+        + sum(2.0 * held * known.passed(model, proxy, experiment.train) for model in ("llm", "fused")),
     }
     report(1.0, "forecast")
     return {

@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 _AT_ONCE = 1000
 """Rows that the tokenizer is given together: fast ones share them out among the processors."""
 
+_FIRST_WORDS = 8
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -152,6 +154,20 @@ def encode(
     if not encoded:
         raise ArtifactError("No row has a token to learn. Check the rows, and max_length.")
     return encoded
+
+
+def prompt_of(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+    """What stands before a row's answer, as training renders it, and whether the tokenizer adds its special tokens.
+
+    A plain text has no answer: its first words stand for one's prompt.
+
+    Raises:
+        UsageError, ArtifactError: as of `encode`.
+    """
+    if "text" in row:
+        return " ".join(row["text"].split()[:_FIRST_WORDS]), True
+    prompt, _, special = _pair(row, tokenizer, True)
+    return prompt, special
 
 
 def training_examples(

@@ -5,6 +5,7 @@ from fedproxy.reporting.comparison import compare_runs
 from fedproxy.reporting.methods import is_comparison, report_comparison
 from fedproxy.reporting.page import report
 from fedproxy.reporting.tables import hindrances_table, results_table, totals_table, validation_table
+from fedproxy.reporting.use_it import use_it
 
 __all__ = [
     "attack_tables",
@@ -15,5 +16,6 @@ __all__ = [
     "report_comparison",
     "results_table",
     "totals_table",
+    "use_it",
     "validation_table",
 ]

@@ -7,7 +7,7 @@ validation rows fewer rules can speak.
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -57,9 +57,34 @@ def hindrances(results: Results) -> list[Hindrance]:
 def _differs(results: Results, difference: float, *tasks: str) -> bool | None:
     """Whether a difference of two mean accuracies over these tasks is more than chance; None if that is not known."""
     rows = [results.rows(task) or 0 for task in tasks]
-    if min(rows, default=0) < 1:
-        return None
-    return difference > max(LEAST, 2 * math.sqrt(2 * sum(0.25 / number for number in rows)) / len(rows))
+    return None if min(rows, default=0) < 1 else difference > _chance(rows)
+
+
+def _chance(rows: Sequence[int]) -> float:
+    """What chance may make of the difference of two mean accuracies over tasks of so many rows, at least `LEAST`."""
+    return max(LEAST, 2 * math.sqrt(2 * sum(0.25 / number for number in rows)) / len(rows))
+
+
+def _below(results: Results, model: Together | None, other: Together | None) -> bool:
+    """Whether a model does worse than another one on the same rows that clients keep back.
+
+    Either its loss is higher by so much that it counts, or its accuracy is lower by more than chance may give.
+    """
+    if model is None or other is None or model.rows != other.rows:
+        return False
+    losses, shares = (model.loss.by_rows, other.loss.by_rows), (model.accuracy.by_rows, other.accuracy.by_rows)
+    if losses[0] is not None and losses[1] is not None and losses[0] > losses[1] + _least(losses[1]):
+        return True
+    scored = (one.validation.get("global") for one in (results.kept.clients.values() if results.kept else ()))
+    labelled = sum(one.rows or 0 for one in scored if one is not None and one.accuracy is not None)
+    if shares[0] is None or shares[1] is None or not labelled:
+        return False
+    return shares[1] - shares[0] > _chance([labelled])
+
+
+def _reached(found: Together) -> str:
+    share = "" if found.accuracy.by_rows is None else f" and {percent(found.accuracy.by_rows)} % right"
+    return f"a loss of {decimals(found.loss.by_rows)}{share}"
 
 
 def _not_learned(results: Results) -> Iterator[Hindrance]:
@@ -87,6 +112,12 @@ def _damaged(results: Results) -> Iterator[Hindrance]:
         )
     if llm is not None and tuned is not None and _differs(results, llm - tuned, *results.tasks):
         said.append(f"The tuned proxy ({percent(tuned)} %) stays below the untuned LLM ({percent(llm)} %).")
+    proxy, untuned = results.kept and results.kept.validation.merged, results.validation.llm
+    if (llm is None or tuned is None) and proxy and untuned and _below(results, proxy, untuned):
+        said.append(
+            f"On the rows that clients keep back the tuned proxy reaches {_reached(proxy)}, which is worse than the "
+            f"untuned LLM with {_reached(untuned)}."
+        )
     if said:
         heal = "Heal the proxy longer ([heal] steps)" if healed else "Heal the proxy ([heal] steps = 300)"
         yield Hindrance("damaged proxy", " ".join(said), f"{heal}, or remove fewer blocks ([compress] remove).")
@@ -176,12 +207,23 @@ def _course(results: Results) -> list[Round]:
 
 
 def _plug_in(results: Results) -> Iterator[Hindrance]:
-    tuned, fused = results.average("proxy_tuned"), results.average("fused")
-    if tuned is not None and fused is not None and _differs(results, tuned - fused, *results.tasks):
+    tuned, fused, said = results.average("proxy_tuned"), results.average("fused"), ""
+    proxy, llm = results.kept and results.kept.validation.merged, results.validation.fused
+    if tuned is not None and fused is not None:
+        if _differs(results, tuned - fused, *results.tasks):
+            said = (
+                f"Put back onto the LLM, the tuning loses {points(tuned - fused).lstrip('+')}: the tuned proxy reaches "
+                f"{percent(tuned)} %, the fused LLM {percent(fused)} %."
+            )
+    elif proxy and llm and _below(results, llm, proxy):
+        said = (
+            f"Put back onto the LLM, the tuning loses: on the rows that clients keep back the tuned proxy reaches "
+            f"{_reached(proxy)}, the tuned LLM {_reached(llm)}."
+        )
+    if said:
         yield Hindrance(
             "plug-in",
-            f"Put back onto the LLM, the tuning loses {points(tuned - fused).lstrip('+')}: the tuned proxy reaches "
-            f"{percent(tuned)} %, the fused LLM {percent(fused)} %.",
+            said,
             "Remove fewer blocks ([compress] remove), or let public text choose the scale of the update ([fuse] "
             'scale = "auto", public = FILE).',
         )

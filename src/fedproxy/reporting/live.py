@@ -29,6 +29,7 @@ _DOING = {
     "compress": "The proxy is being made.",
     "federate": "The rounds begin.",
     "fuse": "What the proxy learned is being put onto the LLM.",
+    "validate": "The LLM is being scored on rows that the clients keep back.",
     "centralized": "The LLM is being tuned on everybody's data, as the upper bound.",
     "evaluate": "The models are being scored.",
 }

@@ -16,9 +16,10 @@ from fedproxy.reporting.attacks import interval
 from fedproxy.reporting.conflict import Conflict, load_conflict
 from fedproxy.reporting.hindrances import hindrances
 from fedproxy.reporting.html import fill, write_page
-from fedproxy.reporting.summary import sentences
+from fedproxy.reporting.summary import sentences, tuned_llm
 from fedproxy.reporting.svg import drawing
 from fedproxy.reporting.units import duration
+from fedproxy.reporting.use_it import use_it
 
 EVENTS = 500
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,5}((a|b|rc|\.post|\.dev)[0-9]{1,9}){0,3}(\+[a-z0-9.]{1,40})?")
@@ -46,8 +47,14 @@ def report(run_dir: Path | str) -> Path:
     run_dir = Path(run_dir)
     results = read_run(run_dir)
     conflicts = load_conflict(run_dir, results.proxy.layer_map) if results.proxy.layer_map else []
-    attacks = read_attacks(run_dir)
-    html = render(results, events=load_events(run_dir), run=run_dir.name or "RUN", conflicts=conflicts, attacks=attacks)
+    html = render(
+        results,
+        events=load_events(run_dir),
+        run=run_dir.name or "RUN",
+        conflicts=conflicts,
+        attacks=read_attacks(run_dir),
+        use=use_it(results, run_dir),
+    )
     path = run_dir / "report.html"
     write_page(path, html)
     return path
@@ -60,6 +67,7 @@ def render(
     run: str,
     conflicts: Sequence[Conflict] = (),
     attacks: Attacks | None = None,
+    use: str = "",
     status: str = "",
     live: bool = False,
 ) -> str:
@@ -71,6 +79,7 @@ def render(
         run: Name of the run's folder, for the commands that reproduce it.
         conflicts: Conflict by block, of the rounds that have it.
         attacks: What attacks on the run found, if it was attacked.
+        use: Code that asks the tuned LLM.
         status: What is happening, if the run is not complete.
         live: Whether the page is to look for newer ones.
 
@@ -85,6 +94,7 @@ def render(
         "Summary",
         "What holds it back",
         "Results",
+        "Use it",
         "Validation",
         "Rounds",
         "Agreement",
@@ -98,6 +108,7 @@ def render(
     attacked = attacks.attacks if attacks is not None else {}
     optional = (
         ("What holds it back", held_back),
+        ("Use it", use),
         ("Validation", validated),
         ("Agreement", agreement),
         ("Compression", "blocks" in figures),
@@ -116,7 +127,11 @@ def render(
         hindrances=held_back,
         figures=figures,
         validated=validated,
-        reached=validation.MODELS,
+        stated=validation.scored_models(validated),
+        use=use,
+        reached=validation.reached(results),
+        tuned_llm=tuned_llm(results),
+        llm_path=argument(results.llm.path) if results.llm.path else "LLM",
         kept=results.kept,
         compared=compared[-1] if compared else None,
         conflicts=conflicts,

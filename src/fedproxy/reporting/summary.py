@@ -10,6 +10,7 @@ def sentences(results: Results) -> list[str]:
         _setup(results),
         _rounds(results),
         _validation(results),
+        tuned_llm(results),
         _scores(results),
         _comparison(results),
         _left_out(results),
@@ -67,6 +68,23 @@ def _validation(results: Results) -> str:
         text += f" and {percent(alone.accuracy.by_rows)} %" * (alone.accuracy.by_rows is not None)
     last = results.rounds[-1].validation
     return text + "." + f" No round after round {last.best_round} was better, so the federation ended." * last.stop
+
+
+def tuned_llm(results: Results) -> str:
+    """What the LLM reaches on the rows that clients keep back, before and after tuning; empty if nobody measured it."""
+    before, after = results.validation.llm, results.validation.fused
+    if before is None or after is None:
+        return ""
+    text = (
+        f"On {count(after.rows or 0, 'row')} that clients kept back, the tuned LLM has a loss of "
+        f"{decimals(after.loss.by_rows)} nats a token, the untuned one of {decimals(before.loss.by_rows)}"
+    )
+    if after.accuracy.by_rows is not None and before.accuracy.by_rows is not None:
+        text += (
+            f"; of their answers {percent(after.accuracy.by_rows)} % are right, {percent(before.accuracy.by_rows)} %"
+            " before tuning"
+        )
+    return text + "."
 
 
 def _scores(results: Results) -> str:

@@ -38,7 +38,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 
 def validation_table(results: Mapping[str, Any]) -> Table | None:
-    """What the clients state of the round that is kept, on rows that they keep back; none if nobody scored.
+    """What is reached on rows that clients keep back, in the round that is kept and by the LLM; none if nobody scored.
 
     Args:
         results: What results.json holds.
@@ -47,18 +47,16 @@ def validation_table(results: Mapping[str, Any]) -> Table | None:
         ArtifactError: a part has the wrong type.
     """
     parsed = as_record(dict(results), Results, "results")
-    kept = parsed.kept
-    if kept is None or kept.validation.merged is None:
+    kept, reached = parsed.kept, validation.reached(parsed)
+    if kept is None or not reached:
         return None
     table = Table(title=f"On rows that the clients kept back, round {kept.number}, which is kept", title_justify="left")
-    table.add_column("Proxy", overflow="fold")
+    table.add_column("Model", overflow="fold")
     for column in ("Loss", "Accuracy, %", "Worst client", "Its loss"):
         table.add_column(column, justify="left" if column == "Worst client" else "right", overflow="fold")
-    for name, what in validation.MODELS.items():
-        found = getattr(kept.validation, name)
-        if found is not None:
-            means = (decimals(found.loss.by_rows), percent(found.accuracy.by_rows))
-            table.add_row(what, *means, Text(found.worst.client), decimals(found.worst.loss))
+    for model, found in reached.items():
+        means = (decimals(found.loss.by_rows), percent(found.accuracy.by_rows))
+        table.add_row(model, *means, Text(found.worst.client), decimals(found.worst.loss))
     table.caption = Text(f"Means by rows. {_best(parsed)}".rstrip())
     table.caption_justify = "left"
     return table

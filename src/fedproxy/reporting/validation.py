@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedproxy.records import Results, Round
+from fedproxy.records import Results, Round, Together
 from fedproxy.reporting import plots
 
 MODELS = {"untuned": "Untuned", "own": "Own update", "alone": "Trained alone", "merged": "Round’s adapter"}
@@ -16,6 +16,27 @@ _WIDE = 10.0
 def rounds_of(results: Results) -> list[Round]:
     """The rounds whose adapter anyone scored."""
     return [each for each in results.rounds if each.validation.merged is not None]
+
+
+def scored_models(rounds: Sequence[Round]) -> dict[str, str]:
+    """Those of `MODELS` that anyone scored in any of the rounds."""
+    return {field: what for field, what in MODELS.items() if any(getattr(one.validation, field) for one in rounds)}
+
+
+def reached(results: Results) -> dict[str, Together]:
+    """What each model reaches on the rows that clients keep back: the proxy in the round that is kept, and the LLM."""
+    if results.kept is None or results.kept.validation.merged is None:
+        return {}
+    told, llm = results.kept.validation, results.validation
+    found = {
+        "Proxy, untuned": told.untuned,
+        "Proxy, own update": told.own,
+        "Proxy, trained alone": told.alone,
+        "Tuned proxy": told.merged,
+        "LLM, untuned": llm.llm,
+        "Tuned LLM": llm.fused,
+    }
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def figures(rounds: Sequence[Round]) -> dict[str, str]:

@@ -83,8 +83,8 @@ def token_spans(subject: Subject, options: Options, tell: Tell) -> Found:
         "Tokens are counted once each, whatever their order. The last token of a row is left out: nothing of an update "
         "depends on what it enters with.",
         f"Nearly linear: adam_epsilon = {options.epsilon:g}, learning_rate = {RATE * options.epsilon:g}, no dropout, "
-        "fp32. No limit of a client's refuses these settings, nor the rank and the cut rows of the last case; "
-        "fedproxy join --look shows them.",
+        "fp32. Of a client's default limits max_adam_epsilon alone declines these settings; none declines the rank "
+        "and the cut rows of the last case.",
     ]
     return found
 
