@@ -64,8 +64,8 @@ def join(
     max_epsilon: Annotated[
         float | None,
         typer.Option(
-            help="Train with [train.privacy] alone, and decline what would make your rows cost more, over all runs and "
-            "servers.",
+            help="Train with differential privacy alone, and decline what would make your rows cost more, over all "
+            "runs and servers.",
             rich_help_panel="Limits",
             min=0,
         ),

@@ -300,6 +300,9 @@ class Coordinator:
         if answer.rows < 1 or answer.steps < 1 or not math.isfinite(answer.loss or 0.0):
             what = f"rows {answer.rows}, steps {answer.steps}, loss {answer.loss}"
             return self._fault(state, sender, "invalid", f"{what}: nothing was trained")
+        if (answer.loss is None) == (answer.epsilon is None):  # a private training tells its cost in place of its loss
+            what = f"loss {answer.loss}, epsilon {answer.epsilon}"
+            return self._fault(state, sender, "invalid", f"{what}: one of them is expected")
         carried = self._regulariser.carried
         if set(answer.numbers) != set(carried.numbers if carried else ()):
             said = ", ".join(sorted(answer.numbers)) or "none"
