@@ -50,8 +50,8 @@ class Browser:
         self.events: list[Json] = []
 
     def close(self) -> None:
-        """End the browser, by force where it does not go by itself."""
-        with self._process:
+        """End the browser, by force where it does not go by itself; one that ended before is no error."""
+        with contextlib.suppress(BrokenPipeError), self._process:
             try:
                 self.call("Browser.close")
                 self._process.wait(30)

@@ -13,7 +13,7 @@ from fedproxy.models.quantization import BYTES_A_WEIGHT
 _FLOAT, _HALF = 4, 2
 _HEAP_UP_TO = 32 << 20
 """glibc takes smaller tensors from its heap, where gaps between them stay; larger ones go back to the system."""
-_HEAP_WASTE = {False: 2, True: 5}
+_HEAP_WASTE = {False: 1.75, True: 4}
 """Measured: resident memory relative to the tensors that live in such a heap, without and with checkpointing."""
 _ADAM = 4
 """Copies of the adapter: itself, its gradient, and two moments."""
@@ -116,13 +116,13 @@ def training_memory(decoder: DecoderNumbers, train: Train, device: Literal["cpu"
                      those of quantised linear layers in four bits, and their scales
         adapter      r (inputs + outputs) of every adapted layer, 4 times in float32
         activations  T times, over all linear layers: the output; of the adapted ones also the input after dropout, the
-                     dropout's mask, and r; over all blocks: the MLP's inside once more, attention's output, and on a
-                     CPU up to 256 tokens the attention weights; and the logits three times
+                     dropout's mask in a byte, and r; over all blocks: the MLP's inside once more, attention's output,
+                     and on a CPU up to 256 tokens the attention weights; and the logits three times
 
     On a CPU everything is float32; on a GPU activations are bfloat16, inputs of norms and of the loss float32. Shorter
     rows, and prompts that do not count in the loss, take less. With gradient checkpointing every block's input is kept,
     and one block's activations or the logits. On a CPU, activations of a small model (hidden states of a batch under
-    32 MiB) count twice, with checkpointing five times, for the gaps in the C library's heap. Not counted are the
+    32 MiB) count 1.75 times, with checkpointing four times, for the gaps in the C library's heap. Not counted are the
     program and its libraries (some 0.5 GB), and the inside of a mixture of experts, whose experts get no adapter.
 
     Args:
@@ -134,7 +134,7 @@ def training_memory(decoder: DecoderNumbers, train: Train, device: Literal["cpu"
     item = _HALF if narrow else _FLOAT
     adapted = [shape for shape, chosen in zip(decoder.linears, decoder.adapted, strict=True) if chosen]
     adapter = train.lora_r * sum(inputs + outputs for inputs, outputs in adapted)
-    mask = (1 if narrow else _FLOAT) if train.lora_dropout else 0
+    mask = 1 if train.lora_dropout else 0
     a_token = item * sum(outputs for _, outputs in decoder.linears)
     a_token += sum(inputs * (item + mask) + train.lora_r * item for inputs, _ in adapted)
     a_token += decoder.blocks * item * (decoder.inner + decoder.width)
@@ -157,5 +157,5 @@ def training_memory(decoder: DecoderNumbers, train: Train, device: Literal["cpu"
     return TrainingMemory(
         weights=(decoder.parameters - quantised) * weight_bytes + int(quantised * BYTES_A_WEIGHT),
         adapter=adapter * (_ADAM * _FLOAT + (_HALF if narrow else 0)),
-        activations=tokens * a_token * waste,
+        activations=int(tokens * a_token * waste),
     )
