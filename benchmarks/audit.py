@@ -16,7 +16,8 @@ from measuring import commit
 import fedproxy
 from fedproxy.artifacts import write_json
 from fedproxy.demo import EXPERIMENT
-from fedproxy.pipeline import fuse_run, read_experiment
+from fedproxy.fusion.run import fuse_run
+from fedproxy.pipeline import read_experiment
 from fedproxy.privacy.attacks.audit import audit
 from fedproxy.run_directory import environment
 

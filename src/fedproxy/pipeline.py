@@ -26,8 +26,8 @@ from fedproxy.federation.settings import check_settings
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tracking import check_trackers
 from fedproxy.federation.tuning import OnProgress, begin
-from fedproxy.fusion import fuse
 from fedproxy.fusion.model_card import add_scores
+from fedproxy.fusion.run import fuse_run
 from fedproxy.held_back import example_prompt, score_llm
 from fedproxy.models.quantization import four_bit
 from fedproxy.privacy.accounting import require_accounting
@@ -151,20 +151,6 @@ def _tune_here(experiment: Experiment, directory: RunDirectory, rows: ClientRows
     _tune(directory, lambda: tune_inline(experiment, directory, rows, on_progress))
     write_aligned(directory)
     on_progress("federate", 1.0, "adapter written")
-
-
-def fuse_run(experiment: Experiment, path: Path, on_progress: OnProgress) -> None:
-    """Write RUN/fused from RUN/adapter, as [fuse] says; errors as of `fuse`."""
-    fuse(
-        experiment.llm.path,
-        path / "adapter",
-        path / "fused",
-        scale=experiment.fuse.scale,
-        public=experiment.fuse.public or None,
-        proxy=path / "proxy",
-        trust_remote_code=experiment.llm.trust_remote_code,
-        on_progress=lambda fraction, text: on_progress("fuse", fraction, text),
-    )
 
 
 def evaluate_run(experiment: Experiment, path: Path, on_progress: OnProgress) -> dict[str, Any]:

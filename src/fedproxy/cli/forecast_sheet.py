@@ -168,7 +168,9 @@ def _times(found: Mapping[str, Any]) -> Table:
         if found["flops"][name]:
             table.add_row(label, _tera(found["flops"][name]), duration(found["seconds"][name]))
     if measured:
-        table.caption = "Training on two cores took 5 to 7 times as long, scoring up to 16 times (docs/benchmarks.md)."
+        table.caption = (
+            "Training the demo on two cores took 6 to 8 times as long, scoring 16 times (docs/benchmarks.md)."
+        )
         table.caption_justify = "left"
     return table
 

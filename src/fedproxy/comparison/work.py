@@ -30,9 +30,10 @@ from fedproxy.federation.aligning import write_aligned
 from fedproxy.federation.client_rows import ClientRows
 from fedproxy.federation.inline import tune_inline
 from fedproxy.federation.tuning import OnProgress
+from fedproxy.fusion.run import fuse_run
 from fedproxy.memory import peak_memory, restart_peak
 from fedproxy.metrics import main_metric
-from fedproxy.pipeline import fuse_run, make_proxy
+from fedproxy.pipeline import make_proxy
 from fedproxy.run_directory import RunDirectory, owned
 from fedproxy.tensor_files import load_tensors, save_tensors
 

@@ -37,7 +37,7 @@ def summed_loss(model: AdaptedModel, batch: Mapping[str, torch.Tensor]) -> torch
         model: The model, on the device of the batch.
         batch: `input_ids`, `labels` and what else a layout makes, all [rows, tokens].
     """
-    logits, labels, _ = _predicted(model, batch)
+    logits, labels, _ = predicted(model, batch)
     return F.cross_entropy(logits, labels, reduction="sum")
 
 
@@ -46,15 +46,20 @@ def row_means(model: AdaptedModel, batch: Mapping[str, torch.Tensor]) -> torch.T
 
     The arguments are as of `summed_loss`; every row has a label that counts.
     """
-    logits, labels, counts = _predicted(model, batch)
+    logits, labels, counts = predicted(model, batch)
     weights = (1 / counts.sum(1, keepdim=True)).expand(counts.shape)[counts]
     return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
 
 
-def _predicted(
+def predicted(
     model: AdaptedModel, batch: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The logits of what counts, float32 [positions, vocabulary], its labels, and where in the batch it counts."""
+    """What a batch has the model predict; the arguments are as of `summed_loss`.
+
+    Returns:
+        The logits of what counts, float32 [positions, vocabulary]; its labels, [positions]; and where in the batch it
+        counts, truth values [rows, tokens].
+    """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     ahead = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     counts = ahead != IGNORED

@@ -49,12 +49,16 @@ def masked(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 class _Adapted(torch.autograd.Function):
-    """x Wᵀ + bias + s · (x ∘ mask) Aᵀ Bᵀ and its gradients; x is [tokens, inputs], W and bias are frozen."""
+    """x Wᵀ + bias + s · (x ∘ mask) Aᵀ Bᵀ and its gradients; x is [tokens, inputs], W and bias are frozen.
+
+    `left`, x ∘ mask without a gradient, comes ready-made, since several layers have the same.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
+        left: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         a: torch.Tensor,
@@ -63,7 +67,6 @@ class _Adapted(torch.autograd.Function):
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
         a, b = a.to(x.dtype), b.to(x.dtype)
-        left = masked(x, mask)
         inner = (left @ a.t()).mul_(scale)
         out = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
         ctx.save_for_backward(left, inner, weight, a, b, mask)
@@ -74,7 +77,7 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         [grad] = grads
         left, inner, weight, a, b, mask = ctx.saved_tensors
-        of_x, _, _, of_a, of_b, _, _ = ctx.needs_input_grad
+        of_x, _, _, _, of_a, of_b, _, _ = ctx.needs_input_grad
         of_inner = (grad @ b).mul_(ctx.scale)
         x = None
         if of_x:
@@ -87,6 +90,7 @@ class _Adapted(torch.autograd.Function):
             x,
             None,
             None,
+            None,
             (of_inner.t() @ left).float() if of_a else None,
             (grad.t() @ inner).float() if of_b else None,
             None,
@@ -95,18 +99,21 @@ class _Adapted(torch.autograd.Function):
 
 
 class _Inputs:
-    """What layers that read the same tensor share: it as [tokens, width] in the layers' data type, and its mask."""
+    """What layers that read the same tensor share: it as [tokens, width], what dropout leaves of it, and the mask."""
 
     def __init__(self) -> None:
         self._of: Callable[[], torch.Tensor | None] = lambda: None
         self._version, self._dropout = -1, 0.0
-        self._made: tuple[torch.Tensor, torch.Tensor | None]
+        self._made: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
-    def of(self, x: torch.Tensor, dtype: torch.dtype, dropout: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Make both, or give what the layer before had made of the same input."""
+    def of(
+        self, x: torch.Tensor, dtype: torch.dtype, dropout: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Make all three, or give what the layer before had made of the same input."""
         if self._of() is not x or (self._version, self._dropout) != (x._version, dropout):
             narrow = x.to(dtype).reshape(-1, x.shape[-1])
-            self._made = narrow, keep_mask(narrow.shape, dropout) if dropout else None
+            mask = keep_mask(narrow.shape, dropout) if dropout else None
+            self._made = narrow, masked(narrow.detach(), mask), mask
             self._of, self._version, self._dropout = weakref.ref(x), x._version, dropout
         return self._made
 
@@ -151,8 +158,8 @@ def in_few_passes(model: AdaptedModel, dtype: torch.dtype, *, once: bool) -> Ite
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             dropout = drop.p if isinstance(drop, nn.Dropout) and layer.training else 0.0
-            rows, mask = inputs.of(x, dtype, dropout)
-            parts = (rows, weight(), bias(), a.weight, b.weight, scale / (1 - dropout), mask)
+            rows, left, mask = inputs.of(x, dtype, dropout)
+            parts = (rows, left, weight(), bias(), a.weight, b.weight, scale / (1 - dropout), mask)
             out: Any = _Adapted.apply(*parts)  # type: ignore[no-untyped-call]
             found: torch.Tensor = out.view(*x.shape[:-1], -1)
             return found

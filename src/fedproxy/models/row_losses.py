@@ -1,14 +1,13 @@
 """The loss of each row by itself."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from fedproxy.models.encoding import Encoded
-from fedproxy.models.label_loss import head_only_at
-from fedproxy.models.layouts import IGNORED, collate
+from fedproxy.models.label_loss import predicted
+from fedproxy.models.layouts import collate
 from fedproxy.models.lora import AdaptedModel
 
 
@@ -25,19 +24,15 @@ def row_losses(model: AdaptedModel, examples: Sequence[Encoded], *, pad: int, ba
     Returns:
         A sum for each row, in the rows' order.
     """
-    base: Any = model.get_base_model()
-    head, device = base.get_output_embeddings(), next(model.parameters()).device
+    device = next(model.parameters()).device
     model.eval()
     found = [0.0] * len(examples)
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         batch = {name: t.to(device) for name, t in collate([examples[i] for i in chosen], pad).items()}
-        ahead = F.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED)
-        counts = ahead != IGNORED
-        with head_only_at(head, counts):
-            logits = model(**batch, use_cache=False).logits[0]
-        losses = F.cross_entropy(logits.float(), ahead[counts], reduction="none").double()
+        logits, labels, counts = predicted(model, batch)
+        losses = F.cross_entropy(logits, labels, reduction="none").double()
         rows = counts.nonzero()[:, 0]
         sums = torch.zeros(len(chosen), dtype=torch.float64, device=device).index_add_(0, rows, losses)
         for place, total in zip(chosen, sums.tolist(), strict=True):

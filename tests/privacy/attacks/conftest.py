@@ -8,7 +8,8 @@ import pytest
 
 import fedproxy
 from fedproxy.demo import EXPERIMENT
-from fedproxy.pipeline import fuse_run, read_experiment
+from fedproxy.fusion.run import fuse_run
+from fedproxy.pipeline import read_experiment
 
 DEMO = EXPERIMENT.parent
 TRAINED, KNOWN = 24, 72

@@ -52,7 +52,7 @@ def audit(
     ]
     subject = Subject(Path(run))
     path = subject.path / ATTACKS_FILE
-    record: dict[str, Any] = read_attacks(subject.path).model_dump() if path.is_file() else {"attacks": {}}
+    record: dict[str, Any] = read_attacks(subject.path).model_dump()
     for row, settings in chosen:
 
         def tell(fraction: float, text: str, name: str = row.name) -> None:

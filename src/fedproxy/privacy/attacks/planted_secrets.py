@@ -10,7 +10,7 @@ import numpy as np
 from fedproxy.federation.aligning import write_aligned
 from fedproxy.federation.client_rows import ClientRows
 from fedproxy.federation.inline import tune_inline
-from fedproxy.fusion import fuse
+from fedproxy.fusion.run import fuse_run
 from fedproxy.models.lora import AdaptedModel
 from fedproxy.models.row_losses import row_losses
 from fedproxy.privacy.attacks.contract import Attack, Figure, Found, Tell
@@ -127,15 +127,7 @@ def _make(subject: Subject, run: Path, secrets: Sequence[Secret], tell: Callable
     rows = ClientRows(planted, subject.rows.held)
     tune_inline(experiment, directory, rows, lambda stage, fraction, text: tell(fraction, text))
     write_aligned(directory)
-    fuse(
-        experiment.llm.path,
-        run / "adapter",
-        run / "fused",
-        scale=experiment.fuse.scale,
-        public=experiment.fuse.public or None,
-        proxy=run / "proxy",
-        trust_remote_code=experiment.llm.trust_remote_code,
-    )
+    fuse_run(experiment, run, lambda *_: None)
 
 
 def exposures(subject: Subject, model: AdaptedModel, secrets: Sequence[Secret]) -> list[float]:
