@@ -7,7 +7,7 @@ import pytest
 from fedproxy.deployment.chain import read
 from tests.deployment.conftest import Federation, eventually
 
-SETTINGS = {"rounds": 8, "quorum": 3, "validation": 0.25, "keep": "best", "patience_rounds": 1, "alone": True}
+SETTINGS = {"rounds": 8, "quorum": 3, "validation": 0.25, "keep": "best", "patience_rounds": 2, "alone": True}
 
 
 def made(federation) -> Federation:
