@@ -6,6 +6,7 @@ FedproxyError                  1   a bug of ours, if raised bare
 │   └── MissingExtraError      2   an optional dependency that is not installed
 ├── ArtifactError              3   a checkpoint, adapter, update or data file that cannot be used
 ├── FederationError            4   quorum or deadline missed
+│   └── SumsError              4   a secure sum: too few members for it, or somebody departs from the protocol
 └── ResourceError              5   disk or memory
 """
 
@@ -52,6 +53,10 @@ class FederationError(FedproxyError):
     """The federation could not go on: too few valid replies."""
 
     exit_code = 4
+
+
+class SumsError(FederationError):
+    """A secure sum cannot go on: too few members, or the server or a member departs from the protocol."""
 
 
 class ResourceError(FedproxyError):
