@@ -241,13 +241,15 @@ class Federate:
         wire: Encoding of the clients' updates; what it loses a client adds to its next update (error feedback).
         wire_options: Its options.
         wire_down: Encoding of the global adapter on its way to the clients.
+        secure: Whether the server gets sums of the updates alone, and never a single one (docs/secure_sums.md).
         participation: Share of the clients that a round asks, chosen by the seed; at least a quorum.
         quorum: Valid replies that a round needs: as 0.75 or 1.0 a share of the clients that a full round asks, as 3 or
             1 a number of replies.
         deadline: Time that the clients of a round have; "" for as long as it takes.
         retries: How often a round without a quorum is repeated before the run ends.
         patience: How long the first round waits for all its clients, and any round for a quorum of them.
-        max_norm: Largest Euclidean norm of an update; none if any is taken.
+        max_norm: Largest Euclidean norm of an update; none if any is taken. With secure sums nobody can refuse a longer
+            one: each client shortens its own to it, or to 64.
         max_norm_ratio: Largest norm of an update, in medians of the round's norms (from three replies on).
         strikes: Invalid replies over the run after which a client is not asked again.
         keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all. With keep = "best" the
@@ -272,6 +274,7 @@ class Federate:
     wire: Annotated[str, Choice("fedproxy.encodings")] = "fp32"
     wire_options: dict[str, Any] = field(default_factory=dict)
     wire_down: Annotated[str, Choice("fedproxy.encodings", lambda row: not row.by_share)] = "fp32"
+    secure: bool = False
     participation: Annotated[float, Rule("above 0 and at most 1", lambda v: 0 < v <= 1)] = 1.0
     quorum: Annotated[int | float, _QUORUM] = 0.75
     deadline: Annotated[str, Rule(f'{_DURATION_SAYS}, or "" for none', lambda v: not v or DURATION.fullmatch(v))] = ""

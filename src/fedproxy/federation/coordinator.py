@@ -14,7 +14,7 @@ Replies are merged in the order of the clients' names, so the result does not de
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -25,12 +25,25 @@ from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.config import Federate, seconds
-from fedproxy.errors import ArtifactError, FederationError
-from fedproxy.federation.faults import Faults
-from fedproxy.federation.messages import Answer, Closed, Kind, Order, Refusal, Reply, Score, Scored, order_size
+from fedproxy.errors import ArtifactError, FederationError, SumsError
+from fedproxy.federation.messages import (
+    Answer,
+    Closed,
+    Kind,
+    Order,
+    Refusal,
+    Reply,
+    Score,
+    Scored,
+    Told,
+    ask_size,
+    order_size,
+)
+from fedproxy.federation.open_round import OpenRound, QuorumError, other_round
 from fedproxy.federation.parcel import Parcel, wrap_adapter
 from fedproxy.federation.reply_checks import (
     FAILURES_IN_A_ROW,
+    check_training,
     checked_norm,
     failing,
     failures,
@@ -38,48 +51,13 @@ from fedproxy.federation.reply_checks import (
     strikes,
 )
 from fedproxy.federation.scoring import Scoring
+from fedproxy.federation.secure import Form
 from fedproxy.federation.validation import MODELS, Standing, as_scores, check_scores
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.seeds import derive_seed
-from fedproxy.tensors import Tensors, check_finite
+from fedproxy.tensors import Tensors, check_finite, digest
 
 __all__ = ["Closed", "Coordinator", "Order", "QuorumError", "Refusal", "Reply"]
-
-
-class QuorumError(FederationError):
-    """A round with too few valid replies; the round stays undone.
-
-    Attributes:
-        repeatable: Whether asking again can change anything: a client did not answer in time, failed, or was not
-            asked. Replies that were all there and invalid would come again, since training is deterministic.
-    """
-
-    def __init__(self, message: str, *, repeatable: bool) -> None:
-        super().__init__(message)
-        self.repeatable = repeatable
-
-
-@dataclass
-class _Open:
-    round: int
-    orders: dict[str, Order]
-    asked: tuple[str, ...]
-    needed: int
-    everyone: bool
-    replies: dict[str, Reply] = field(default_factory=dict)
-    norms: dict[str, float] = field(default_factory=dict)
-    answered: set[str] = field(default_factory=set)
-    overdue: set[str] = field(default_factory=set)
-    faults: Faults = field(default_factory=Faults)
-
-    def record(self) -> dict[str, Any]:
-        """Who was asked and what did not count, in an order that does not depend on who was first."""
-        return {
-            "asked": list(self.asked),
-            "dropouts": [name for name in self.asked if name not in self.answered],
-            "refused": self.faults.of("declined", "failed"),
-            "quarantined": self.faults.of("invalid", "late"),
-        }
 
 
 class Coordinator:
@@ -120,14 +98,17 @@ class Coordinator:
         self._regulariser, self._wire = REGULARISERS.choose(settings.regulariser), ENCODINGS.choose(settings.wire)
         self._rule, self._rule_options = configured(settings.merge, settings.merge_options)
         self._space, self._ranks = SPACES.choose(settings.space), ranks or {}
+        self._form = Form.of(settings) if settings.secure else None
+        self._digest = digest(adapter if start is None else start) if settings.secure else ""
         self._start = trained(self._space, adapter if start is None else start)
         self._optimizer, self._options = server_optimizer(settings.server_optimizer, settings.server_options)
         last: Mapping[str, Any] = records[-1]["analysis"] if records else {"clients": 0}
-        self._voters = int(last["clients"])
+        self._voters = int(last.get("voters", last["clients"]))
+        self._agreements = dict(zip(last.get("names", ()), last.get("agreement", ()), strict=False))
         self._retention = self._retained(last.get("names", ()), last.get("heterogeneity", ()))
         self._counted = {name: int(record["round"]) for record in records for name in record.get("clients", ())}
         self._attempts: list[dict[str, Any]] = []
-        self._open: _Open | None = None
+        self._open: OpenRound | None = None
         self._records, self._untuned = list(records), _untuned(records)
         self._standing = Standing.of(self._records, settings.patience_rounds)
 
@@ -163,14 +144,43 @@ class Coordinator:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The clients that the open round asks, sorted."""
-        return self._current().asked
+        """The clients that the open round asks now, sorted."""
+        return tuple(self._current().now)
 
     def order(self, client: str) -> Order:
-        """What a client of `asked` gets in the open round; clients who get the same share one object."""
-        return self._current().orders[client]
+        """What a client of `asked` gets now; clients who get the same share one object."""
+        return self._current().now[client]
 
-    def _current(self) -> _Open:
+    @property
+    def trains(self) -> bool:
+        """Whether the open round now asks for updates; else for a step of secure sums."""
+        sums = self._current().sums
+        return sums is None or sums.trains
+
+    def advance(self) -> bool:
+        """Go on to the next step of the round's secure sums.
+
+        Returns:
+            Whether there is one; else the round can be closed.
+
+        Raises:
+            QuorumError: too few clients are left.
+        """
+        state = self._current()
+        if state.sums is None:
+            return False
+        state.gone |= state.silent
+        try:
+            if not state.sums.advance():
+                return False
+        except SumsError as error:
+            self._open = None
+            self.failures.update(failing(state.record()))
+            raise self._missed(state, str(error)) from error
+        state.ask(state.sums.orders())
+        return True
+
+    def _current(self) -> OpenRound:
         if self._open is None:
             raise RuntimeError("no round is open")
         return self._open
@@ -199,7 +209,15 @@ class Coordinator:
             raise FederationError(self.too_few(present))
         asked = self.chosen(present, number, attempt)
         everyone = len(asked) == len(self.eligible)
-        self._open = _Open(number, self._orders(number, asked), asked, self.needed, everyone)
+        state = OpenRound(number, self._orders(number, asked), asked, self.needed, everyone)
+        if self._form is not None:
+            from fedproxy.federation.secure_round import SecureRound  # needs the extra federation
+
+            state.sums = SecureRound(
+                state.orders, self._form, start=self._digest, attempt=attempt, agreements=self._agreements
+            )
+        state.ask(state.orders if state.sums is None else state.sums.orders())
+        self._open = state
 
     def chosen(self, present: Collection[str], number: int, attempt: int = 0) -> tuple[str, ...]:
         """Which of the clients that are there a round asks, sorted.
@@ -233,13 +251,15 @@ class Coordinator:
 
     def _share(self, client: str) -> float:
         """The share that a client sends: its retention (Eq. 10) in the round before, at first the highest."""
-        if not self._wire.by_share:
+        if not self._wire.by_share and self._form is None:
             return 1.0
         return self._retention[client] if client in self._retention else self._rule.first(self._rule_options)
 
     def _retained(self, names: Sequence[str], heterogeneities: Sequence[float]) -> dict[str, float]:
         """The retention of each client, Eq. 10, whatever the merge rule makes of it."""
-        return dict(zip(names, self._rule.retained(heterogeneities, self._rule_options), strict=True)) if names else {}
+        if not heterogeneities:
+            return {}
+        return dict(zip(names, self._rule.retained(heterogeneities, self._rule_options), strict=True))
 
     def _travelling(self, number: int, rank: int | None) -> tuple[Parcel | None, Tensors]:
         """The adapter with which a round begins, as it travels to clients of a rank and as they read it."""
@@ -282,7 +302,7 @@ class Coordinator:
         state = self._current()
         if sender not in self.clients:
             return state.faults.add(sender, "invalid", f"{sender} takes no part in this federation")
-        if late := self._late(sender, answer, state):
+        if late := state.late(sender, answer):
             return state.faults.add(sender, "late", late)
         deadline = self.settings.deadline
         if deadline and isinstance(answer, Reply) and answer.seconds > seconds(deadline):
@@ -296,48 +316,50 @@ class Coordinator:
         if answer.client != sender:
             return self._fault(state, sender, "invalid", f"it came under the name {answer.client!r}")
         if answer.round != state.round:
-            return self._fault(state, sender, "invalid", _other_round(answer.round, state.round))
-        if answer.rows < 1 or answer.steps < 1 or not math.isfinite(answer.loss or 0.0):
-            what = f"rows {answer.rows}, steps {answer.steps}, loss {answer.loss}"
-            return self._fault(state, sender, "invalid", f"{what}: nothing was trained")
-        if (answer.loss is None) == (answer.epsilon is None):  # a private training tells its cost in place of its loss
-            what = f"loss {answer.loss}, epsilon {answer.epsilon}"
-            return self._fault(state, sender, "invalid", f"{what}: one of them is expected")
-        carried = self._regulariser.carried
-        if set(answer.numbers) != set(carried.numbers if carried else ()):
-            said = ", ".join(sorted(answer.numbers)) or "none"
-            return self._fault(state, sender, "invalid", f"it sent these numbers of its training: {said}")
+            return self._fault(state, sender, "invalid", other_round(answer.round, state.round))
         try:
-            if carried:
-                carried.check(answer)
-            given, federate = state.orders[sender].adapter, self.settings
-            untuned = state.orders[sender].untuned
-            check_scores(answer, wanted=federate.validation > 0, untuned=untuned, alone=federate.alone)
-            norm = checked_norm(answer.update, given, sender)
-            if not self._space.lasting:  # what is merged is computed of the update, and may overflow by itself
-                check_finite(self._space.vector(given, answer.update), sender)
-        except ArtifactError as error:
+            self._take(state, sender, answer)
+        except (ArtifactError, SumsError) as error:
             return self._fault(state, sender, "invalid", str(error))
-        limit = self.settings.max_norm
-        if limit is not None and norm > limit:
-            return self._fault(state, sender, "invalid", f"its norm {norm:.4g} exceeds max_norm {limit:g}")
-        state.replies[sender], state.norms[sender] = answer, norm
         return None
 
-    def _fault(self, state: _Open, client: str, kind: Kind, reason: str) -> str:
+    def _take(self, state: OpenRound, sender: str, answer: Reply | Told) -> None:
+        """Check an answer that was awaited, and take it.
+
+        Raises:
+            ArtifactError, SumsError: it cannot be used.
+        """
+        size = answer.size if isinstance(answer, Reply) else ask_size(answer)
+        if isinstance(answer, Told):
+            if state.sums is None or state.sums.trains:
+                raise ArtifactError("it is of secure sums, an update was asked for")
+            state.sums.receive(sender, answer)
+        elif state.sums is not None and not state.sums.trains:
+            raise ArtifactError("it is an update, a step of secure sums was asked for")
+        else:
+            given, federate, carried = state.orders[sender], self.settings, self._regulariser.carried
+            check_training(answer, carried)
+            check_scores(answer, wanted=federate.validation > 0, untuned=given.untuned, alone=federate.alone)
+            if state.sums is not None:
+                state.sums.receive(sender, answer)
+            else:
+                state.norms[sender] = self._norm(given.adapter, answer)
+            state.replies[sender] = answer
+        state.up[sender] += size
+
+    def _norm(self, given: Tensors, reply: Reply) -> float:
+        norm = checked_norm(reply.update, given, reply.client)
+        if not self._space.lasting:  # what is merged is computed of the update, and may overflow by itself
+            check_finite(self._space.vector(given, reply.update), reply.client)
+        limit = self.settings.max_norm
+        if limit is not None and norm > limit:
+            raise ArtifactError(f"its norm {norm:.4g} exceeds max_norm {limit:g}")
+        return norm
+
+    def _fault(self, state: OpenRound, client: str, kind: Kind, reason: str) -> str:
         if kind == "invalid":
             self.strikes[client] += 1
         return state.faults.add(client, kind, reason)
-
-    def _late(self, sender: str, answer: Answer, state: _Open) -> str | None:
-        """Why nothing is awaited from the sender any more, if so."""
-        if answer.round < state.round:
-            return _other_round(answer.round, state.round)
-        if sender in state.answered:
-            return "it replied already"
-        if sender not in state.asked:
-            return "it was not asked in this round"
-        return None
 
     def close(self) -> Closed:
         """Leave out updates of outlying norm, merge the rest and end the round.
@@ -353,35 +375,48 @@ class Coordinator:
             del state.replies[name]
             self._fault(state, name, "invalid", reason)
         self.failures.update(failing(state.record()))
+        if state.sums is not None:
+            state.replies = {name: state.replies[name] for name in state.sums.clients}
+            state.gone -= state.replies.keys()  # gone only after the sum had its words
         if len(state.replies) < state.needed:
-            raise self._miss(state)
+            raise self._missed(state)
         replies = [state.replies[name] for name in sorted(state.replies)]
+        merged, conflict, analysis = self._merged(state, replies)
+        update, server_state = self._optimizer.step(merged, self._server_state, self._options)
+        adapter = self._space.apply(self.adapter, update)
+        carried_on = carried.server(self._state, replies, len(self.clients)) if carried else {}
+        scores = {reply.client: self._scored(reply) for reply in replies}
+        record = state.closed(replies, scores, self._attempts, analysis)
+        closed = Closed(state.round, adapter, conflict, server_state, carried_on, record)
+        self.adapter, self._conflict, self._voters = adapter, conflict or None, analysis.get("voters", len(replies))
+        self._retention = self._retained(analysis["names"], analysis["heterogeneity"])
+        self._agreements = dict(zip(analysis["names"], analysis.get("agreement", ()), strict=False))
+        self._server_state, self._state = server_state, carried_on or None
+        self._counted |= dict.fromkeys(analysis["names"], state.round)
+        for name in analysis["names"]:
+            del self.failures[name]
+        self.completed, self._attempts = closed.round, []
+        self._records.append(record)
+        return closed
+
+    def _merged(
+        self, state: OpenRound, replies: Sequence[Reply]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+        """The merged update, the conflict (empty where there is none) and the analysis of a round."""
+        if state.sums is not None:
+            summed = state.sums.summed()
+            return summed.merged, conflict_of(summed.levels, summed.voters), summed.analysis
         vectors = [self._space.vector(state.orders[reply.client].adapter, reply.update) for reply in replies]
         how: dict[str, Any] = {
             "rows": [reply.rows for reply in replies],
             "names": [reply.client for reply in replies],
             **self.settings.merge_options,
         }
-        conflict: dict[str, torch.Tensor] = {}
-        if self._space.lasting:
-            merged, levels, analysis = merge_round(vectors, self.settings.merge, **how)
-            conflict = conflict_of(levels, len(vectors))
-        else:
+        if not self._space.lasting:
             merged, analysis = merge(vectors, self.settings.merge, **how)
-        update, server_state = self._optimizer.step(merged, self._server_state, self._options)
-        adapter = self._space.apply(self.adapter, update)
-        carried_on = carried.server(self._state, replies, len(self.clients)) if carried else {}
-        record = self._record(state, replies, analysis.as_dict())
-        closed = Closed(state.round, adapter, conflict, server_state, carried_on, record)
-        self.adapter, self._conflict, self._voters = adapter, conflict or None, len(replies)
-        self._retention = self._retained(analysis.names, analysis.heterogeneity)
-        self._server_state, self._state = server_state, carried_on or None
-        self._counted |= dict.fromkeys(analysis.names, state.round)
-        for name in analysis.names:
-            del self.failures[name]
-        self.completed, self._attempts = closed.round, []
-        self._records.append(record)
-        return closed
+            return merged, {}, analysis.as_dict()
+        merged, levels, analysis = merge_round(vectors, self.settings.merge, **how)
+        return merged, conflict_of(levels, len(vectors)), analysis.as_dict()
 
     def scoring(self, closed: Closed) -> Scoring | None:
         """Let the clients whose replies counted and brought scores score the round's adapter; none without validation.
@@ -409,17 +444,9 @@ class Coordinator:
         self._standing = Standing.of(self._records, self.settings.patience_rounds)
         told |= {"best_round": self._standing.best, "stop": self._standing.stop}
 
-    def _miss(self, state: _Open) -> QuorumError:
-        record = state.record()
-        self._attempts.append(record)
-        faults = [f"{fault['client']}: {fault['reason']}" for fault in record["refused"] + record["quarantined"]]
-        faults += [f"{name}: no reply in time" for name in record["dropouts"] if name not in state.overdue]
-        failed = any(fault["kind"] == "failed" for fault in record["refused"])
-        return QuorumError(
-            f"Round {state.round} has {len(state.replies)} valid replies of {len(state.asked)}; the quorum "
-            f"{self.settings.quorum} needs {state.needed}." + "".join(f"\n  - {fault}" for fault in faults),
-            repeatable=bool(record["dropouts"]) or failed or not state.everyone,
-        )
+    def _missed(self, state: OpenRound, why: str = "") -> QuorumError:
+        self._attempts.append(state.record())
+        return state.miss(self.settings.quorum, why)
 
     def _scored(self, reply: Reply) -> dict[str, Any]:
         """The scores of a reply for its record, with that of the untuned proxy, which is measured once."""
@@ -427,32 +454,6 @@ class Coordinator:
         if found and known is not None and known.rows == found["own"].rows:
             found["untuned"] = known
         return {"validation": {name: asdict(found[name]) for name in MODELS if name in found}} if found else {}
-
-    def _record(self, state: _Open, replies: list[Reply], analysis: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "round": state.round,
-            "clients": {
-                reply.client: {
-                    "rows": reply.rows,
-                    "tokens": reply.tokens,
-                    "steps": reply.steps,
-                    "loss": reply.loss,
-                    "seconds": reply.seconds,
-                    "tokens_per_second": reply.tokens / reply.seconds if reply.seconds else 0.0,
-                    "peak_memory_bytes": reply.peak_memory,
-                    "wire": reply.wire,
-                    "bytes_up": reply.size,
-                    "bytes_down": order_size(state.orders[reply.client]),
-                    **({} if reply.epsilon is None else {"epsilon": reply.epsilon}),
-                    **self._scored(reply),
-                }
-                for reply in replies
-            },
-            **state.record(),
-            "attempts": self._attempts,
-            "norms": {name: state.norms[name] for name in sorted(state.norms)},
-            "analysis": dict(analysis),
-        }
 
 
 def _untuned(records: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
@@ -470,7 +471,3 @@ def _untuned(records: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
 def _share(share: float, count: int) -> int:
     """The share of `count`, rounded up, at least 1; a product that is whole but for float rounding counts as whole."""
     return max(1, math.ceil(share * count - 1e-9))
-
-
-def _other_round(given: int, current: int) -> str:
-    return f"it answers round {given}, this is round {current}"

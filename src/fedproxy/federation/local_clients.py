@@ -62,7 +62,11 @@ class LocalClients:
                 start=self._start,
             )
             state = self._run / CLIENTS
-            self._sessions[train.lora_r] = Session(model, self._tokenizer, offer, state=state)
+            session = self._sessions[train.lora_r] = Session(model, self._tokenizer, offer, state=state)
+            if self._experiment.federate.secure:
+                from fedproxy.privacy.sums.identity import drawn  # needs the extra federation
+
+                session.identities = drawn(self._rows)
         session = self._sessions[train.lora_r]
         if not session.knows(client):
             how = (self._tokenizer, session.longest, train)

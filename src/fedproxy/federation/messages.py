@@ -26,6 +26,36 @@ class Score:
     accuracy: float | None = None
 
 
+Step = Literal["advertise", "share", "mask", "agree", "reveal"]
+"""The steps of secure sums, see `privacy.sums.protocol`."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What an order asks for the round's secure sums.
+
+    Attributes:
+        step: The step.
+        attempt: How often the round was begun before.
+        label: The sum, from the step "mask" on.
+        threshold: Clients of which a sum must be, at least; 0 before the step "share".
+        bound: Largest norm of an update; a client shortens its own to it.
+        weight: Factor of the client's values, above 0 and at most 1.
+        letters: By client: its advert, or what it sealed for this one; of those whose masked words came, nothing, or,
+            to "reveal", what they signed.
+        counts: The sum of signs, uint32 [P], with which the values are asked for.
+    """
+
+    step: Step
+    attempt: int = 0
+    label: str = ""
+    threshold: int = 0
+    bound: float = 1.0
+    weight: float = 1.0
+    letters: Mapping[str, bytes] = field(default_factory=dict)
+    counts: torch.Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Order:
     """What a client gets for a round: an adapter to train from, or, once the round is merged, one to score.
@@ -43,6 +73,8 @@ class Order:
             from there. 0, too, where there is nothing to remember.
         trains: Whether the client trains; else it scores the adapter, the one that the round ended with.
         untuned: Whether a client that trains also scores the untuned proxy.
+        ask: What the order asks for the round's secure sums. Unless the client trains it asks for nothing else, and has
+            no adapter.
     """
 
     round: int
@@ -55,6 +87,12 @@ class Order:
     since: int = 0
     trains: bool = True
     untuned: bool = False
+    ask: Ask | None = None
+
+    @property
+    def kind(self) -> Literal["train", "score", "sum"]:
+        """What the order asks for."""
+        return "train" if self.trains else "score" if self.ask is None else "sum"
 
 
 @dataclass(frozen=True)
@@ -64,7 +102,8 @@ class Reply:
     Attributes:
         client: Its name.
         round: The round it answers.
-        update: τ_k by tensor name, the layout of the order's adapter; it may lie on disk (`MappedTensors`).
+        update: τ_k by tensor name, the layout of the order's adapter; it may lie on disk (`MappedTensors`). With secure
+            sums the masked words in its place (`WORDS`).
         rows: Training rows.
         tokens: Tokens trained on; 0 under [train.privacy], which does not cover them.
         steps: Optimizer steps.
@@ -106,6 +145,33 @@ class Scored:
     score: Score
 
 
+WORDS = "words"
+"""Name of the tensor of masked words, uint32 [P]."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a client returns in a step of secure sums, but for the masked words of its training.
+
+    Attributes:
+        client: Its name.
+        round: The round.
+        step: The step.
+        label: The sum, as it was asked for.
+        letters: By client: what it sealed for each other, or under its own name what it advertises, signs or reveals.
+        words: Masked words under `WORDS`, in the step "mask".
+        numbers: With its advert its "rows"; with its values its "agreement" with the others (`aggregation.sums`).
+    """
+
+    client: str
+    round: int
+    step: Step
+    label: str = ""
+    letters: Mapping[str, bytes] = field(default_factory=dict)
+    words: Tensors = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
 Kind = Literal["declined", "failed", "invalid", "late"]
 
 
@@ -127,7 +193,7 @@ class Refusal:
     kind: Literal["declined", "failed", "invalid"] = "failed"
 
 
-Answer = Reply | Scored | Refusal
+Answer = Reply | Scored | Told | Refusal
 
 
 @dataclass(frozen=True)
@@ -160,4 +226,10 @@ def order_size(order: Order) -> int:
     """Bytes of the order's tensors as they travel: the adapter in its encoding, the conflict in bits, the state."""
     adapter = order.parcel.parts if order.parcel else order.adapter
     conflict = sum(packed_bytes(t.numel(), order.voters.bit_length()) for t in (order.conflict or {}).values())
-    return size_in_bytes(adapter) + conflict + size_in_bytes(order.state)
+    return size_in_bytes(adapter) + conflict + size_in_bytes(order.state) + (ask_size(order.ask) if order.ask else 0)
+
+
+def ask_size(said: Ask | Told) -> int:
+    """Bytes of the letters and words of a step of secure sums."""
+    words = said.words.values() if isinstance(said, Told) else [said.counts] if said.counts is not None else []
+    return sum(map(len, said.letters.values())) + sum(t.numel() * t.element_size() for t in words)

@@ -9,15 +9,18 @@ from typing import Annotated
 from fedproxy.config import Experiment, Federate, Rule, Train, read_table, table, unprivate
 from fedproxy.errors import ArtifactError, FederationError, UsageError
 from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, is_sha256, strict_json, version
+from fedproxy.federation.secure import check_secure
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding
 
 OFFER_CHARACTERS = 16384
 """Of an offer at most so much is read."""
 _FEDERATE = (
     *("rounds", "regulariser", "regulariser_strength", "space", "wire", "wire_options", "wire_down"),
-    *("validation", "alone", "share_result"),
+    *("validation", "alone", "share_result", "secure"),
 )
 """What a client needs of [federate]."""
+_SUMMED = ("merge", "merge_options", "max_norm")
+"""What it needs besides with secure sums."""
 
 _Text = Annotated[
     str, Rule("1 to 200 printable characters", lambda value: 0 < len(value) <= 200 and value.isprintable())
@@ -58,7 +61,7 @@ class Offer:
     def encode(self) -> str:
         """The offer as JSON; what is none is left out."""
         values = asdict(self)
-        values |= {key: values["federate"][key] for key in _FEDERATE}
+        values |= {key: values["federate"][key] for key in (*_FEDERATE, *_SUMMED * self.federate.secure)}
         values["train"] = {key: value for key, value in values["train"].items() if value is not None}
         del values["federate"]
         return json.dumps({key: value for key, value in values.items() if value is not None}, allow_nan=False)
@@ -88,7 +91,9 @@ class Offer:
         check_protocol(values.get("protocol"), values.get("version"), "The server")
         problems = [f"{key} is missing" for key in _FEDERATE if key not in values and key != "regulariser_strength"]
         problems += ['has no key "federate"'] * ("federate" in values)  # its keys stand in the offer itself
-        asked = {key: values.pop(key) for key in _FEDERATE if key in values}
+        asked = {
+            key: values.pop(key) for key in (*_FEDERATE, *_SUMMED * (values.get("secure") is True)) if key in values
+        }
         train = read_table(Train, values.get("train"), "train", problems)
         federate = read_table(Federate, asked, "federate", problems)
         problems += ["alone: needs validation above 0"] * (federate.alone and not federate.validation)
@@ -97,8 +102,9 @@ class Offer:
         if not problems:
             try:
                 encoding(federate.wire, federate.wire_options)
+                check_secure(federate)
             except UsageError as error:
-                problems.append(f"wire_options: {error}")
+                problems.append(str(error))
         if problems:
             raise ArtifactError("The offer cannot be used:" + "".join(f"\n  - {problem:.300}" for problem in problems))
         return offer
@@ -117,7 +123,8 @@ def make_offer(
         start: SHA-256 of the adapter that the run began with.
         spoken: Encodings that the client agrees to; one that does not agree to [federate] wire sends plain updates.
     """
-    federate = Federate(**{key: getattr(experiment.federate, key) for key in _FEDERATE})
+    keys = (*_FEDERATE, *_SUMMED * experiment.federate.secure)
+    federate = Federate(**{key: getattr(experiment.federate, key) for key in keys})
     if federate.wire not in spoken:
         federate = replace(federate, wire=PLAIN, wire_options={})
     return Offer(

@@ -19,7 +19,29 @@ import torch
 from fedproxy.artifacts import os_error, versions
 from fedproxy.config import CLIENT_NAME, Choice, Rule, read_table, table
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.messages import Answer, Order, Refusal, Reply, Score, Scored, size_in_bytes
+from fedproxy.federation.asks import (
+    COUNTS,
+    LETTER,
+    MOST_MEMBERS,
+    ToldHead,
+    ask_parts,
+    check_words,
+    letter_tensors,
+    letters_of,
+    letters_size,
+    read_ask,
+)
+from fedproxy.federation.messages import (
+    WORDS,
+    Answer,
+    Order,
+    Refusal,
+    Reply,
+    Score,
+    Scored,
+    Told,
+    size_in_bytes,
+)
 from fedproxy.federation.parcel import Parcel, open_adapter
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding, pack_levels, unpack_levels
 from fedproxy.tensor_files import (
@@ -31,9 +53,9 @@ from fedproxy.tensor_files import (
     tensor_bytes,
     write_tensors,
 )
-from fedproxy.tensors import MappedTensors, Tensors, check_finite
+from fedproxy.tensors import MappedTensors, Tensors, check_finite, parameter_count
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Rises when an order, an answer or an offer changes so that an older fedproxy would misread it."""
 HEAD_BYTES = 4096
 """Of a head at most so much is read."""
@@ -90,6 +112,7 @@ class _OrderHead:
     since: _Count
     trains: bool
     untuned: bool
+    ask: dict[str, Any] | None
 
 
 @table
@@ -130,8 +153,16 @@ class _RefusalHead:
     reason: Annotated[str, Rule("short", lambda value: len(value) <= _REASON_CHARACTERS)]
 
 
-_HEADS: dict[str, type] = {"order": _OrderHead, "reply": _ReplyHead, "scored": _ScoredHead, "refusal": _RefusalHead}
+_HEADS: dict[str, type] = {
+    "order": _OrderHead,
+    "reply": _ReplyHead,
+    "scored": _ScoredHead,
+    "told": ToldHead,
+    "refusal": _RefusalHead,
+}
 """The head of each message; its fields are fields of the message's dataclass."""
+_ANSWERS = {"train": "reply", "score": "scored", "sum": "told"}
+"""What answers an order of each kind."""
 
 
 def _encode(message: str, head: Mapping[str, object], tensors: Tensors) -> bytes:
@@ -232,12 +263,14 @@ def encode_order(order: Order) -> bytes:
         if not torch.equal(levels.float() / order.voters, values):
             raise AssertionError(f"the conflict of {name} is no multiple of 1/{order.voters}")
         tensors[_CONFLICT + name] = pack_levels(levels, order.voters)
-    return _encode("order", _fields(order, "order", wire=wire), tensors)
+    asked, parts = (None, {}) if order.ask is None else ask_parts(order.ask)
+    return _encode("order", _fields(order, "order", wire=wire, ask=asked), tensors | parts)
 
 
-def order_limit(adapter: Tensors, wire: str = PLAIN) -> int:
+def order_limit(adapter: Tensors, wire: str = PLAIN, *, secure: bool = False) -> int:
     """The most bytes that an order for an adapter of this layout takes; a client counts before it keeps any."""
     layout = _as_sent(adapter, wire, {}, 1.0, _ADAPTER)
+    layout |= letters_size(MOST_MEMBERS) if secure else {}
     layout |= {_STATE + name: (torch.float32, tensor.numel()) for name, tensor in adapter.items()}
     layout |= {_CONFLICT + name: (torch.uint16, tensor.numel()) for name, tensor in adapter.items()}
     return _limit(layout)
@@ -266,8 +299,14 @@ def decode_order(data: bytes, start: Tensors | None = None, wire: str = PLAIN) -
         _, head = _head(read_header(path), _content(data), who, "order")
         tensors = load_tensors(path)
     adapter, conflict, state = (_under(prefix, tensors) for prefix in (_ADAPTER, _CONFLICT, _STATE))
-    if len(adapter) + len(conflict) + len(state) < len(tensors):
+    asked = {name: tensor for name, tensor in tensors.items() if name.startswith((LETTER, COUNTS))}
+    if len(adapter) + len(conflict) + len(state) + len(asked) * (head["ask"] is not None) < len(tensors):
         raise ArtifactError(f"{who}: a tensor belongs neither to the adapter nor to the conflict or the state.")
+    ask = None if head["ask"] is None else read_ask(head["ask"], asked, who)
+    if ask is not None and not head["trains"]:
+        if adapter or conflict or state:
+            raise ArtifactError(f"{who}: it asks for {ask.step}, and holds an adapter.")
+        return Order(head["round"], {}, trains=False, ask=ask)
     if head["since"] >= head["round"]:
         raise ArtifactError(f"{who}: it goes on from round {head['since']}, and is of round {head['round']}.")
     if head["wire"] != wire:
@@ -300,6 +339,7 @@ def decode_order(data: bytes, start: Tensors | None = None, wire: str = PLAIN) -
         since=head["since"],
         trains=head["trains"],
         untuned=head["untuned"],
+        ask=ask,
     )
 
 
@@ -318,6 +358,8 @@ def encode_reply(answer: Answer) -> bytes:
         return _encode("refusal", _fields(answer, "refusal", reason=answer.reason[:_REASON_CHARACTERS]), {})
     if isinstance(answer, Scored):
         return _encode("scored", _fields(answer, "scored", score=dataclasses.asdict(answer.score)), {})
+    if isinstance(answer, Told):
+        return _encode("told", _fields(answer, "told"), {**letter_tensors(answer.letters), **answer.words})
     scores = {name: dataclasses.asdict(score) for name, score in answer.validation.items()}
     tensors = answer.parcel.parts if answer.parcel else answer.update
     return _encode("reply", _fields(answer, "reply", validation=scores), tensors)
@@ -344,8 +386,11 @@ def _score(values: dict[str, Any], who: str) -> Score:
 
 def reply_limit(order: Order, wire: str = PLAIN, options: Mapping[str, Any] | None = None) -> int:
     """The most bytes that a reply to `order` takes, plain or encoded: its exact size, and a few KiB for the head."""
-    if not order.trains:
+    if order.kind == "score":
         return _limit({})
+    if order.ask is not None:
+        words = parameter_count(order.adapter) or (0 if order.ask.counts is None else order.ask.counts.numel())
+        return _limit({WORDS: (torch.uint32, words)} | letters_size(len(order.ask.letters) or 1))
     return max(_limit(_as_sent(order.adapter, name, options or {}, order.share)) for name in {PLAIN, wire})
 
 
@@ -368,16 +413,18 @@ def read_reply(
     """
     try:
         file = read_header(path)
-        message, head = _head(file, _content(data), who, "reply" if order.trains else "scored", "refusal")
+        message, head = _head(file, _content(data), who, _ANSWERS[order.kind], "refusal")
     except ArtifactError as error:
         raise ArtifactError(str(error).replace(str(path), who)) from error
+    if message == "told":
+        return _told(head, load_tensors(path), who)
     if message != "reply":
         if file.entries:
             raise ArtifactError(f"{who}: it is {message}, and holds tensors.")
         return Refusal(**head) if message == "refusal" else Scored(**{**head, "score": _score(head["score"], who)})
     head["validation"] = {name: _score(values, who) for name, values in head["validation"].items()}
     sent = head.pop("wire")
-    if sent not in (PLAIN, wire):
+    if sent not in (PLAIN, wire if order.ask is None else PLAIN):
         raise ArtifactError(f"{who}: the update came as {sent}; {wire} was offered.")
     if ENCODINGS.choose(sent).plain:
         try:
@@ -392,6 +439,12 @@ def read_reply(
     path.unlink()
     update = MappedTensors(decoded, read_header(decoded).entries)
     return Reply(update=update, wire=sent, size=size_in_bytes(parcel.parts), **head)
+
+
+def _told(head: dict[str, Any], tensors: Tensors, who: str) -> Told:
+    words = {name: tensor for name, tensor in tensors.items() if not name.startswith(LETTER)}
+    check_words(words, who)
+    return Told(**head, letters=letters_of(tensors, who), words=words)
 
 
 def take_reply(

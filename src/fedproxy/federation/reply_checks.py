@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedproxy.aggregation.regularise import Carried
 from fedproxy.errors import ArtifactError
+from fedproxy.federation.messages import Reply
 from fedproxy.tensors import CHUNK_ELEMENTS, MappedTensors, Tensors, check_finite, check_layout, chunks
 
 RATIO_NEEDS = 3
@@ -38,6 +40,23 @@ def checked_norm(update: Tensors, adapter: Tensors, client: str) -> float:
     if not math.isfinite(total):
         raise ArtifactError(f"{client}: the update's squared norm exceeds float64.")
     return math.sqrt(total)
+
+
+def check_training(reply: Reply, carried: Carried | None) -> None:
+    """Check what a reply says of its training, and that it brings the numbers that the regulariser carries on with.
+
+    Raises:
+        ArtifactError: nothing was trained, or a number is missing, unknown or impossible.
+    """
+    if reply.rows < 1 or reply.steps < 1 or not math.isfinite(reply.loss or 0.0):
+        raise ArtifactError(f"rows {reply.rows}, steps {reply.steps}, loss {reply.loss}: nothing was trained")
+    if (reply.loss is None) == (reply.epsilon is None):  # a private training tells its cost in place of its loss
+        raise ArtifactError(f"loss {reply.loss}, epsilon {reply.epsilon}: one of them is expected")
+    if set(reply.numbers) != set(carried.numbers if carried else ()):
+        said = ", ".join(sorted(reply.numbers)) or "none"
+        raise ArtifactError(f"it sent these numbers of its training: {said}")
+    if carried:
+        carried.check(reply)
 
 
 def outliers(norms: Mapping[str, float], ratio: float) -> dict[str, str]:

@@ -67,12 +67,12 @@ def drive(
             available = _wait(coordinator, exchange, full, on_event)
             full = False
             coordinator.begin(available)
-            number, orders = coordinator.completed + 1, {name: coordinator.order(name) for name in coordinator.asked}
-            on_event("round_opened", round=number, asked=list(orders))
-            for sender, answer in exchange.ask(orders, deadline):
-                fault = coordinator.receive(sender, answer)
-                on_event("answered", round=number, client=sender, fault=fault)
+            number = coordinator.completed + 1
+            on_event("round_opened", round=number, asked=list(coordinator.asked))
             try:
+                _ask(coordinator, exchange, deadline, on_event)
+                while coordinator.advance():
+                    _ask(coordinator, exchange, deadline, on_event)
                 closed = coordinator.close()
                 break
             except QuorumError as miss:
@@ -89,6 +89,16 @@ def drive(
             coordinator.judge(closed, scoring)
             on_event("validated", round=number, **closed.record["validation"])
         on_closed(closed, time.perf_counter() - started)
+
+
+def _ask(coordinator: Coordinator, exchange: Exchange, deadline: float | None, on_event: Callable[..., None]) -> None:
+    """Ask what the open round now asks for, and let the coordinator receive what comes back."""
+    number, trains = coordinator.completed + 1, coordinator.trains
+    orders = {name: coordinator.order(name) for name in coordinator.asked}
+    for sender, answer in exchange.ask(orders, deadline):
+        fault = coordinator.receive(sender, answer)
+        if trains or fault:
+            on_event("answered", round=number, client=sender, fault=fault)
 
 
 def _wait(coordinator: Coordinator, exchange: Exchange, full: bool, on_event: Callable[..., None]) -> Sequence[str]:

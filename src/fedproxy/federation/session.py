@@ -6,18 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from fedproxy.aggregation.space import SPACES, trained
-from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, explained, told
+from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, SumsError, explained, told
 from fedproxy.federation.client import answer, take, train_alone
 from fedproxy.federation.client_rows import scored_rows
 from fedproxy.federation.client_state import ClientState
-from fedproxy.federation.messages import Answer, Order, Refusal, Reply, Score, Scored
+from fedproxy.federation.messages import Answer, Ask, Order, Refusal, Reply, Score, Scored, Told
 from fedproxy.federation.offer import DeclinedError, Limits, Offer, check_offer
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
+from fedproxy.federation.secure import Form
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.layer_map import split_name, trained_blocks
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer, padding
@@ -31,9 +32,13 @@ from fedproxy.privacy.plan import Plan
 from fedproxy.privacy.releases import OverspentError, Purse, Releases
 from fedproxy.tensors import Tensors, digest
 
+if TYPE_CHECKING:
+    from fedproxy.federation.secure_client import SecureClient
+    from fedproxy.privacy.sums.identity import Identity
+
 PRIVATE = "private"
 """Of what a client remembers of a run: the folder of its private trainings."""
-_DECLINES = (DeclinedError, OverspentError)
+_DECLINES = (DeclinedError, OverspentError, SumsError)
 OnStep = Callable[[int, int, int, float], None]
 """Told the round, the step, the number of steps and the loss."""
 OnGlobal = Callable[[int, Tensors], None]
@@ -51,7 +56,9 @@ class Session:
         state: Folder in which clients keep what they remember from round to round.
 
     Attributes:
-        orders: How often each round was ordered of a client: (client, "train" or "score", round) → times.
+        orders: How often each round was ordered of a client: (client, "train", "score" or a step of secure sums,
+            round) → times.
+        identities: The registered keys of each client with which it takes part in secure sums.
         on_global: Told the global adapter that an order brings; none if nobody wants it.
         purse: Who pays for private trainings beside the run's own budget; nobody if none.
         fresh: The adapter's first values; what is not trained keeps them.
@@ -84,7 +91,9 @@ class Session:
         self._validations: dict[str, Validation] = {}
         self._plans: dict[str, Plan] = {}
         self.purse: Purse | None = None
-        self.order_limit = order_limit(self._start, offer.federate.wire_down)
+        self.identities: Mapping[str, Identity] = {}
+        self._sums: dict[str, SecureClient] = {}
+        self.order_limit = order_limit(self._start, offer.federate.wire_down, secure=offer.federate.secure)
 
     @staticmethod
     def open(
@@ -140,9 +149,38 @@ class Session:
             self._validations[client] = validation
         return steps
 
-    def respond(self, client: str, order: Order, on_step: OnStep | None = None) -> Reply | Scored:
-        """Train or score as an order says; the arguments, and what is raised, are those of `train` and `score`."""
+    def respond(self, client: str, order: Order, on_step: OnStep | None = None) -> Reply | Scored | Told:
+        """Answer an order; the arguments, and what is raised, are those of `train`, `score` and `sum`."""
+        if order.kind == "sum":
+            return self.sum(client, order)
         return self.train(client, order, on_step) if order.trains else self.score(client, order)
+
+    def sum(self, client: str, order: Order) -> Told:
+        """Take part in a step of the round's secure sums, other than the training.
+
+        Args:
+            client: For whom; its rows must have been added.
+            order: The order.
+
+        Raises:
+            FederationError, SumsError: the order is none of this federation, or would give an update away.
+            DeclinedError: the step was ordered too often.
+            ArtifactError: what the client noted is damaged.
+            ResourceError: the disk is full.
+        """
+        self._begin(client, order)
+        return self._secure(client).told(order, _asked(order))
+
+    def _secure(self, client: str) -> "SecureClient":
+        """The client's part in the secure sums of the run."""
+        if client not in self._sums:
+            from fedproxy.federation.secure_client import SecureClient  # needs the extra federation
+
+            if client not in self.identities:
+                raise DeclinedError("this client has no keys for secure sums.")
+            form, folder, rows = Form.of(self._offer.federate), self._state / client, len(self._examples[client])
+            self._sums[client] = SecureClient(self.identities[client], form, self._offer.start, rows, folder)
+        return self._sums[client]
 
     def _begin(self, client: str, order: Order) -> None:
         """Check that an order is one of this federation, and that this client was not asked too often.
@@ -151,10 +189,13 @@ class Session:
             FederationError: it is not.
             DeclinedError: it was.
         """
-        number, kind = order.round, "train" if order.trains else "score"
+        number, kind = order.round, order.kind if order.kind != "sum" else f"{_asked(order).step} {_asked(order).label}"
+        if order.kind != "score" and (order.ask is not None) is not self._offer.federate.secure:
+            wanted = "with" if self._offer.federate.secure else "without"
+            raise FederationError(f"round {number} is not {wanted} secure sums, as it was offered.")
         if number > self._offer.federate.rounds:
             raise FederationError(f"round {number} was ordered of {self._offer.federate.rounds} that were offered.")
-        if _shapes(order.adapter) != _shapes(self._start):
+        if order.kind != "sum" and _shapes(order.adapter) != _shapes(self._start):
             raise FederationError("The order's adapter is not one of the proxy that was handed out.")
         self.orders[client, kind, number] += 1
         limits, times = self._limits, self.orders[client, kind, number]
@@ -164,7 +205,7 @@ class Session:
                 "(max_repeats)."
             )
         made = number - 1 if order.trains else number
-        if self.on_global is not None and made:
+        if self.on_global is not None and made and order.kind != "sum":
             self.on_global(made, order.adapter)
 
     def score(self, client: str, order: Order) -> Scored:
@@ -277,6 +318,8 @@ class Session:
             on_step=stepped,
             releases=self._releases(client),
         )
+        if order.ask is not None:
+            reply = self._secure(client).masked(order, order.ask, reply)
         return replace(reply, validation=self._scores(client, order, in_time))
 
     def _releases(self, client: str) -> Releases | None:
@@ -326,6 +369,12 @@ class Session:
             return decode_order(data, self._start, self._offer.federate.wire_down)
         except ArtifactError as error:
             raise FederationError(str(error)) from error
+
+
+def _asked(order: Order) -> Ask:
+    if order.ask is None:
+        raise FederationError("the order asks for no step of secure sums.")
+    return order.ask
 
 
 def _shapes(tensors: Tensors) -> dict[str, torch.Size]:

@@ -6,6 +6,7 @@ from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Federate
 from fedproxy.errors import UsageError
+from fedproxy.federation.secure import check_secure
 from fedproxy.federation.wire import ENCODINGS, encoding
 
 
@@ -19,6 +20,7 @@ def check_settings(federate: Federate) -> None:
     server_optimizer(federate.server_optimizer, federate.server_options)
     encoding(federate.wire, federate.wire_options)
     down, _ = encoding(federate.wire_down, {})
+    check_secure(federate)
     chosen, row = SPACES.choose(federate.space), REGULARISERS.choose(federate.regulariser)
     if down.by_share:
         raise UsageError(f'[federate] wire_down = "{down.name}" leaves values out; an adapter is sent whole.')

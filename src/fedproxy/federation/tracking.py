@@ -59,13 +59,14 @@ class Tracker:
         self._steps = max(self._steps, self._closed)
         values = {"round": closed.round, "round/seconds": seconds, "round/clients": len(clients)}
         values["round/rejected"] = len(closed.record["quarantined"])
-        values["round/conflict_mean"] = analysis["conflict_mean"]
+        if analysis["conflict_mean"] is not None:  # secure sums of values alone
+            values["round/conflict_mean"] = analysis["conflict_mean"]
         for name, client in clients.items():
             values |= {f"{name}/{key}": client[key] for key in _OF_CLIENTS}
             for model, score in client.get("validation", {}).items():
                 values[f"{name}/validation/{model}_loss"] = score["loss"]
         for key in ("heterogeneity", "weights", "retention"):
-            if analysis[key] is not None:  # a rule that weighs nobody
+            if analysis[key]:  # a rule may weigh nobody
                 values |= {f"{name}/{key}": value for name, value in zip(analysis["names"], analysis[key], strict=True)}
         self._log(values)
 

@@ -73,4 +73,5 @@ H_TIES = Rule(
     weights=lambda analysis, rows, options: analysis.weights,
     combine=h_ties,
     eq_10=lambda options: (options.r0, options.delta),
+    from_sums=lambda options: options.rho,
 )

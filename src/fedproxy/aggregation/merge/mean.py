@@ -66,4 +66,5 @@ MEAN = Rule(
     weights=row_weights,
     combine=mean,
     by_rows=lambda options: options.weights == "rows",
+    from_sums=lambda options: None,
 )

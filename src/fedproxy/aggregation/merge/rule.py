@@ -28,6 +28,8 @@ class Rule(Generic[Options]):
         by_rows: The options → whether `weights` looks at the clients' row counts.
         scale: Positive factor of each client's values, [K], from the collected statistics; `combine` alone sees the
             scaled values, the analysis and `keep` do not. None if all are one.
+        from_sums: How the rule is had from sums alone (`aggregation.sums`): the options → ρ of the election, or none
+            for the weighted mean of all. None if it needs single updates.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Rule(Generic[Options]):
     eq_10: Callable[[Options], tuple[float, float]] = lambda options: (R0, DELTA)
     by_rows: Callable[[Options], bool] = lambda options: False
     scale: Callable[[Statistics], Sequence[float]] | None = None
+    from_sums: Callable[[Options], float | None] | None = None
 
     def retained(self, heterogeneities: Sequence[float], options: Options) -> list[float]:
         """Eq. 10 with the rule's options, whatever it makes of it itself: the share of each client."""

@@ -1,0 +1,98 @@
+"""What both sides of secure sums know of a federation: which sums there are, and how many clients make one."""
+
+import json
+import math
+from dataclasses import dataclass
+
+from fedproxy.aggregation.merge import RULES, configured
+from fedproxy.aggregation.merge.clipping import CLIP_NORM
+from fedproxy.aggregation.regularise import REGULARISERS
+from fedproxy.aggregation.space import SPACES
+from fedproxy.aggregation.sums import LEAST
+from fedproxy.config import Federate
+from fedproxy.errors import UsageError
+from fedproxy.federation.wire import ENCODINGS
+
+SIGNS, VALUES = "signs", "values"
+"""The two sums: of the signs of all coordinates, and of the weighted values."""
+BOUND = 64.0
+"""Largest norm of an update, unless [federate] max_norm says another."""
+MAX_LOST = 1
+"""Clients that may be lost between the two sums: of `LEAST` that the first counts the second still has two."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is summed in a federation.
+
+    Attributes:
+        elects: Whether the rule merges, at each coordinate, the clients of an elected sign alone.
+        rho: How many times the other sign's clients a sign needs to be elected.
+        by_rows: Whether a client counts by its rows.
+        labels: The sums of a round, in order.
+        bound: Largest norm of an update; a client shortens its own to it.
+    """
+
+    elects: bool
+    rho: float
+    by_rows: bool
+    labels: tuple[str, ...]
+    bound: float
+
+    @staticmethod
+    def of(federate: Federate) -> "Form":
+        """The form of a [federate] table with secure = true.
+
+        Raises:
+            UsageError: as of `check_secure`.
+        """
+        check_secure(federate)
+        rule, options = configured(federate.merge, federate.merge_options)
+        rho = rule.from_sums(options) if rule.from_sums else None
+        signs = rho is not None or REGULARISERS.choose(federate.regulariser).conflict
+        labels = (SIGNS, VALUES) if signs else (VALUES,)
+        return Form(rho is not None, rho or 1.0, rule.by_rows(options), labels, federate.max_norm or BOUND)
+
+
+def check_secure(federate: Federate) -> None:
+    """Check that what a [federate] table asks for goes with its secure sums, if it has them.
+
+    Raises:
+        UsageError: a rule, an option, a space, a regulariser or an encoding needs single updates, or is none of sums.
+    """
+    if not federate.secure:
+        return
+    rule, space = RULES.choose(federate.merge), SPACES.choose(federate.space)
+    row, wire = REGULARISERS.choose(federate.regulariser), ENCODINGS.choose(federate.wire)
+    summable = ", ".join(sorted(name for name, one in RULES.items() if one.from_sums is not None))
+    found = {
+        f'merge = "{rule.name}" compares single updates; choose one of {summable}': rule.from_sums is None,
+        "merge_options.clip_norm shortens single updates at the server; set max_norm, to which clients shorten their "
+        "own": CLIP_NORM in federate.merge_options,
+        f'space = "{space.name}" merges products, which no client sends; choose factors or frozen-a': not space.lasting,
+        f'regulariser = "{row.name}" has the server divide each update by a number': row.carried is not None,
+        f'wire = "{wire.name}" shortens single updates, and masked words cannot be shortened; choose fp32': not wire.plain,
+    }
+    if problems := [text for text, wrong in found.items() if wrong]:
+        raise UsageError("[federate] secure = true lets nobody see a single update. " + "; ".join(problems) + ".")
+
+
+def context(start: str, number: int, attempt: int) -> bytes:
+    """What all keys and masks of an attempt at a round are bound to.
+
+    Args:
+        start: SHA-256 of the adapter that the run began with, 64 hex digits.
+        number: The round.
+        attempt: How often it was begun before.
+    """
+    return json.dumps([start, number, attempt]).encode()
+
+
+def threshold(members: int) -> int:
+    """Clients that a sum needs, of so many who gave keys: two thirds, and more than a half."""
+    return max(math.ceil(members * 2 / 3), members // 2 + 1)
+
+
+def least(needed: int) -> int:
+    """Clients whose values are summed at a coordinate, at least, where a sum needs so many clients."""
+    return min(LEAST, needed)

@@ -1,0 +1,241 @@
+"""The server's part in the secure sums of a round: what each step asks of whom, and what the sums make.
+
+The steps are advertise, share, and for each sum mask, agree and reveal (`privacy.sums.protocol`). The clients train in
+the first "mask". Who is gone in one step is not asked in the next. A sum of fewer clients than the threshold is not
+opened.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedproxy.aggregation.sums import Signs, conflict_levels, elected, heterogeneity, mean_of, weights
+from fedproxy.errors import ArtifactError, SumsError
+from fedproxy.federation.messages import WORDS, Ask, Order, Reply, Step, Told
+from fedproxy.federation.secure import MAX_LOST, SIGNS, VALUES, Form, context, least, threshold
+from fedproxy.privacy.sums.fixed_point import restored, unpacked_counts, value_bits
+from fedproxy.privacy.sums.tally import Tally
+from fedproxy.tensors import Tensors, parameter_count
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What the sums of a round make.
+
+    Attributes:
+        merged: The merged update, in the layout of the adapter, float32.
+        levels: K - |Σ sign|, of each coordinate, where signs were summed; else empty.
+        voters: K, the clients whose signs were summed.
+        analysis: What there is of `aggregation.analyse.Analysis`, and the clients' "agreement" with the others.
+    """
+
+    merged: dict[str, torch.Tensor]
+    levels: dict[str, torch.Tensor]
+    voters: int
+    analysis: dict[str, Any]
+
+
+class SecureRound:
+    """One attempt at a round.
+
+    Args:
+        orders: The training orders, by client, with the share that each keeps (Eq. 11).
+        form: What is summed.
+        start: SHA-256 of the adapter that the run began with.
+        attempt: How often the round was begun before.
+        agreements: The clients' agreement with the others in the round before.
+    """
+
+    def __init__(
+        self, orders: Mapping[str, Order], form: Form, *, start: str, attempt: int, agreements: Mapping[str, float]
+    ) -> None:
+        self._orders, self._form, self._agreements = orders, form, agreements
+        first = next(iter(orders.values()))
+        self._round, self._layout, self._size = first.round, first.adapter, parameter_count(first.adapter)
+        self.needed = threshold(len(orders))
+        self._plain = Ask("advertise", attempt, threshold=self.needed, bound=form.bound)
+        self._steps: list[tuple[Step, str]] = [("advertise", ""), ("share", "")]
+        for label in form.labels:
+            self._steps += [("mask", label), ("agree", label), ("reveal", label)]
+        self._tally = Tally(context(start, self._round, attempt), form.labels, self.needed)
+        self.asked = tuple(sorted(orders))
+        self._answered: set[str] = set()
+        self._rows: dict[str, int] = {}
+        self._told: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+        self._opened: dict[str, np.ndarray] = {}
+
+    @property
+    def step(self) -> tuple[Step, str]:
+        """The step, and the sum that it belongs to."""
+        return self._steps[0]
+
+    @property
+    def trains(self) -> bool:
+        """Whether the clients train in the step."""
+        return self.step == ("mask", self._form.labels[0])
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Whose values were summed, sorted."""
+        return self._tally.survivors(VALUES)
+
+    def orders(self) -> dict[str, Order]:
+        """What the step asks of each client; clients who get the same share one object."""
+        step, label = self.step
+        ask = replace(self._plain, step=step, label=label)
+        if step == "mask":
+            return {name: self._masking(name, ask) for name in self.asked}
+        if step == "advertise":
+            ask = replace(ask, threshold=0)
+        elif step == "share":
+            ask = replace(ask, letters=self._tally.adverts())
+        else:
+            signed = self._tally.agreements(label) if step == "reveal" else {}
+            ask = replace(ask, letters={name: signed.get(name, b"") for name in self._tally.survivors(label)})
+        return dict.fromkeys(self.asked, Order(self._round, {}, trains=False, ask=ask))
+
+    def _masking(self, name: str, ask: Ask) -> Order:
+        if ask.label == VALUES:
+            ask = replace(ask, weight=self._weights[name] / max(self._weights.values()))
+        if self.trains:
+            return replace(self._orders[name], ask=replace(ask, letters=self._tally.packets_for(name)))
+        counts = torch.from_numpy(self._opened[SIGNS])
+        return Order(self._round, {}, trains=False, ask=replace(ask, counts=counts))
+
+    def receive(self, sender: str, answer: Reply | Told) -> None:
+        """Take the answer of a client that the step asks.
+
+        Raises:
+            ArtifactError, SumsError: it is not what the step asks for.
+        """
+        step, label = self.step
+        if isinstance(answer, Told) and (answer.step, answer.label) != (step, label):
+            raise ArtifactError(f"it is of the step {answer.step} {answer.label}, this is {step} {label}")
+        if step == "advertise":
+            rows = _number(answer, "rows")
+            if rows < 1 or rows != int(rows):
+                raise ArtifactError(f"it has {rows:g} rows")
+            self._tally.advertised(sender, _letter(answer, sender))
+            self._rows[sender] = int(rows)
+        elif step == "share":
+            self._tally.shared(sender, answer.letters if isinstance(answer, Told) else {})
+        elif step == "agree":
+            self._tally.agreed(label, sender, _letter(answer, sender))
+        elif step == "reveal":
+            self._tally.revealed(label, sender, _letter(answer, sender))
+        else:
+            self._take_words(sender, answer, label)
+        self._answered.add(sender)
+
+    def _take_words(self, sender: str, answer: Reply | Told, label: str) -> None:
+        given = answer.update if isinstance(answer, Reply) else answer.words
+        words = given.get(WORDS)
+        if len(given) != 1 or words is None or words.dtype != torch.uint32 or words.shape != (self._size,):
+            raise ArtifactError(f"it sent no {self._size} masked words")
+        if isinstance(answer, Reply) and answer.rows != self._rows[sender]:
+            raise ArtifactError(f"it trained on {answer.rows} rows, and said {self._rows[sender]}")
+        if isinstance(answer, Told):
+            agreement = _number(answer, "agreement")
+            if not -1 <= agreement <= 1:
+                raise ArtifactError(f"its agreement with the others is {agreement:g}")
+            self._told[sender] = agreement
+        self._tally.masked(label, sender, words.numpy())
+
+    def advance(self) -> bool:
+        """End the step; whether another one follows.
+
+        Raises:
+            SumsError: too few clients are left, or what they revealed does not fit.
+        """
+        step, label = self.step
+        left = tuple(name for name in self.asked if name in self._answered)
+        if len(left) < self.needed:
+            raise SumsError(f"{len(left)} clients are left in the step {step}, a sum needs {self.needed}.")
+        if step == "reveal":
+            self._opened[label] = self._tally.opened(label)
+        elif step == "mask" and not self.trains:
+            gone = sorted(set(self._tally.survivors(SIGNS)).difference(left))
+            if len(gone) > MAX_LOST:
+                raise SumsError(f"{', '.join(gone)} left between two sums of a round; {MAX_LOST} may at most.")
+        if step == "share":
+            self._weights = self._weighed(left)
+        self.asked, self._answered = left, set()
+        del self._steps[0]
+        return bool(self._steps)
+
+    def _weighed(self, clients: tuple[str, ...]) -> dict[str, float]:
+        """The weight of each client: by rows, or of H-TIES by the agreements of the round before."""
+        if self._form.by_rows:
+            return {name: float(self._rows[name]) for name in clients}
+        known = [self._agreements[name] for name in clients if name in self._agreements]
+        usual = sum(known) / len(known) if known else 0.0
+        found = weights([self._agreements.get(name, usual) for name in clients]) if self._form.elects else None
+        return dict(zip(clients, found or [1.0] * len(clients), strict=True))
+
+    def summed(self) -> Summed:
+        """What the sums make, once all are opened."""
+        clients, members = self.clients, len(self._rows)
+        total = torch.from_numpy(restored(self._opened[VALUES], self._form.bound, value_bits(members)))
+        chosen = [self._weights[name] for name in clients]
+        scale = max(self._weights.values())
+        share = [weight / sum(chosen) for weight in chosen]
+        analysis: dict[str, Any] = {
+            "names": list(clients),
+            "clients": len(clients),
+            "parameters": self._size,
+            "similarity": [],
+            "heterogeneity": [],
+            "weights": share,
+            "conflict_mean": None,
+            "conflict_histogram": [],
+            "retention": [self._orders[name].share for name in clients],
+        }
+        levels, voters = dict[str, torch.Tensor](), len(clients)
+        merged = total * (scale / sum(chosen))
+        if SIGNS in self._opened:
+            voters = len(self._tally.survivors(SIGNS))
+            counted = signs_of(self._opened[SIGNS], members)
+            flat = conflict_levels(counted, voters)
+            levels = unflattened(flat, self._layout)
+            told = [self._told[name] for name in clients]
+            analysis |= {"agreement": told, "heterogeneity": heterogeneity(told), "voters": voters}
+            analysis["conflict_mean"] = float(flat.double().mean()) / voters
+            analysis["conflict_histogram"] = torch.bincount(flat, minlength=voters + 1).tolist()
+            if self._form.elects:
+                sign = elected(counted, self._form.rho, least(self.needed))
+                merged = mean_of(total, sign, counted, sum(chosen) / len(chosen) / scale)
+        analysis["zero_fraction"] = float((merged == 0).double().mean())
+        return Summed(unflattened(merged.float(), self._layout), levels, voters, analysis)
+
+
+def signs_of(words: np.ndarray, members: int) -> Signs:
+    """The counts in the first sum."""
+    return Signs(*(torch.from_numpy(column.astype(np.int64)) for column in unpacked_counts(words, 4, members)))
+
+
+def flattened(tensors: Tensors) -> torch.Tensor:
+    """All values one after the other, in sorted order of the names, float32 [P]."""
+    return torch.cat([tensors[name].detach().float().reshape(-1) for name in sorted(tensors)])
+
+
+def unflattened(flat: torch.Tensor, layout: Tensors) -> dict[str, torch.Tensor]:
+    """The reverse of `flattened`; values keep their dtype."""
+    names = sorted(layout)
+    parts = flat.split([layout[name].numel() for name in names])
+    return {name: part.reshape(layout[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+def _number(answer: Reply | Told, name: str) -> float:
+    if not isinstance(answer, Told) or set(answer.numbers) != {name}:
+        raise ArtifactError(f"it does not say its {name}")
+    return answer.numbers[name]
+
+
+def _letter(answer: Reply | Told, sender: str) -> bytes:
+    if not isinstance(answer, Told) or set(answer.letters) != {sender}:
+        raise ArtifactError("it sent not one letter of its own")
+    return answer.letters[sender]
