@@ -104,6 +104,10 @@ def join(
     ledger: Annotated[
         Kept, typer.Option(help="What the ledger of all that leaves keeps of it: its hashes, or all of it.")
     ] = Kept.HASHES,
+    peers: Annotated[
+        Path | None,
+        typer.Option(help="The other clients' public keys, a line NAME KEY each: take part with secure sums alone."),
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without key and TLS, on loopback only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --insecure: beyond loopback, too.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -163,6 +167,7 @@ def join(
         ledger is Kept.FULL,
         str(validation or ""),
         scores,
+        peers,
     )
     rounds = 1
 
@@ -189,7 +194,7 @@ def join(
                 f"Ready: {rows} rows, {steps} steps a round." + f" Adapters are scored on {held} others." * (held > 0)
             ),
             on_step=stepped,
-            on_answer=lambda answer, size: console().print(_sent(answer, size)),
+            on_answer=lambda answer, size: console().print(_sent(answer, size)) if _tells(answer) else None,
             on_refusal=lambda reason: console().print(f"Refused the order: {reason}"),
             on_verdict=lambda verdict: console().print(
                 f"Round {verdict.round} is over. Your update "
@@ -208,6 +213,13 @@ def _seconds(option: str, text: str) -> float:
         return seconds(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}.") from error
+
+
+def _tells(answer: "Answer") -> bool:
+    """Whether an answer is more than a step of secure sums."""
+    from fedproxy.federation.messages import Told
+
+    return not isinstance(answer, Told)
 
 
 def _sent(answer: "Answer", size: int) -> str:
@@ -244,6 +256,11 @@ def _asked(offer: "Offer") -> Iterator[str]:
         yield (
             f"  privacy: of any one of your rows all {federate.rounds} updates tell at most epsilon = "
             f"{privacy.epsilon:g}, and neither losses nor scores leave. A budget of your own: --max-epsilon."
+        )
+    if federate.secure:
+        yield (
+            "  secure: your updates leave masked, and the server gets sums over most clients alone, as long as the "
+            "keys in --peers FILE are the clients'. Rows, steps, losses and one similarity a round are in the clear."
         )
     yield "  share_result: " + (
         "you can have the adapter at the end: --out DIR." if federate.share_result else "you get no adapter at the end."

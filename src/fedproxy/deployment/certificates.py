@@ -171,6 +171,12 @@ def check_public_key(content: bytes, what: str | Path) -> str:
     return public_openssh(key)
 
 
+def load_public(text: str) -> "ec.EllipticCurvePublicKey":
+    """The public key that `check_public_key` gave."""
+    key: ec.EllipticCurvePublicKey = _loader("load_ssh_public_key")(text.encode())
+    return key
+
+
 def load_private(content: bytes) -> "ec.EllipticCurvePrivateKey":
     """The private key that `private_openssh` or `read_client_key` gave."""
     key: ec.EllipticCurvePrivateKey = _loader("load_ssh_private_key")(content, None)

@@ -25,12 +25,13 @@ from fedproxy.deployment.handout.fetch import default_cache, fetch_proxy
 from fedproxy.deployment.handout.link import BrokenLinkError, Link
 from fedproxy.deployment.keys import read_client_key
 from fedproxy.deployment.ledger import LEDGER, Ledger
+from fedproxy.deployment.peers import check_peers, identity
 from fedproxy.deployment.purse import open_purse
 from fedproxy.deployment.result import RESULT_CACHE, fetch_result, keeper
 from fedproxy.deployment.welcome import FAREWELL, MOST_BYTES, PATH, Verdict, Welcome, introduce, public_pem
 from fedproxy.errors import ArtifactError, FederationError, FedproxyError, ResourceError, UsageError, told
 from fedproxy.federation.client_rows import parted_rows, rows_of
-from fedproxy.federation.messages import Answer, Refusal, Reply, Scored
+from fedproxy.federation.messages import Answer, Refusal, Reply, Scored, Told
 from fedproxy.federation.offer import Limits, check_offer
 from fedproxy.federation.session import Session
 from fedproxy.federation.wire import ENCODINGS
@@ -44,7 +45,7 @@ SUPERNODE_SECONDS = 120.0
 """How long a SuperNode may take to start, or be away."""
 STATUS_SECONDS = 3.0
 """How often a client asks whether the federation goes on."""
-_KINDS: dict[type[Answer], str] = {Reply: "update", Scored: "score", Refusal: "refusal"}
+_KINDS: dict[type[Answer], str] = {Reply: "update", Scored: "score", Told: "sum", Refusal: "refusal"}
 """What the ledger calls an answer."""
 ANSWER_SECONDS = 5.0
 """How long Flower may take to send an answer on, before a client ends that has given one."""
@@ -91,6 +92,7 @@ class Joining:
         full_ledger: Whether the ledger keeps what left, and not its hashes alone.
         validation: File of rows to score on, in place of a part of its data; "" for such a part.
         scores: Whether it scores adapters at all.
+        peers: File of the other clients' public keys, with which it takes part in secure sums, and in nothing else.
     """
 
     address: Address
@@ -112,6 +114,7 @@ class Joining:
     full_ledger: bool = False
     validation: str = ""
     scores: bool = True
+    peers: Path | None = None
 
 
 def look(joining: Joining) -> Welcome:
@@ -174,6 +177,7 @@ def join(
         if welcome.result and joining.out is None:
             owner.farewell()
             raise FederationError(f"The federation at {joining.address} is complete: there is nothing left to do.")
+        check_peers(offer, str(joining.address), joining.key, joining.peers)
         data = Client(welcome.name, joining.client.data, joining.client.task, offer.max_rows)
         rows, held = parted_rows(
             rows_of(data, joining.evaluate, offer.seed),
@@ -198,6 +202,8 @@ def join(
         )
         session = Session.open(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
         session.purse = purse
+        if joining.peers is not None:
+            session.identities = {welcome.name: identity(welcome.name, owner.private, joining.peers)}
         steps = session.take_rows(welcome.name, rows, held)
         keep = None
         if joining.out is not None:

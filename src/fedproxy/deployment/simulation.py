@@ -19,7 +19,8 @@ POLL_SECONDS = 0.2
 def simulate(experiment: Experiment, directory: RunDirectory, on_poll: Callable[[], None]) -> None:
     """Run the rounds that are left in Flower's simulation.
 
-    As many clients train side by side as there are processors; each has one processor's threads.
+    As many clients train side by side as there are processors; each has one processor's threads. With secure sums they
+    share one process, which holds their keys between two messages.
 
     Args:
         experiment: The experiment.
@@ -29,7 +30,7 @@ def simulate(experiment: Experiment, directory: RunDirectory, on_poll: Callable[
     Raises:
         FederationError: too few clients, or a round without a quorum; or Flower ended.
     """
-    processors = os.cpu_count() or 1
+    processors = 1 if experiment.federate.secure else os.cpu_count() or 1
     settings = {
         "num-supernodes": len(client_names(experiment)),
         "client-resources-num-cpus": 1,

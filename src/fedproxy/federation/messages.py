@@ -90,6 +90,12 @@ class Order:
     ask: Ask | None = None
 
     @property
+    def what(self) -> str:
+        """What tells it from the other orders of its round, but those that ask for the same again."""
+        ask = self.ask
+        return self.kind if ask is None else f"{self.kind} {ask.attempt} {ask.step} {ask.label}"
+
+    @property
     def kind(self) -> Literal["train", "score", "sum"]:
         """What the order asks for."""
         return "train" if self.trains else "score" if self.ask is None else "sum"

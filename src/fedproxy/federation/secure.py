@@ -71,7 +71,7 @@ def check_secure(federate: Federate) -> None:
         "own": CLIP_NORM in federate.merge_options,
         f'space = "{space.name}" merges products, which no client sends; choose factors or frozen-a': not space.lasting,
         f'regulariser = "{row.name}" has the server divide each update by a number': row.carried is not None,
-        f'wire = "{wire.name}" shortens single updates, and masked words cannot be shortened; choose fp32': not wire.plain,
+        f'wire = "{wire.name}" shortens updates, and masked words cannot be shortened; choose fp32': not wire.plain,
     }
     if problems := [text for text, wrong in found.items() if wrong]:
         raise UsageError("[federate] secure = true lets nobody see a single update. " + "; ".join(problems) + ".")

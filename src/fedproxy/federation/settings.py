@@ -5,15 +5,29 @@ from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Federate
-from fedproxy.errors import UsageError
+from fedproxy.errors import MissingExtraError, UsageError
 from fedproxy.federation.secure import check_secure
 from fedproxy.federation.wire import ENCODINGS, encoding
+
+
+def require_sums() -> None:
+    """Check that what secure sums need is installed.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    try:
+        import Crypto  # noqa: F401
+        import cryptography  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("secure sums", "federation") from error
 
 
 def check_settings(federate: Federate) -> None:
     """Check names, options, and combinations that have no meaning.
 
     Raises:
+        MissingExtraError: secure sums are asked for, and what they need is not installed.
         UsageError: a name or option is unknown, a value is impossible, or two settings exclude each other.
     """
     configured(federate.merge, federate.merge_options)
@@ -21,6 +35,8 @@ def check_settings(federate: Federate) -> None:
     encoding(federate.wire, federate.wire_options)
     down, _ = encoding(federate.wire_down, {})
     check_secure(federate)
+    if federate.secure:
+        require_sums()
     chosen, row = SPACES.choose(federate.space), REGULARISERS.choose(federate.regulariser)
     if down.by_share:
         raise UsageError(f'[federate] wire_down = "{down.name}" leaves values out; an adapter is sent whole.')

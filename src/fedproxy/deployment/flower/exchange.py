@@ -89,7 +89,7 @@ class GridExchange:
     ) -> None:
         self._grid, self._nodes, self._spool, self._wire = grid, nodes, spool, (wire, options)
         self._announced, self._offers = announced, offers or {}
-        self._late: dict[str, tuple[str, int, bool]] = {}
+        self._late: dict[str, tuple[str, int, str]] = {}
 
     def available(self) -> Sequence[str]:
         """Names of the clients that are connected."""
@@ -98,7 +98,7 @@ class GridExchange:
     def ask(self, orders: Mapping[str, Order], deadline: float | None) -> Iterator[tuple[str, Answer]]:
         """Send each client its order and yield what comes back, late answers to earlier orders among it."""
         one = next(iter(orders.values()))
-        folder, nodes, number, trains = self._spool(), self._nodes(), one.round, one.trains
+        folder, nodes, number, what = self._spool(), self._nodes(), one.round, one.what
         for name in orders:
             if name not in nodes:
                 yield name, Refusal(name, number, "it left before the order was sent")
@@ -117,7 +117,7 @@ class GridExchange:
             idle = True
             for identifier in [*waiting, *self._late]:
                 now = identifier in waiting
-                name, asked_in, trained = (waiting[identifier], number, trains) if now else self._late[identifier]
+                name, asked_in, asked_for = (waiting[identifier], number, what) if now else self._late[identifier]
                 if (answer := self._fetched(identifier, name, asked_in)) is None:
                     continue
                 idle = False
@@ -126,7 +126,7 @@ class GridExchange:
                     yield name, self._read(answer, path, orders[name], name, nodes[name])
                     continue
                 del self._late[identifier]
-                other = asked_in == number and trained is not trains  # of the half of the round that is over
+                other = asked_in == number and asked_for != what  # of a step of the round that is over
                 if other or isinstance(answer, Refusal) or answer.has_error():  # it says nothing of this order
                     continue
                 if asked_in == number and name in orders:  # the order was sent again
@@ -139,10 +139,10 @@ class GridExchange:
                     for identifier, name in list(waiting.items()):
                         if name not in present:
                             del waiting[identifier]
-                            self._late[identifier] = name, number, trains
+                            self._late[identifier] = name, number, what
                             yield name, Refusal(name, number, "it left before it answered")
                 time.sleep(POLL_SECONDS if self._announced is None else LOOK_SECONDS)
-        self._late |= {identifier: (name, number, trains) for identifier, name in waiting.items()}
+        self._late |= {identifier: (name, number, what) for identifier, name in waiting.items()}
 
     def _pushed(self, orders: Mapping[str, Order], nodes: Mapping[str, int], life: float) -> Iterator[tuple[str, str]]:
         """Send the orders, and yield the identifier of each message and whom it went to."""

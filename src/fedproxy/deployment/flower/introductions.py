@@ -46,8 +46,13 @@ def check_clients(experiment: Experiment) -> None:
     """Check that an experiment says which clients take part.
 
     Raises:
-        UsageError: it names none.
+        UsageError: it names none, or has secure sums.
     """
+    if experiment.federate.secure:
+        raise UsageError(
+            "[federate] secure = true needs clients that hold their keys between two messages, and a stock SuperNode "
+            "starts a process for each. Let clients join with fedproxy join, or set secure = false."
+        )
     if not experiment.client:
         raise UsageError(
             "Clients on stock SuperNodes are known by their names alone: name all in [[client]] tables, each as its "
