@@ -51,7 +51,7 @@ from fedproxy.federation.reply_checks import (
     strikes,
 )
 from fedproxy.federation.scoring import Scoring
-from fedproxy.federation.secure import Form
+from fedproxy.federation.secure.form import Form
 from fedproxy.federation.validation import MODELS, Standing, as_scores, check_scores
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.seeds import derive_seed
@@ -211,7 +211,7 @@ class Coordinator:
         everyone = len(asked) == len(self.eligible)
         state = OpenRound(number, self._orders(number, asked), asked, self.needed, everyone)
         if self._form is not None:
-            from fedproxy.federation.secure_round import SecureRound  # needs the extra federation
+            from fedproxy.federation.secure.round import SecureRound  # needs the extra federation
 
             state.sums = SecureRound(
                 state.orders, self._form, start=self._digest, attempt=attempt, agreements=self._agreements

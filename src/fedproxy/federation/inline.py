@@ -8,7 +8,7 @@ from fedproxy.errors import ArtifactError, FedproxyError, ResourceError, UsageEr
 from fedproxy.federation.aligning import open_aligner
 from fedproxy.federation.client_rows import ClientRows, encode_for
 from fedproxy.federation.local_clients import LocalClients
-from fedproxy.federation.messages import Answer, Order, Refusal, Reply, Scored
+from fedproxy.federation.messages import Answer, Order, Refusal, Reply, Scored, Told
 from fedproxy.federation.tracking import open_tracker
 from fedproxy.federation.tuning import START, OnProgress, begin, load_proxy, tune
 from fedproxy.models.encoding import Encoded
@@ -29,7 +29,7 @@ class InlineExchange:
         names: The clients' names.
     """
 
-    def __init__(self, answer: Callable[[Order, str], Reply | Scored], names: Sequence[str]) -> None:
+    def __init__(self, answer: Callable[[Order, str], Reply | Scored | Told], names: Sequence[str]) -> None:
         self._answer, self._names = answer, tuple(names)
 
     def available(self) -> Sequence[str]:
@@ -65,7 +65,7 @@ def tune_inline(experiment: Experiment, directory: RunDirectory, rows: ClientRow
     _, fresh, _ = read_adapter(directory.path / START)
     names, rounds = sorted(examples), experiment.federate.rounds
 
-    def reply(order: Order, name: str) -> Reply | Scored:
+    def reply(order: Order, name: str) -> Reply | Scored | Told:
         done = order.round - 1 + names.index(name) / len(names)
 
         def on_step(number: int, step: int, steps: int, loss: float) -> None:

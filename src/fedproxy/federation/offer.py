@@ -9,7 +9,7 @@ from typing import Annotated
 from fedproxy.config import Experiment, Federate, Rule, Train, read_table, table, unprivate
 from fedproxy.errors import ArtifactError, FederationError, UsageError
 from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, is_sha256, strict_json, version
-from fedproxy.federation.secure import check_secure
+from fedproxy.federation.secure.form import check_secure
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding
 
 OFFER_CHARACTERS = 16384

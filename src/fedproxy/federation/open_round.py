@@ -10,7 +10,7 @@ from fedproxy.federation.faults import Faults
 from fedproxy.federation.messages import Answer, Order, Reply, order_size
 
 if TYPE_CHECKING:
-    from fedproxy.federation.secure_round import SecureRound
+    from fedproxy.federation.secure.round import SecureRound
 
 
 class QuorumError(FederationError):

@@ -19,18 +19,6 @@ import torch
 from fedproxy.artifacts import os_error, versions
 from fedproxy.config import CLIENT_NAME, Choice, Rule, read_table, table
 from fedproxy.errors import ArtifactError
-from fedproxy.federation.asks import (
-    COUNTS,
-    LETTER,
-    MOST_MEMBERS,
-    ToldHead,
-    ask_parts,
-    check_words,
-    letter_tensors,
-    letters_of,
-    letters_size,
-    read_ask,
-)
 from fedproxy.federation.messages import (
     WORDS,
     Answer,
@@ -43,6 +31,18 @@ from fedproxy.federation.messages import (
     size_in_bytes,
 )
 from fedproxy.federation.parcel import Parcel, open_adapter
+from fedproxy.federation.secure.asks import (
+    COUNTS,
+    LETTER,
+    MOST_MEMBERS,
+    ToldHead,
+    ask_parts,
+    check_words,
+    letter_tensors,
+    letters_of,
+    letters_size,
+    read_ask,
+)
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding, pack_levels, unpack_levels
 from fedproxy.tensor_files import (
     DTYPE_NAMES,

@@ -18,7 +18,7 @@ from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.messages import Answer, Ask, Order, Refusal, Reply, Score, Scored, Told
 from fedproxy.federation.offer import DeclinedError, Limits, Offer, check_offer
 from fedproxy.federation.protocol import decode_order, encode_reply, order_limit
-from fedproxy.federation.secure import Form
+from fedproxy.federation.secure.form import Form
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.layer_map import split_name, trained_blocks
 from fedproxy.models.checkpoints import Tokenizer, load_tokenizer, padding
@@ -33,7 +33,7 @@ from fedproxy.privacy.releases import OverspentError, Purse, Releases
 from fedproxy.tensors import Tensors, digest
 
 if TYPE_CHECKING:
-    from fedproxy.federation.secure_client import SecureClient
+    from fedproxy.federation.secure.client import SecureClient
     from fedproxy.privacy.sums.identity import Identity
 
 PRIVATE = "private"
@@ -174,7 +174,7 @@ class Session:
     def _secure(self, client: str) -> "SecureClient":
         """The client's part in the secure sums of the run."""
         if client not in self._sums:
-            from fedproxy.federation.secure_client import SecureClient  # needs the extra federation
+            from fedproxy.federation.secure.client import SecureClient  # needs the extra federation
 
             if client not in self.identities:
                 raise DeclinedError("this client has no keys for secure sums.")

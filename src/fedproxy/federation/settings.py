@@ -6,7 +6,7 @@ from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Federate
 from fedproxy.errors import MissingExtraError, UsageError
-from fedproxy.federation.secure import check_secure
+from fedproxy.federation.secure.form import check_secure
 from fedproxy.federation.wire import ENCODINGS, encoding
 
 

@@ -15,7 +15,7 @@ import torch
 from fedproxy.aggregation.sums import Signs, conflict_levels, elected, heterogeneity, mean_of, weights
 from fedproxy.errors import ArtifactError, SumsError
 from fedproxy.federation.messages import WORDS, Ask, Order, Reply, Step, Told
-from fedproxy.federation.secure import MAX_LOST, SIGNS, VALUES, Form, context, least, threshold
+from fedproxy.federation.secure.form import MAX_LOST, SIGNS, VALUES, Form, context, least, threshold
 from fedproxy.privacy.sums.fixed_point import restored, unpacked_counts, value_bits
 from fedproxy.privacy.sums.tally import Tally
 from fedproxy.tensors import Tensors, parameter_count
@@ -225,7 +225,7 @@ def flattened(tensors: Tensors) -> torch.Tensor:
 def unflattened(flat: torch.Tensor, layout: Tensors) -> dict[str, torch.Tensor]:
     """The reverse of `flattened`; values keep their dtype."""
     names = sorted(layout)
-    parts = flat.split([layout[name].numel() for name in names])
+    parts = torch.split(flat, [layout[name].numel() for name in names])
     return {name: part.reshape(layout[name].shape) for name, part in zip(names, parts, strict=True)}
 
 

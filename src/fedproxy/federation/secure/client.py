@@ -7,6 +7,7 @@ in memory: a client that was started anew is out of the round.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from fedproxy.aggregation.sums import agreeing, agreement, elected, kept, signs
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.errors import ArtifactError, FederationError, SumsError
 from fedproxy.federation.messages import WORDS, Ask, Order, Reply, Told
-from fedproxy.federation.secure import MAX_LOST, SIGNS, VALUES, Form, context, least, threshold
-from fedproxy.federation.secure_round import flattened, signs_of
+from fedproxy.federation.secure.form import MAX_LOST, SIGNS, VALUES, Form, context, least, threshold
+from fedproxy.federation.secure.round import flattened, signs_of
 from fedproxy.privacy.randomness import Randomness
 from fedproxy.privacy.sums.fixed_point import packed_counts, quantised, value_bits
 from fedproxy.privacy.sums.identity import Identity
@@ -128,7 +129,7 @@ class SecureClient:
     def _reveal(self, attempt: _Attempt, ask: Ask) -> bytes:
         """What opens the sum of those whose words came; noted first, and the same for the same round ever after."""
         number, survivors = attempt.key[0], sorted(ask.letters)
-        noted = read_json(self._note) if self._note.exists() else {"round": 0, "sums": {}}
+        noted: Any = read_json(self._note) if self._note.exists() else {"round": 0, "sums": {}}
         try:
             before, sums = int(noted["round"]), dict(noted["sums"])
         except (KeyError, TypeError, ValueError) as error:
