@@ -16,7 +16,7 @@ from fedproxy.aggregation.sums import (
     kept,
     mean_of,
     signs,
-    weights,
+    weight,
 )
 
 
@@ -114,12 +114,15 @@ def test_who_is_alone_or_moves_nothing_agrees_with_nobody():
     assert agreement(zero, counted([one, zero], [one, zero]), 2) == 0.0
 
 
-def test_heterogeneity_and_weights_by_hand():
+def test_heterogeneity_by_hand():
+    assert heterogeneity([0.5, -0.25, 0.0]) == [0.5, 1.0, 1.0]
+
+
+def test_the_weights_that_clients_find_alone_are_those_of_the_softmax_over_all():
     told = [0.5, -0.25, 0.0]
-    assert heterogeneity(told) == [0.5, 1.0, 1.0]
     masses = [math.exp(1.0), math.exp(0.5), 1.0]  # (K - 1) |s|
-    assert weights(told) == pytest.approx([mass / sum(masses) for mass in masses])
-    assert weights([0.7]) == [1.0]
+    assert [weight(own, 0.5, 3) for own in told] == pytest.approx([mass / max(masses) for mass in masses])
+    assert weight(0.7, 0.5, 3) == 1.0  # a false top makes nobody heavier
 
 
 def test_the_merged_update_by_hand():
