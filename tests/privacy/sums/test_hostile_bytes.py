@@ -38,18 +38,24 @@ def mutated(good, how):
     return bytes(found) if found != good else good + b" "
 
 
+def refusal(take, *message):
+    """What the server says to a message; nothing if it takes it, for only members can check signatures and seals."""
+    try:
+        take(*message)
+    except ArtifactError as error:
+        return str(error)
+    return ""
+
+
 @given(HOSTILE)
 @settings(max_examples=200, deadline=None)
 def test_of_a_mutated_advert(how):
     group = parties.members(3)
     adverts = parties.advertised(group, 2).adverts()
     adverts["b"] = mutated(adverts["b"], how)
-    with pytest.raises(SumsError, match="^b: "):
+    with pytest.raises(SumsError, match=r"^b: "):
         group["a"].share(adverts, 2)
-    try:
-        Tally(CONTEXT, LABELS, 2).advertised("b", adverts["b"])
-    except ArtifactError as error:
-        assert str(error).startswith("b: ")
+    assert refusal(Tally(CONTEXT, LABELS, 2).advertised, "b", adverts["b"])[:3] in ("", "b: ")
 
 
 @given(HOSTILE)
@@ -60,12 +66,9 @@ def test_of_a_mutated_packet(how):
     adverts = tally.adverts()
     packets = {name: member.share(adverts, 2) for name, member in group.items()}
     packets["b"]["a"] = mutated(packets["b"]["a"], how)
-    with pytest.raises(SumsError, match="^b: "):
+    with pytest.raises(SumsError, match=r"^b: "):
         group["a"].mask("signs", WORDS["a"], {name: packets[name]["a"] for name in "bc"})
-    try:
-        tally.shared("b", packets["b"])
-    except ArtifactError as error:
-        assert str(error).startswith("b: ")
+    assert refusal(tally.shared, "b", packets["b"])[:3] in ("", "b: ")
 
 
 @given(HOSTILE)
@@ -74,8 +77,8 @@ def test_of_a_mutated_answer(how):
     group = parties.members(3)
     tally = parties.shared(group, 2)
     survivors = parties.masked(group, tally, "signs", WORDS, "ab")
-    with pytest.raises((ArtifactError, SumsError), match="^a: "):
-        tally.revealed("signs", "a", mutated(group["a"].reveal("signs", survivors)), how)
+    with pytest.raises((ArtifactError, SumsError), match=r"^a: "):
+        tally.revealed("signs", "a", mutated(group["a"].reveal("signs", survivors), how))
         parties.revealed(group, tally, "signs", survivors, "b")
 
 

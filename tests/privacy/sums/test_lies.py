@@ -48,7 +48,7 @@ def test_an_advert_of_somebody_unregistered_and_rubbish_are_refused_by_name():
 def test_a_member_sees_when_its_own_advert_was_changed():
     group = parties.members(3)
     adverts = parties.advertised(group, 2).adverts()
-    for own in ({**adverts, "a": parties.members(1)["a"].advertise()}, {name: adverts["b"] for name in "bcd"}):
+    for own in ({**adverts, "a": parties.members(1)["a"].advertise()}, dict.fromkeys("bcd", adverts["b"])):
         with pytest.raises(SumsError, match="another advert of this member"):
             group["a"].share(own, 2)
 

@@ -147,7 +147,7 @@ def test_a_member_that_asks_for_agreements_reveals_with_as_many_as_the_threshold
         group["a"].reveal("signs", "abcd")
     with pytest.raises(SumsError, match="2 members signed"):
         group["a"].reveal("signs", "abcd", {name: signed[name] for name in "ab"})
-    with pytest.raises(SumsError, match="2 members signed.*else: c"):
+    with pytest.raises(SumsError, match=r"2 members signed.*else: c"):
         group["a"].reveal("signs", "abcd", {**{name: signed[name] for name in "ab"}, "c": signed["d"]})
     assert group["a"].reveal("signs", "abcd", {name: signed[name] for name in "abc"})
     assert group["b"].reveal("signs", "abcd", {**signed, "a": b"rubbish"}), "three of four suffice"

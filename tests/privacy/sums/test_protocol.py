@@ -21,7 +21,9 @@ def test_what_is_encoded_is_read_again():
 
 
 def test_an_answer_by_hand():
-    expected = b'{"keys":{"bob":"MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE="},"seeds":{"ann":"MDAwMDAwMDAwMDAwMDAwMA=="}}'
+    expected = (
+        b'{"keys":{"bob":"MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE="},"seeds":{"ann":"MDAwMDAwMDAwMDAwMDAwMA=="}}'
+    )
     assert encoded(ANSWER) == expected
 
 

@@ -3,7 +3,10 @@ import pytest
 
 from fedproxy.privacy.sums.ring import add_mask, check_words
 
-BLOCKS = "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586"
+BLOCKS = (
+    "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7"
+    "da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586"
+)
 """RFC 8439, appendix A.1, test vector 1: the first 64 bytes of the keystream of the key and the nonce that are zero."""
 
 

@@ -86,26 +86,26 @@ def test_a_member_that_shares_something_else_than_it_advertised_is_named(kind):
 def test_messages_come_once_and_in_their_order():
     group = parties.members(4)
     tally = parties.advertised(group, 3)
-    with pytest.raises(ArtifactError, match="a: .*twice"):
+    with pytest.raises(ArtifactError, match=r"a: .*twice"):
         tally.advertised("a", group["a"].advertise())
-    with pytest.raises(ArtifactError, match="a: .*wrong time"):
+    with pytest.raises(ArtifactError, match=r"a: .*wrong time"):
         tally.shared("a", {})
     adverts = tally.adverts()
-    with pytest.raises(ArtifactError, match="e: .*too late"):
+    with pytest.raises(ArtifactError, match=r"e: .*too late"):
         tally.advertised("e", group["a"].advertise())
     packets = {name: member.share(adverts, 3) for name, member in group.items()}
     for name in "abc":
         tally.shared(name, packets[name])
-    with pytest.raises(ArtifactError, match="a: .*twice"):
+    with pytest.raises(ArtifactError, match=r"a: .*twice"):
         tally.shared("a", packets["a"])
-    with pytest.raises(ArtifactError, match="e: .*no advert"):
+    with pytest.raises(ArtifactError, match=r"e: .*no advert"):
         tally.shared("e", packets["a"])
-    with pytest.raises(ArtifactError, match="a: .*no keys"):
+    with pytest.raises(ArtifactError, match=r"a: .*no keys"):
         tally.masked("signs", "a", WORDS["a"])
     tally.packets_for("a")
-    with pytest.raises(ArtifactError, match="d: .*wrong time"):
+    with pytest.raises(ArtifactError, match=r"d: .*wrong time"):
         tally.shared("d", packets["d"])
-    with pytest.raises(ArtifactError, match="d: .*no keys"):
+    with pytest.raises(ArtifactError, match=r"d: .*no keys"):
         tally.masked("signs", "d", WORDS["d"])
     tally.masked("signs", "a", WORDS["a"])
     for label, name, words, says in [
@@ -117,16 +117,16 @@ def test_messages_come_once_and_in_their_order():
     ]:
         with pytest.raises(ArtifactError, match=f"{name}: .*{says}"):
             tally.masked(label, name, words)
-    with pytest.raises(ArtifactError, match="a: .*no survivor"):
+    with pytest.raises(ArtifactError, match=r"a: .*no survivor"):
         tally.revealed("signs", "a", b"")
     assert tally.survivors("signs") == ("a",)
-    with pytest.raises(ArtifactError, match="c: .*too late"):
+    with pytest.raises(ArtifactError, match=r"c: .*too late"):
         tally.masked("signs", "c", WORDS["c"])
-    with pytest.raises(ArtifactError, match="b: .*no survivor"):
+    with pytest.raises(ArtifactError, match=r"b: .*no survivor"):
         tally.revealed("signs", "b", b"")
-    with pytest.raises(ArtifactError, match="b: .*no survivor"):
+    with pytest.raises(ArtifactError, match=r"b: .*no survivor"):
         tally.agreed("signs", "b", b"x" * 70)
-    with pytest.raises(ArtifactError, match="a: .*no signature"):
+    with pytest.raises(ArtifactError, match=r"a: .*no signature"):
         tally.agreed("signs", "a", b"x" * 1000)
 
 
@@ -135,7 +135,7 @@ def test_packets_are_for_all_others_and_for_nobody_else():
     tally = parties.advertised(group, 3)
     packets = group["a"].share(tally.adverts(), 3)
     for wrong in ({}, {**packets, "z": packets["b"]}, {**packets, "a": packets["b"]}, dict(list(packets.items())[1:])):
-        with pytest.raises(ArtifactError, match="a: .*all other members"):
+        with pytest.raises(ArtifactError, match=r"a: .*all other members"):
             tally.shared("a", wrong)
     tally.shared("a", packets)
 
