@@ -43,3 +43,9 @@ def test_a_longer_keystream_begins_like_a_shorter_one_and_never_repeats():
 def test_what_is_no_vector_of_words_is_refused(words):
     with pytest.raises(ValueError, match="uint32"):
         check_words(words)
+
+
+def test_more_words_than_a_keystream_has_are_refused():
+    check_words(np.broadcast_to(np.uint32(0), 1 << 34))
+    with pytest.raises(ValueError, match="keystream"):
+        check_words(np.broadcast_to(np.uint32(0), (1 << 34) + 1))

@@ -159,3 +159,14 @@ def test_the_wrong_commitments_of_a_dealer_are_found_by_the_holder():
         tally.shared(name, each)
     with pytest.raises(SumsError, match="b: its packet cannot be used: its commitments"):
         group["a"].mask("signs", WORDS["a"], tally.packets_for("a"))
+
+
+def test_a_survivors_key_of_small_order_names_it():
+    """Honest members would not have masked with it, so only a group that agreed on it brings it to the opening."""
+    group, tally, survivors = after_masks(lost="e")
+    for name in survivors:
+        tally.revealed("signs", name, group[name].reveal("signs", survivors))
+    said = tally._read["b"].labels["signs"]
+    tally._read["b"].labels["signs"] = Secrets(said.seed, bytes(32))
+    with pytest.raises(SumsError, match=r"^b: the key"):
+        tally.opened("signs")
