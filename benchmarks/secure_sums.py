@@ -4,7 +4,7 @@
 
 All members and the server are one process on one thread, and take turns. One setup serves two sums: of the first nobody
 is lost, of the second one member after the keys are shared. The threshold is two thirds of the members. A member's seconds
-are medians and ranges over members; the server's are those of all members' messages together. Bytes are those of the
+are medians and ranges over members (message 1 is made with the member); the server's are those of all members' messages together. Bytes are those of the
 messages themselves, a word in four bytes. Writes benchmarks/results/secure_sums.json.
 """
 
@@ -51,10 +51,12 @@ def size(packets: Mapping[str, bytes]) -> int:
 def measured(count: int, values: int) -> dict[str, Any]:
     names = [f"member-{number:03}" for number in range(count)]
     threshold = -(-2 * count // 3)
-    group = {name: Member(own, CONTEXT, list(LABELS), agreement=True) for name, own in drawn(names).items()}
+    group, advertise = of_all(
+        {name: lambda own=own: Member(own, CONTEXT, list(LABELS), agreement=True) for name, own in drawn(names).items()}
+    )
     tally = Tally(CONTEXT, list(LABELS), threshold)
     words = np.random.default_rng(0).integers(0, 2**32, values, np.uint32)
-    adverts, advertise = of_all({name: member.advertise for name, member in group.items()})
+    adverts = {name: member.advertise() for name, member in group.items()}
     server: dict[str, float] = {}
     server["advertise"], _ = timed(lambda: [tally.advertised(*each) for each in adverts.items()])
     shown = tally.adverts()
@@ -122,7 +124,7 @@ def main() -> None:
         "groups": {count: measured(int(count), arguments.values) for count in arguments.members.split(",")},
         "commit": commit(),
         "versions": versions(),
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1},
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1, "load": os.getloadavg()[1]},
     }
     RESULTS.parent.mkdir(exist_ok=True)
     write_json(RESULTS, record)
