@@ -137,7 +137,7 @@ def _up(experiment: Experiment, shapes: Shapes) -> int:
 
 
 def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int, scores: bool) -> int:
-    """The adapter, and the merged one to be scored; conflict and regulariser's state from round two; counts of signs."""
+    """The adapter, and the merged one to be scored; from round two on conflict and state; counts of signs."""
     row = REGULARISERS.choose(experiment.federate.regulariser)
     found = _encoded(experiment.federate.wire_down, {}, shapes, 1.0) * (1 + scores)
     if number > 1 and row.conflict:
