@@ -3,9 +3,10 @@
     python benchmarks/secure_sums.py [--members 8,100] [--values 300000]
 
 All members and the server are one process on one thread, and take turns. One setup serves two sums: of the first nobody
-is lost, of the second one member after the keys are shared. The threshold is two thirds of the members. A member's seconds
-are medians and ranges over members (message 1 is made with the member); the server's are those of all members' messages together. Bytes are those of the
-messages themselves, a word in four bytes. Writes benchmarks/results/secure_sums.json.
+is lost, of the second one member after the keys are shared. The threshold is two thirds of the members. A member's
+seconds are medians and ranges over members; those of message 1 are for the keys that it tells of, too. The server's are
+those of all members' messages together. Bytes are those of the messages themselves, a word in four bytes. Writes
+benchmarks/results/secure_sums.json.
 """
 
 import argparse
