@@ -70,8 +70,8 @@ def check_secure(federate: Federate) -> None:
         "merge_options.clip_norm shortens single updates at the server; set max_norm, to which clients shorten their "
         "own": CLIP_NORM in federate.merge_options,
         f'space = "{space.name}" merges products, which no client sends; choose factors or frozen-a': not space.lasting,
-        f'regulariser = "{row.name}" adds the updates up with other weights as well, and two such sums give away a client '
-        "whose weights differ from the others'": row.carried is not None,
+        f'regulariser = "{row.name}" adds the updates up with other weights as well, and two such sums give away a '
+        "client whose weights are not the others'": row.carried is not None,
         f'wire = "{wire.name}" shortens updates, and masked words cannot be shortened; choose fp32': not wire.plain,
     }
     if problems := [text for text, wrong in found.items() if wrong]:
