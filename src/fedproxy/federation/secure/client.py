@@ -115,8 +115,10 @@ class SecureClient:
         )
 
     def _quantised(self, attempt: _Attempt, values: torch.Tensor, ask: Ask) -> np.ndarray:
-        scaled = values.double().numpy() * ask.weight
-        return quantised(scaled, self._form.bound, value_bits(attempt.members), Randomness())
+        draws, scaled = Randomness(), values.double() * ask.weight
+        if (noise := self._form.noise) is not None:
+            scaled += draws.normal(len(scaled)) * noise.deviation(ask.threshold)
+        return quantised(scaled.numpy(), self._form.reach(ask.threshold), value_bits(attempt.members), draws)
 
     def _current(self, order: Order, ask: Ask) -> _Attempt:
         if self._attempt is None or self._attempt.key != (order.round, ask.attempt):

@@ -11,6 +11,7 @@ from fedproxy.aggregation.space import SPACES
 from fedproxy.aggregation.sums import LEAST
 from fedproxy.config import Federate
 from fedproxy.errors import UsageError
+from fedproxy.federation.client_privacy import REACH, ClientNoise
 from fedproxy.federation.wire import ENCODINGS
 
 SIGNS, VALUES = "signs", "values"
@@ -31,6 +32,7 @@ class Form:
         by_rows: Whether a client counts by its rows.
         labels: The sums of a round, in order.
         bound: Largest norm of an update; a client shortens its own to it.
+        noise: Of [federate.privacy]; none without.
     """
 
     elects: bool
@@ -38,6 +40,7 @@ class Form:
     by_rows: bool
     labels: tuple[str, ...]
     bound: float
+    noise: ClientNoise | None = None
 
     @staticmethod
     def of(federate: Federate) -> "Form":
@@ -51,7 +54,13 @@ class Form:
         rho = rule.from_sums(options) if rule.from_sums else None
         signs = rho is not None or REGULARISERS.choose(federate.regulariser).conflict
         labels = (SIGNS, VALUES) if signs else (VALUES,)
-        return Form(rho is not None, rho or 1.0, rule.by_rows(options), labels, federate.max_norm or BOUND)
+        noise = ClientNoise.of(federate)
+        bound = noise.clip if noise else federate.max_norm or BOUND
+        return Form(rho is not None, rho or 1.0, rule.by_rows(options), labels, bound, noise)
+
+    def reach(self, needed: int) -> float:
+        """The largest magnitude of a value that a client gives, where a sum needs so many clients."""
+        return self.bound + (REACH * self.noise.deviation(needed) if self.noise else 0.0)
 
 
 def check_secure(federate: Federate) -> None:
