@@ -118,6 +118,7 @@ FIELDS = {
         "max_norm_ratio": ([1.5, 2], [1, 1.0, *NO_NUMBER]),
         "validation": ([0, 0.1, 0.5], [-0.1, 0.51, *NO_NUMBER]),
         "alone": FLAG,
+        "secure": FLAG,
         "keep": (["last", "best"], ["first", 1]),
         "share_result": FLAG,
     },

@@ -136,6 +136,7 @@ def order_bytes(tensors=None, **head):
     content = b"".join(bytes(tensor_bytes(tensor)) for tensor in tensors.values())
     whole = {"message": "order", "protocol": PROTOCOL, "version": "1", "sha256": hashlib.sha256(content).hexdigest()}
     whole |= {"round": 2, "voters": 2, "share": 1.0, "wire": "fp32", "since": 1, "trains": True, "untuned": False}
+    whole |= {"ask": None}
     whole |= head
     header = header_bytes(
         {n: (DTYPE_NAMES[t.dtype], tuple(t.shape)) for n, t in tensors.items()}, {"head": json.dumps(whole)}

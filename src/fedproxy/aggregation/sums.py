@@ -2,7 +2,8 @@
 
 Two sums are opened in a round. The first counts signs: how many clients move a coordinate up and how many down, of the
 whole updates and of the trimmed ones. The second adds values, w_k · τ̂_k, of the clients of the elected sign. The same
-values are never summed with other weights as well: the difference of two such sums would be an outlier's update.
+values are never summed with other weights as well: the difference of two such sums would be an outlier's update. Each
+client finds its own weight, so that no server can let one client's values stand out.
 
 H-TIES departs from Eq. 5-14 (docs/method.md) where single updates would be needed:
 
@@ -115,10 +116,18 @@ def heterogeneity(agreements: Sequence[float]) -> list[float]:
     return [1.0 - max(0.0, value) for value in agreements]
 
 
-def weights(agreements: Sequence[float]) -> list[float]:
-    """The weights w = softmax_k((K-1)·|s_k|), with `agreement` for s_k; cf. Eq. 6."""
-    totals = torch.tensor(agreements, dtype=torch.float64).abs() * (len(agreements) - 1)
-    return [float(weight) for weight in torch.softmax(totals, dim=0)]
+def weight(own: float, top: float, clients: int) -> float:
+    """A client's weight in largest weights, w_k / max_j w_j of w = softmax_k((K-1)·|s_k|); cf. Eq. 6.
+
+    Args:
+        own: s_k, its `agreement`.
+        top: The largest |s_j|, by which each client finds its weight without the others'.
+        clients: K.
+
+    Returns:
+        exp((K-1)·(|s_k| - top)), at most 1.
+    """
+    return min(1.0, math.exp((clients - 1) * (abs(own) - top)))
 
 
 def mean_of(total: torch.Tensor, chosen: torch.Tensor, counted: Signs, mean_weight: float) -> torch.Tensor:

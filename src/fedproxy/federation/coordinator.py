@@ -107,7 +107,6 @@ class Coordinator:
         self._optimizer, self._options = server_optimizer(settings.server_optimizer, settings.server_options)
         last: Mapping[str, Any] = records[-1]["analysis"] if records else {"clients": 0}
         self._voters = int(last.get("voters", last["clients"]))
-        self._agreements = dict(zip(last.get("names", ()), last.get("agreement", ()), strict=False))
         self._retention = self._retained(last.get("names", ()), last.get("heterogeneity", ()))
         self._counted = {name: int(record["round"]) for record in records for name in record.get("clients", ())}
         self._attempts: list[dict[str, Any]] = []
@@ -202,7 +201,7 @@ class Coordinator:
             available: Names of those who can take part now.
 
         Raises:
-            FederationError: they are fewer than the round needs.
+            FederationError: they are fewer than the round needs, or too few or too many for secure sums.
         """
         if self._open is not None or self.done:
             raise RuntimeError("begin: a round is open, or all are complete")
@@ -216,9 +215,7 @@ class Coordinator:
         if self._form is not None:
             from fedproxy.federation.secure.round import SecureRound  # needs the extra federation
 
-            state.sums = SecureRound(
-                state.orders, self._form, start=self._digest, attempt=attempt, agreements=self._agreements
-            )
+            state.sums = SecureRound(state.orders, self._form, start=self._digest, attempt=attempt)
         state.ask(state.orders if state.sums is None else state.sums.orders())
         self._open = state
 
@@ -345,6 +342,7 @@ class Coordinator:
             check_scores(answer, wanted=federate.validation > 0, untuned=given.untuned, alone=federate.alone)
             if state.sums is not None:
                 state.sums.receive(sender, answer)
+                answer = replace(answer, update={})  # the words are in the sum
             else:
                 state.norms[sender] = self._norm(given.adapter, answer)
             state.replies[sender] = answer
@@ -381,6 +379,7 @@ class Coordinator:
         if state.sums is not None:
             state.replies = {name: state.replies[name] for name in state.sums.clients}
             state.gone -= state.replies.keys()  # gone only after the sum had its words
+            state.answered |= state.replies.keys()
         if len(state.replies) < state.needed:
             raise self._missed(state)
         replies = [state.replies[name] for name in sorted(state.replies)]
@@ -395,7 +394,6 @@ class Coordinator:
         closed = Closed(state.round, adapter, conflict, server_state, carried_on, record)
         self.adapter, self._conflict, self._voters = adapter, conflict or None, analysis.get("voters", len(replies))
         self._retention = self._retained(analysis["names"], analysis["heterogeneity"])
-        self._agreements = dict(zip(analysis["names"], analysis.get("agreement", ()), strict=False))
         self._server_state, self._state = server_state, carried_on or None
         self._counted |= dict.fromkeys(analysis["names"], state.round)
         for name in analysis["names"]:

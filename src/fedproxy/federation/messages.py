@@ -39,8 +39,9 @@ class Ask:
         attempt: How often the round was begun before.
         label: The sum, from the step "mask" on.
         threshold: Clients of which a sum must be, at least; 0 before the step "share".
-        bound: Largest norm of an update; a client shortens its own to it.
-        weight: Factor of the client's values, above 0 and at most 1.
+        top: The most rows of a client, or the largest agreement with the others, by which it weighs its values
+            (`secure.form.Form.weight`).
+        usual: The agreement of a client that has none from a round before.
         letters: By client: its advert, or what it sealed for this one; of those whose masked words came, nothing, or,
             to "reveal", what they signed.
         counts: The sum of signs, uint32 [P], with which the values are asked for.
@@ -50,8 +51,8 @@ class Ask:
     attempt: int = 0
     label: str = ""
     threshold: int = 0
-    bound: float = 1.0
-    weight: float = 1.0
+    top: float = 0.0
+    usual: float = 0.0
     letters: Mapping[str, bytes] = field(default_factory=dict)
     counts: torch.Tensor | None = None
 
@@ -166,7 +167,8 @@ class Told:
         label: The sum, as it was asked for.
         letters: By client: what it sealed for each other, or under its own name what it advertises, signs or reveals.
         words: Masked words under `WORDS`, in the step "mask".
-        numbers: With its advert its "rows"; with its values its "agreement" with the others (`aggregation.sums`).
+        numbers: With its advert its "rows" and, if it has one, its "agreement" with the others in the round before
+            (`aggregation.sums`); with its values its "agreement" in this one.
     """
 
     client: str

@@ -9,7 +9,7 @@ from typing import Annotated
 from fedproxy.config import Experiment, Federate, Rule, Train, read_table, table, unprivate
 from fedproxy.errors import ArtifactError, FederationError, UsageError
 from fedproxy.federation.protocol import PROTOCOL, check_protocol, is_name, is_sha256, strict_json, version
-from fedproxy.federation.secure.form import check_secure
+from fedproxy.federation.secure.form import Form
 from fedproxy.federation.wire import ENCODINGS, PLAIN, encoding
 
 OFFER_CHARACTERS = 16384
@@ -102,7 +102,11 @@ class Offer:
         if not problems:
             try:
                 encoding(federate.wire, federate.wire_options)
-                check_secure(federate)
+            except UsageError as error:
+                problems.append(f"wire_options: {error}")
+        if not problems and federate.secure:
+            try:
+                Form.of(federate)
             except UsageError as error:
                 problems.append(str(error))
         if problems:

@@ -405,6 +405,8 @@ def read_reply(
 ) -> Answer:
     """Read an answer that lies in a file. The update stays on disk: it is mapped, and judged by the coordinator.
 
+    Masked words are read, since the coordinator adds them up and lets them go.
+
     Args:
         path: The file; beside it an encoded update is decoded, and then it is removed.
         data: Its bytes.
@@ -430,8 +432,12 @@ def read_reply(
         return Refusal(**head) if message == "refusal" else Scored(**{**head, "score": _score(head["score"], who)})
     head["validation"] = {name: _score(values, who) for name, values in head["validation"].items()}
     sent = head.pop("wire")
-    if sent not in (PLAIN, wire if order.ask is None else PLAIN):
+    if sent not in (PLAIN, wire):
         raise ArtifactError(f"{who}: the update came as {sent}; {wire} was offered.")
+    if order.ask is not None:
+        words = load_tensors(path)
+        check_words(words, who)
+        return Reply(update=words, wire=sent, size=size_in_bytes(words), **head)
     if ENCODINGS.choose(sent).plain:
         try:
             update = MappedTensors(path, file.entries)

@@ -18,7 +18,7 @@ LETTER_BYTES = 64 << 10
 LETTER, COUNTS = "letter/", "counts/"
 
 _Label = Annotated[str, Rule("a short word", lambda value: len(value) <= 20 and (not value or value.isidentifier()))]
-_Positive = Annotated[float, Rule("above 0, at most 2^20", lambda value: 0 < value <= 1 << 20)]
+_Number = Annotated[float, Rule("of at most 2^53", lambda value: abs(value) <= 1 << 53)]
 
 
 @table
@@ -29,8 +29,8 @@ class AskHead:
     attempt: Annotated[int, Rule("0 or more", lambda value: 0 <= value < 1 << 31)]
     label: _Label
     threshold: Annotated[int, Rule(f"0 to {MOST_MEMBERS}", lambda value: 0 <= value <= MOST_MEMBERS)]
-    bound: _Positive
-    weight: Annotated[float, Rule("above 0, at most 1", lambda value: 0 < value <= 1)]
+    top: _Number
+    usual: _Number
 
 
 @table

@@ -8,10 +8,11 @@ from fedproxy.aggregation.merge import RULES, configured
 from fedproxy.aggregation.merge.clipping import CLIP_NORM
 from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.space import SPACES
-from fedproxy.aggregation.sums import LEAST
+from fedproxy.aggregation.sums import LEAST, weight
 from fedproxy.config import Federate
-from fedproxy.errors import UsageError
+from fedproxy.errors import SumsError, UsageError
 from fedproxy.federation.client_privacy import REACH, ClientNoise
+from fedproxy.federation.messages import Ask
 from fedproxy.federation.wire import ENCODINGS
 
 SIGNS, VALUES = "signs", "values"
@@ -62,6 +63,22 @@ class Form:
         """The largest magnitude of a value that a client gives, where a sum needs so many clients."""
         return self.bound + (REACH * self.noise.deviation(needed) if self.noise else 0.0)
 
+    def weight(self, rows: int, agreement: float, clients: int, top: float) -> float:
+        """What a client's values are multiplied with before they are summed, from 0 to 1.
+
+        Args:
+            rows: Its rows.
+            agreement: Its agreement with the others in the round before.
+            clients: How many shared keys.
+            top: The most rows of a client, or the largest agreement.
+
+        Raises:
+            SumsError: it has more rows than that.
+        """
+        if self.by_rows and rows > top:
+            raise SumsError(f"this client has {rows} rows, and the server says that nobody has more than {top:g}.")
+        return rows / top if self.by_rows else weight(agreement, top, clients) if self.elects else 1.0
+
 
 def check_secure(federate: Federate) -> None:
     """Check that what a [federate] table asks for goes with its secure sums, if it has them.
@@ -96,6 +113,15 @@ def context(start: str, number: int, attempt: int) -> bytes:
         attempt: How often it was begun before.
     """
     return json.dumps([start, number, attempt]).encode()
+
+
+def terms(ask: Ask) -> bytes:
+    """What the clients' values in a sum follow from, and must be the same for all of them.
+
+    A server that told one client something else could have its values alone, or beside next to nothing of the others'.
+    """
+    counts = b"" if ask.counts is None else ask.counts.numpy().tobytes()
+    return json.dumps([ask.top, ask.usual]).encode() + counts
 
 
 def threshold(members: int) -> int:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedproxy.aggregation.sums import Signs, conflict_levels, elected, heterogeneity, mean_of, weights
-from fedproxy.errors import ArtifactError, SumsError
+from fedproxy.aggregation.sums import LEAST, Signs, conflict_levels, elected, heterogeneity, mean_of
+from fedproxy.errors import ArtifactError, FederationError, SumsError
 from fedproxy.federation.messages import WORDS, Ask, Order, Reply, Step, Told
-from fedproxy.federation.secure.form import MAX_LOST, SIGNS, VALUES, Form, context, least, threshold
+from fedproxy.federation.secure.asks import MOST_MEMBERS
+from fedproxy.federation.secure.form import MAX_LOST, SIGNS, VALUES, Form, context, least, terms, threshold
 from fedproxy.privacy.sums.fixed_point import restored, unpacked_counts, value_bits
 from fedproxy.privacy.sums.tally import Tally
 from fedproxy.tensors import Tensors, parameter_count
@@ -46,17 +47,22 @@ class SecureRound:
         form: What is summed.
         start: SHA-256 of the adapter that the run began with.
         attempt: How often the round was begun before.
-        agreements: The clients' agreement with the others in the round before.
+
+    Raises:
+        FederationError: they are too few or too many for a sum.
     """
 
-    def __init__(
-        self, orders: Mapping[str, Order], form: Form, *, start: str, attempt: int, agreements: Mapping[str, float]
-    ) -> None:
-        self._orders, self._form, self._agreements = orders, form, agreements
+    def __init__(self, orders: Mapping[str, Order], form: Form, *, start: str, attempt: int) -> None:
+        if not LEAST <= len(orders) <= MOST_MEMBERS:
+            raise FederationError(
+                f"A round with [federate] secure = true asks {len(orders)} clients; a secure sum has {LEAST} to "
+                f"{MOST_MEMBERS}. Let more take part, or set participation."
+            )
+        self._orders, self._form = orders, form
         first = next(iter(orders.values()))
         self._round, self._layout, self._size = first.round, first.adapter, parameter_count(first.adapter)
         self.needed = threshold(len(orders))
-        self._plain = Ask("advertise", attempt, threshold=self.needed, bound=form.bound)
+        self._plain = Ask("advertise", attempt, threshold=self.needed)
         self._steps: list[tuple[Step, str]] = [("advertise", ""), ("share", "")]
         for label in form.labels:
             self._steps += [("mask", label), ("agree", label), ("reveal", label)]
@@ -64,8 +70,10 @@ class SecureRound:
         self.asked = tuple(sorted(orders))
         self._answered: set[str] = set()
         self._rows: dict[str, int] = {}
+        self._before: dict[str, float] = {}
         self._told: dict[str, float] = {}
         self._weights: dict[str, float] = {}
+        self._terms: dict[str, bytes] = {}
         self._opened: dict[str, np.ndarray] = {}
 
     @property
@@ -87,24 +95,21 @@ class SecureRound:
         """What the step asks of each client; clients who get the same share one object."""
         step, label = self.step
         ask = replace(self._plain, step=step, label=label)
+        if step == "mask" and self.trains:
+            self._terms[label] = terms(ask)
+            letters = {name: self._tally.packets_for(name) for name in self.asked}
+            return {name: replace(self._orders[name], ask=replace(ask, letters=letters[name])) for name in self.asked}
         if step == "mask":
-            return {name: self._masking(name, ask) for name in self.asked}
+            ask = replace(ask, counts=torch.from_numpy(self._opened[SIGNS]))
+            self._terms[label] = terms(ask)
         if step == "advertise":
             ask = replace(ask, threshold=0)
         elif step == "share":
             ask = replace(ask, letters=self._tally.adverts())
-        else:
+        elif step != "mask":
             signed = self._tally.agreements(label) if step == "reveal" else {}
             ask = replace(ask, letters={name: signed.get(name, b"") for name in self._tally.survivors(label)})
         return dict.fromkeys(self.asked, Order(self._round, {}, trains=False, ask=ask))
-
-    def _masking(self, name: str, ask: Ask) -> Order:
-        if ask.label == VALUES:
-            ask = replace(ask, weight=self._weights[name] / max(self._weights.values()))
-        if self.trains:
-            return replace(self._orders[name], ask=replace(ask, letters=self._tally.packets_for(name)))
-        counts = torch.from_numpy(self._opened[SIGNS])
-        return Order(self._round, {}, trains=False, ask=replace(ask, counts=counts))
 
     def receive(self, sender: str, answer: Reply | Told) -> None:
         """Take the answer of a client that the step asks.
@@ -116,11 +121,13 @@ class SecureRound:
         if isinstance(answer, Told) and (answer.step, answer.label) != (step, label):
             raise ArtifactError(f"it is of the step {answer.step} {answer.label}, this is {step} {label}")
         if step == "advertise":
-            rows = _number(answer, "rows")
-            if rows < 1 or rows != int(rows):
+            numbers = _numbers(answer, {"rows"}, {"rows", "agreement"})
+            if not (rows := numbers["rows"]) >= 1 or rows % 1:
                 raise ArtifactError(f"it has {rows:g} rows")
             self._tally.advertised(sender, _letter(answer, sender))
             self._rows[sender] = int(rows)
+            if "agreement" in numbers:
+                self._before[sender] = numbers["agreement"]
         elif step == "share":
             self._tally.shared(sender, answer.letters if isinstance(answer, Told) else {})
         elif step == "agree":
@@ -139,10 +146,7 @@ class SecureRound:
         if isinstance(answer, Reply) and answer.rows != self._rows[sender]:
             raise ArtifactError(f"it trained on {answer.rows} rows, and said {self._rows[sender]}")
         if isinstance(answer, Told):
-            agreement = _number(answer, "agreement")
-            if not -1 <= agreement <= 1:
-                raise ArtifactError(f"its agreement with the others is {agreement:g}")
-            self._told[sender] = agreement
+            self._told[sender] = _numbers(answer, {"agreement"})["agreement"]
         self._tally.masked(label, sender, words.numpy())
 
     def advance(self) -> bool:
@@ -156,32 +160,32 @@ class SecureRound:
         if len(left) < self.needed:
             raise SumsError(f"{len(left)} clients are left in the step {step}, a sum needs {self.needed}.")
         if step == "reveal":
-            self._opened[label] = self._tally.opened(label)
+            self._opened[label] = self._tally.opened(label, self._terms[label])
         elif step == "mask" and not self.trains:
             gone = sorted(set(self._tally.survivors(SIGNS)).difference(left))
             if len(gone) > MAX_LOST:
                 raise SumsError(f"{', '.join(gone)} left between two sums of a round; {MAX_LOST} may at most.")
         if step == "share":
-            self._weights = self._weighed(left)
+            self._weigh(left)
         self.asked, self._answered = left, set()
         del self._steps[0]
         return bool(self._steps)
 
-    def _weighed(self, clients: tuple[str, ...]) -> dict[str, float]:
-        """The weight of each client: by rows, or of H-TIES by the agreements of the round before."""
-        if self._form.by_rows:
-            return {name: float(self._rows[name]) for name in clients}
-        known = [self._agreements[name] for name in clients if name in self._agreements]
+    def _weigh(self, clients: tuple[str, ...]) -> None:
+        """Find by what the clients weigh themselves, by rows, or of H-TIES by their agreement in the round before."""
+        known = [self._before[name] for name in clients if name in self._before]
         usual = sum(known) / len(known) if known else 0.0
-        found = weights([self._agreements.get(name, usual) for name in clients]) if self._form.elects else None
-        return dict(zip(clients, found or [1.0] * len(clients), strict=True))
+        own = {name: self._before.get(name, usual) for name in clients}
+        top = float(max(self._rows[name] for name in clients)) if self._form.by_rows else max(map(abs, own.values()))
+        self._plain = replace(self._plain, top=top, usual=usual)
+        count = len(clients)
+        self._weights = {name: self._form.weight(self._rows[name], own[name], count, top) for name in clients}
 
     def summed(self) -> Summed:
         """What the sums make, once all are opened."""
         clients, members = self.clients, len(self._rows)
         total = torch.from_numpy(restored(self._opened[VALUES], self._form.reach(self.needed), value_bits(members)))
         chosen = [self._weights[name] for name in clients]
-        scale = max(self._weights.values())
         share = [weight / sum(chosen) for weight in chosen]
         analysis: dict[str, Any] = {
             "names": list(clients),
@@ -195,7 +199,7 @@ class SecureRound:
             "retention": [self._orders[name].share for name in clients],
         }
         levels, voters = dict[str, torch.Tensor](), len(clients)
-        merged = total * (scale / sum(chosen))
+        merged = total / sum(chosen)
         if SIGNS in self._opened:
             voters = len(self._tally.survivors(SIGNS))
             counted = signs_of(self._opened[SIGNS], members)
@@ -207,7 +211,7 @@ class SecureRound:
             analysis["conflict_histogram"] = torch.bincount(flat, minlength=voters + 1).tolist()
             if self._form.elects:
                 sign = elected(counted, self._form.rho, least(self.needed))
-                merged = mean_of(total, sign, counted, sum(chosen) / len(chosen) / scale)
+                merged = mean_of(total, sign, counted, sum(chosen) / len(chosen))
         analysis["zero_fraction"] = float((merged == 0).double().mean())
         return Summed(unflattened(merged.float(), self._layout), levels, voters, analysis)
 
@@ -229,10 +233,13 @@ def unflattened(flat: torch.Tensor, layout: Tensors) -> dict[str, torch.Tensor]:
     return {name: part.reshape(layout[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def _number(answer: Reply | Told, name: str) -> float:
-    if not isinstance(answer, Told) or set(answer.numbers) != {name}:
-        raise ArtifactError(f"it does not say its {name}")
-    return answer.numbers[name]
+def _numbers(answer: Reply | Told, least: set[str], most: set[str] | None = None) -> Mapping[str, float]:
+    """The numbers that a client tells, `least` of them and no others than `most`."""
+    if not isinstance(answer, Told) or not least <= set(answer.numbers) <= (most or least):
+        raise ArtifactError(f"it does not say its {', '.join(sorted(least))}")
+    if not abs(answer.numbers.get("agreement", 0.0)) <= 1:
+        raise ArtifactError(f"its agreement with the others is {answer.numbers['agreement']:g}")
+    return answer.numbers
 
 
 def _letter(answer: Reply | Told, sender: str) -> bytes:

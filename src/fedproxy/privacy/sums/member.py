@@ -89,13 +89,16 @@ class Member:
         self._held[self._name] = dealt.pop(self._name)
         return {holder: self._sealed(holder, shares) for holder, shares in dealt.items()}
 
-    def mask(self, label: str, words: np.ndarray, packets: Mapping[str, bytes] | None = None) -> np.ndarray:
+    def mask(
+        self, label: str, words: np.ndarray, packets: Mapping[str, bytes] | None = None, terms: bytes = b""
+    ) -> np.ndarray:
         """Message 3: its words for a label under their masks. It keeps neither words nor, afterwards, the label's keys.
 
         Args:
             label: The sum.
             words: Words, uint32 [k].
             packets: What others sealed for this member, which fixes who takes part; for later labels the same or none.
+            terms: What its words follow from, and must be the same for all: with other terms there is no sum.
 
         Returns:
             The masked words, uint32 [k].
@@ -115,9 +118,10 @@ class Member:
             self._open(packets or {})
         elif packets and packets != self._packets:
             raise SumsError("The server changed who takes part between two sums of one setup.")
-        keys = {peer: self._pair_key(label, peer) for peer in self._packets}
+        bound_to = protocol.under(self._transcript, terms)
+        keys = {peer: self._pair_key(label, peer, bound_to) for peer in self._packets}
         own = self._secrets.pop(label)
-        add_mask(masked, protocol.self_mask_key(own.seed, self._transcript, label, self._name))
+        add_mask(masked, protocol.self_mask_key(own.seed, bound_to, label, self._name))
         for peer, key in keys.items():
             add_mask(masked, key, subtract=self._name > peer)
         return masked
@@ -221,12 +225,12 @@ class Member:
         )
         return Secrets(seed, key)
 
-    def _pair_key(self, label: str, peer: str) -> bytes:
+    def _pair_key(self, label: str, peer: str, bound_to: bytes) -> bytes:
         with _blaming(peer, "advert"):
             return protocol.pair_mask_key(
                 self._secrets[label].key,
                 self._adverts[peer].labels[label].key,
-                self._transcript,
+                bound_to,
                 label,
                 self._name,
                 peer,

@@ -199,6 +199,16 @@ def share_commitment(transcript: bytes, label: str, kind: str, dealer: str, hold
     return digest("share", transcript, label, kind, dealer, holder, share)
 
 
+def under(transcript: bytes, terms: bytes) -> bytes:
+    """What the masks of a sum are bound to: members who were asked on other terms have masks that do not cancel.
+
+    Args:
+        transcript: As of `transcript`.
+        terms: What all members of the sum must have been told alike; nothing if there is no such thing.
+    """
+    return digest("terms", transcript, terms) if terms else transcript
+
+
 def self_mask_key(seed: bytes, transcript: bytes, label: str, name: str) -> bytes:
     """The ChaCha20 key of a member's own mask."""
     return _derived(seed, "self mask", transcript, label, name)

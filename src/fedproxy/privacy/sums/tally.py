@@ -150,8 +150,12 @@ class Tally:
                     _require(found == promised, f"it is not the share that {dealer} gave it")
         place.answers[name] = read
 
-    def opened(self, label: str) -> np.ndarray:
+    def opened(self, label: str, terms: bytes = b"") -> np.ndarray:
         """The sum of the survivors' words.
+
+        Args:
+            label: The sum.
+            terms: Those that its members masked on.
 
         Returns:
             The sum modulo 2^32, uint32 [k].
@@ -163,21 +167,21 @@ class Tally:
         place = self._sum(label)
         if len(place.answers) < self._threshold:
             raise SumsError(f"{len(place.answers)} members opened {label!r}; the threshold is {self._threshold}.")
-        total = place.total.copy()
+        bound_to, total = protocol.under(self._transcript, terms), place.total.copy()
         for name in place.names:
-            add_mask(total, self._self_mask_key(label, name), subtract=True)
+            add_mask(total, self._self_mask_key(label, name, bound_to), subtract=True)
         for lost in self._packets.keys() - set(place.names):
             private = self._private_key(label, lost)
             for name in place.names:
-                add_mask(total, self._pair_mask_key(label, private, lost, name), subtract=name < lost)
+                add_mask(total, self._pair_mask_key(label, private, bound_to, lost, name), subtract=name < lost)
         return total
 
-    def _self_mask_key(self, label: str, name: str) -> bytes:
+    def _self_mask_key(self, label: str, name: str, bound_to: bytes) -> bytes:
         answers = self._sums[label].answers
         seed = self._combined({holder: answer.seeds[name] for holder, answer in answers.items()})
         if protocol.seed_commitment(self._context, label, name, seed) != self._read[name].labels[label].seed:
             raise SumsError(f"{name}: the shares it dealt are not of the self-mask seed that it had advertised.")
-        return protocol.self_mask_key(seed, self._transcript, label, name)
+        return protocol.self_mask_key(seed, bound_to, label, name)
 
     def _private_key(self, label: str, lost: str) -> bytes:
         answers = self._sums[label].answers
@@ -186,10 +190,10 @@ class Tally:
             raise SumsError(f"{lost}: the shares it dealt are not of the key that it had advertised.")
         return private
 
-    def _pair_mask_key(self, label: str, private: bytes, lost: str, name: str) -> bytes:
+    def _pair_mask_key(self, label: str, private: bytes, bound_to: bytes, lost: str, name: str) -> bytes:
         try:
             public = self._read[name].labels[label].key
-            return protocol.pair_mask_key(private, public, self._transcript, label, lost, name)
+            return protocol.pair_mask_key(private, public, bound_to, label, lost, name)
         except ValueError as error:
             raise SumsError(f"{name}: the key that it had advertised cannot be used: {error}.") from error
 
