@@ -16,8 +16,13 @@ EXAMPLE = "fedproxy init --llm ./llm --calibration public.txt --client bank=bank
 
 def init(
     out: Annotated[Path, typer.Option(help="The experiment file to write.")] = Path("experiment.toml"),
-    llm: Annotated[str, typer.Option(help="The LLM: a checkpoint directory or Hub id.")] = "",
-    calibration: Annotated[str, typer.Option(help="Public text, or public rows, to score its blocks on.")] = "",
+    llm: Annotated[
+        str, typer.Option(help='The LLM: a checkpoint directory or Hub id, or "demo" for the small one of the package.')
+    ] = "",
+    calibration: Annotated[
+        str,
+        typer.Option(help='Public text, or public rows, to score its blocks on, or "demo" for that of the package.'),
+    ] = "",
     client: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FILE", help="A client and its rows (repeatable).")
     ] = None,
@@ -31,6 +36,7 @@ def init(
     from fedproxy.checkpoint_files import check_place
     from fedproxy.config import Partition, experiment_file
     from fedproxy.data import partition, read_rows
+    from fedproxy.demo import CALIBRATION, LLM
     from fedproxy.public_text import read_documents
 
     check_file(out, overwrite=overwrite)
@@ -40,6 +46,10 @@ def init(
         raise UsageError("--clients says among how many clients the rows of --data are divided.")
     llm = llm or _asked("--llm", "The LLM, a directory or Hub id")
     calibration = calibration or _asked("--calibration", "Public text to score its blocks on, a file")
+    llm, calibration = (
+        str(bundled) if given == "demo" and not Path("demo").exists() else given
+        for given, bundled in ((llm, LLM), (calibration, CALIBRATION))
+    )
     named = dict(_split(client or ()))
     if not named and not data:
         question = "One file of rows that clients share out, or nothing to name clients one by one"

@@ -2,7 +2,7 @@
 
 from fedproxy.config.checked import Choice, Rule, TableError, read_table, table
 from fedproxy.config.files import clashes, load_experiment, parse_experiment, to_toml
-from fedproxy.config.privacy import Privacy, unprivate
+from fedproxy.config.privacy import ClientPrivacy, Privacy, unprivate
 from fedproxy.config.tables import (
     CLIENT_NAME,
     HEALING_RATES,

@@ -1,4 +1,4 @@
-"""[train.privacy], and what does not go together with it."""
+"""[train.privacy] and [federate.privacy], and what does not go together with the former."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +23,21 @@ class Privacy:
     epsilon: Annotated[float, Rule("at least 0.01 and at most 100", lambda v: 0.01 <= v <= 100)]
     delta: Annotated[float, Rule("above 0 and below 0.1", lambda v: 0 < v < 0.1)] | None = None
     clip: Annotated[float, Rule("greater than 0", lambda v: v > 0)] = 1.0
+
+
+@table
+class ClientPrivacy:
+    """[federate.privacy]: what is learned tells little of any one client, for many clients (docs/privacy_budget.md).
+
+    Attributes:
+        epsilon: What all rounds together may tell of any one client, at most: the budget, from which the noise follows.
+        delta: Probability that the budget does not bind, well below one in the number of clients.
+        clip: Largest Euclidean norm that an update counts with. The noise is in proportion to it.
+    """
+
+    epsilon: Annotated[float, Rule("at least 0.01 and at most 100", lambda v: 0.01 <= v <= 100)]
+    delta: Annotated[float, Rule("above 0 and below 0.1", lambda v: 0 < v < 0.1)]
+    clip: Annotated[float, Rule("greater than 0", lambda v: v > 0)]
 
 
 def unprivate(train: "Train", federate: "Federate") -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fedproxy.config.checked import Choice, Keys, Rule, Within, table
-from fedproxy.config.privacy import Privacy
+from fedproxy.config.privacy import ClientPrivacy, Privacy
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -261,6 +261,7 @@ class Federate:
         alone: Whether each client also trains an adapter of its own, as many steps, to say what federating gains.
         keep: The round whose adapter is the result: the "last", or the "best" by the clients' validation loss.
         patience_rounds: Rounds without a better one, by that loss, after which the federation ends; 0 for never.
+        privacy: Differential privacy of whole clients, a table of its own; none merges without.
     """
 
     rounds: Count = 10
@@ -289,6 +290,7 @@ class Federate:
     alone: bool = False
     keep: Literal["last", "best"] = "last"
     patience_rounds: Natural = 0
+    privacy: Annotated[ClientPrivacy | None, Within(ClientPrivacy)] = None
 
 
 @table

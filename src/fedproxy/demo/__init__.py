@@ -2,4 +2,5 @@
 
 from pathlib import Path
 
-EXPERIMENT = Path(__file__).parent / "experiment.toml"
+_FOLDER = Path(__file__).parent
+EXPERIMENT, LLM, CALIBRATION = _FOLDER / "experiment.toml", _FOLDER / "llm", _FOLDER / "calibration.txt"

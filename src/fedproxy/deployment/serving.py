@@ -24,9 +24,8 @@ from fedproxy.deployment.members import Member, Members
 from fedproxy.deployment.verdicts import Verdicts
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.federation.client_rows import client_names
-from fedproxy.federation.messages import Order
 from fedproxy.federation.offer import make_offer
-from fedproxy.federation.protocol import reply_limit
+from fedproxy.federation.protocol import answer_limit
 from fedproxy.federation.tuning import START
 from fedproxy.models.lora import WEIGHTS_FILE, read_adapter
 from fedproxy.run_directory import RunDirectory, raise_outcome
@@ -119,7 +118,7 @@ def serve(
     certificates = None if keys is None else _certificates(keys)
     listing = describe(run / "proxy", listen.part_bytes)
     adapter, federate = read_adapter(run / START)[1], experiment.federate
-    start, most = digest(adapter), reply_limit(Order(1, adapter), federate.wire, federate.wire_options)
+    start, most = digest(adapter), answer_limit(adapter, federate)
     identity = run_identity(run)
     with Audit(run / AUDIT) as audit, tempfile.TemporaryDirectory(prefix="fedproxy-") as folder:
         outcome, answered = Path(folder) / "outcome.json", Path(folder) / "answered"

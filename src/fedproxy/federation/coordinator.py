@@ -21,11 +21,13 @@ import torch
 
 from fedproxy.aggregation.analyse import conflict_of
 from fedproxy.aggregation.merge import configured, merge, merge_round
+from fedproxy.aggregation.merge.clipping import CLIP_NORM
 from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError, SumsError
+from fedproxy.federation.client_privacy import ClientNoise
 from fedproxy.federation.messages import (
     Answer,
     Closed,
@@ -99,6 +101,7 @@ class Coordinator:
         self._rule, self._rule_options = configured(settings.merge, settings.merge_options)
         self._space, self._ranks = SPACES.choose(settings.space), ranks or {}
         self._form = Form.of(settings) if settings.secure else None
+        self._noise = ClientNoise.of(settings)
         self._digest = digest(adapter if start is None else start) if settings.secure else ""
         self._start = trained(self._space, adapter if start is None else start)
         self._optimizer, self._options = server_optimizer(settings.server_optimizer, settings.server_options)
@@ -386,6 +389,8 @@ class Coordinator:
         carried_on = carried.server(self._state, replies, len(self.clients)) if carried else {}
         scores = {reply.client: self._scored(reply) for reply in replies}
         record = state.closed(replies, scores, self._attempts, analysis)
+        if self._noise is not None:
+            record["privacy"] = {"epsilon": self._noise.spent(state.round), "noise": self._noise.multiplier}
         closed = Closed(state.round, adapter, conflict, server_state, carried_on, record)
         self.adapter, self._conflict, self._voters = adapter, conflict or None, analysis.get("voters", len(replies))
         self._retention = self._retained(analysis["names"], analysis["heterogeneity"])
@@ -409,11 +414,14 @@ class Coordinator:
             "rows": [reply.rows for reply in replies],
             "names": [reply.client for reply in replies],
             **self.settings.merge_options,
+            **({} if self._noise is None else {CLIP_NORM: self._noise.clip}),
         }
         if not self._space.lasting:
             merged, analysis = merge(vectors, self.settings.merge, **how)
             return merged, {}, analysis.as_dict()
         merged, levels, analysis = merge_round(vectors, self.settings.merge, **how)
+        if self._noise is not None:
+            return self._noise.added(merged, len(vectors)), {}, analysis.as_dict()
         return merged, conflict_of(levels, len(vectors)), analysis.as_dict()
 
     def scoring(self, closed: Closed) -> Scoring | None:

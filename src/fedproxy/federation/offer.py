@@ -19,7 +19,7 @@ _FEDERATE = (
     *("validation", "alone", "share_result", "secure"),
 )
 """What a client needs of [federate]."""
-_SUMMED = ("merge", "merge_options", "max_norm")
+_SUMMED = ("merge", "merge_options", "max_norm", "privacy")
 """What it needs besides with secure sums."""
 
 _Text = Annotated[

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import torch
 
 from fedproxy.artifacts import os_error, versions
-from fedproxy.config import CLIENT_NAME, Choice, Rule, read_table, table
+from fedproxy.config import CLIENT_NAME, Choice, Federate, Rule, read_table, table
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.messages import (
     WORDS,
@@ -392,6 +392,12 @@ def reply_limit(order: Order, wire: str = PLAIN, options: Mapping[str, Any] | No
         words = parameter_count(order.adapter) or (0 if order.ask.counts is None else order.ask.counts.numel())
         return _limit({WORDS: (torch.uint32, words)} | letters_size(len(order.ask.letters) or 1))
     return max(_limit(_as_sent(order.adapter, name, options or {}, order.share)) for name in {PLAIN, wire})
+
+
+def answer_limit(adapter: Tensors, federate: Federate) -> int:
+    """The most bytes that any answer in a federation takes, for an adapter of this layout."""
+    plain = reply_limit(Order(1, adapter), federate.wire, federate.wire_options)
+    return max(plain, _limit(letters_size(MOST_MEMBERS))) if federate.secure else plain
 
 
 def read_reply(

@@ -6,8 +6,10 @@ from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Federate
 from fedproxy.errors import MissingExtraError, UsageError
+from fedproxy.federation.client_privacy import check_client_privacy
 from fedproxy.federation.secure.form import check_secure
 from fedproxy.federation.wire import ENCODINGS, encoding
+from fedproxy.privacy.accounting import require_accounting
 
 
 def require_sums() -> None:
@@ -35,6 +37,9 @@ def check_settings(federate: Federate) -> None:
     encoding(federate.wire, federate.wire_options)
     down, _ = encoding(federate.wire_down, {})
     check_secure(federate)
+    check_client_privacy(federate)
+    if federate.privacy is not None:
+        require_accounting("[federate.privacy]")
     if federate.secure:
         require_sums()
     chosen, row = SPACES.choose(federate.space), REGULARISERS.choose(federate.regulariser)

@@ -11,6 +11,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedproxy.compression import MEASURED, read_text
 from fedproxy.compression.heal import check_healing, split_documents
 from fedproxy.compression.realign import drawn_batches, emulator_blocks
@@ -22,7 +24,7 @@ from fedproxy.models.checkpoints import Tokenizer, load_tokenizer
 from fedproxy.models.costs import Matrices, matrices_of, reading, training
 from fedproxy.models.families import readable
 from fedproxy.models.lora import adapter_shapes
-from fedproxy.models.placement import ROOM
+from fedproxy.models.placement import ROOM, computed_in
 from fedproxy.models.shape import Shape, entries, open_shape, size
 from fedproxy.models.text_batches import Batch, batches
 from fedproxy.models.training_memory import bytes_to_train
@@ -174,14 +176,19 @@ class Known:
         some = text[:: max(1, len(text) * experiment.compress.batch_size // MEASURED)]
         return flops + 2.0 * _tokens(some) * (self.matrices.total + proxy.matrices.total)
 
-    def compressing_memory(self, text: Sequence[Batch]) -> dict[str, int]:
-        """Bytes that compressing takes in memory, and block by block: a block, the next one, and the hidden states."""
+    def compressing_memory(self, text: Sequence[Batch], device: torch.device) -> dict[str, int]:
+        """Bytes that compressing takes in memory, and block by block: a block, the next one, and the hidden states.
+
+        The next block waits as it is stored; all else is in the data type that the device computes in.
+        """
+        stored = self.shape.decoder.dtype
+        wider = (computed_in(device, stored) or stored).itemsize // stored.itemsize
         block = max(size(self.shape.of_block(number)) for number in range(self.shape.count))
-        wide = self.shape.decoder.config.hidden_size * self.shape.decoder.dtype.itemsize
-        hidden = 2 * wide * sum(batch.input_ids.numel() for batch in text)
+        width = self.shape.decoder.config.hidden_size * stored.itemsize
+        hidden = 2 * width * sum(batch.input_ids.numel() for batch in text)
         return {
-            "memory": int(ROOM * self.shape.bytes) + hidden,
-            "stream": size(self.shape.outside) + 2 * block + hidden,
+            "memory": wider * (int(ROOM * self.shape.bytes) + hidden),
+            "stream": wider * (size(self.shape.outside) + block + hidden) + block,
         }
 
     def healing(self, experiment: Experiment, proxy: ProxySize) -> float:

@@ -8,6 +8,7 @@ from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Experiment
 from fedproxy.federation.coordinator import Coordinator
+from fedproxy.federation.secure.form import SIGNS, Form
 from fedproxy.federation.tuning import turns
 from fedproxy.federation.wire import encoding, packed_bytes
 from fedproxy.forecast.known import FLOAT, Known, ProxySize, Shapes, count
@@ -29,8 +30,8 @@ class ClientRound:
         flops: Operations of training on them.
         scoring_flops: Operations of what [federate] validation adds: of the passes over the rows that are kept back,
             and of training alone.
-        bytes_up: What it sends; in the encoding top-k at most so much.
-        bytes_down: What it gets, beside the proxy.
+        bytes_up: What it sends; in the encoding top-k at most so much, with secure sums beside keys and signatures.
+        bytes_down: What it gets, beside the proxy, and these.
     """
 
     round: int
@@ -131,15 +132,18 @@ def _encoded(name: str, given: Mapping[str, object], shapes: Shapes, share: floa
 def _up(experiment: Experiment, shapes: Shapes) -> int:
     settings = experiment.federate
     rule, options = merge_rule(settings.merge, settings.merge_options)
-    return _encoded(settings.wire, settings.wire_options, shapes, rule.first(options))
+    sums = len(Form.of(settings).labels) if settings.secure else 1
+    return _encoded(settings.wire, settings.wire_options, shapes, rule.first(options)) * sums
 
 
 def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int, scores: bool) -> int:
-    """The adapter, and the merged one to be scored; from the second round on conflict, and the regulariser's state."""
+    """The adapter, and the merged one to be scored; from round two on conflict and state; counts of signs."""
     row = REGULARISERS.choose(experiment.federate.regulariser)
     found = _encoded(experiment.federate.wire_down, {}, shapes, 1.0) * (1 + scores)
     if number > 1 and row.conflict:
         found += sum(packed_bytes(shape.numel(), voters.bit_length()) for shape in shapes.values())
     if number > 1 and row.carried:
+        found += FLOAT * count(shapes)
+    if experiment.federate.secure and SIGNS in Form.of(experiment.federate).labels:
         found += FLOAT * count(shapes)
     return found

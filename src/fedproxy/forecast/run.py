@@ -5,6 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedproxy.config import Compress, Experiment
 from fedproxy.evaluation.experiment import scored_tasks
 from fedproxy.evaluation.reading import Reading, reading_of
@@ -201,12 +203,14 @@ def server_memory(
     "evaluate" holds the LLM, in float32 on a CPU, and room for running it. With [evaluate] centralized the server
     trains the LLM as well.
     """
-    compressing = known.compressing_memory(text)
+    compressing = {name: known.compressing_memory(text, torch.device(name)) for name in ("cpu", "cuda")}
     updates = Coordinator(client_names(experiment), {}, experiment.federate).target
     merging = FLOAT * (updates + 4) * count(known.adapter(proxy, experiment.train))
     found = {
-        "compress, in memory": {"cpu": compressing["memory"], "gpu": compressing["memory"]},
-        "compress, block by block": {"cpu": compressing["stream"], "gpu": compressing["stream"]},
+        **{
+            f"compress, {how}": {"cpu": compressing["cpu"][key], "gpu": compressing["cuda"][key]}
+            for how, key in (("in memory", "memory"), ("block by block", "stream"))
+        },
         "merge": {"cpu": merging, "gpu": merging},
         "evaluate": {"cpu": int(ROOM * FLOAT * known.shape.parameters), "gpu": int(ROOM * known.shape.bytes)},
     }

@@ -64,10 +64,17 @@ class BlockStream:
         source: Where the weights of `model` lie; they are read as they are needed.
         device: Where to compute with weights that are read; a loaded model computes where it is.
         resident: Keep weights that were read once.
+        dtype: Data type to compute in with weights that are read; their own if none.
     """
 
     def __init__(
-        self, model: Model, source: Source | None = None, device: torch.device | None = None, *, resident: bool = False
+        self,
+        model: Model,
+        source: Source | None = None,
+        device: torch.device | None = None,
+        *,
+        resident: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.blocks = blocks(model)
@@ -76,7 +83,7 @@ class BlockStream:
         self._resident = resident
         self._in_tuple: bool | None = None
         if source is not None:
-            self._loader = Loader(model, self._device)
+            self._loader = Loader(model, self._device, dtype)
             self._loader.load({name: _mapped(stored) for name, stored in source.outer_tensors().items()})
             self._loader.load_buffers()
 

@@ -30,11 +30,17 @@ def quiet() -> Iterator[None]:
 
 
 class Loader:
-    """Puts tensors of a checkpoint into a model on the meta device, converted as transformers converts them."""
+    """Puts tensors of a checkpoint into a model on the meta device, converted as transformers converts them.
 
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+    Args:
+        model: The model.
+        device: Where the tensors go.
+        dtype: Their data type there; the model's own if none.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> None:
         self._model = model
-        self._device = device
+        self._device, self._dtype = device, dtype
         mapping: Any = get_model_conversion_mapping(model)
         self._config = LoadStateDictConfig(
             device_map={"": device},
@@ -51,6 +57,10 @@ class Loader:
         """
         with quiet():
             info, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), self._config)
+        if self._dtype is not None:
+            for parameter in self._model.parameters():
+                if not parameter.is_meta and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(self._dtype)
         self._model._adjust_missing_and_unexpected_keys(info)
         lost: set[str] = info.missing_and_mismatched()
         partners = self._model.all_tied_weights_keys.items()

@@ -41,14 +41,17 @@ class Steps:
     count: int
 
 
-def require_accounting() -> None:
+def require_accounting(table: str = "[train.privacy]") -> None:
     """Check that what reckons is installed.
+
+    Args:
+        table: What it is needed for.
 
     Raises:
         MissingExtraError: `dp-accounting` is not.
     """
     if find_spec("dp_accounting") is None:
-        raise MissingExtraError("[train.privacy]", "privacy")
+        raise MissingExtraError(table, "privacy")
 
 
 def default_delta(rows: int) -> float:

@@ -165,8 +165,11 @@ class SecureClient:
 
     def _quantised(self, attempt: _Attempt, values: torch.Tensor, ask: Ask) -> np.ndarray:
         own = ask.usual if attempt.own is None else attempt.own
-        scaled = values.double().numpy() * self._form.weight(self._rows, own, attempt.sharing, ask.top)
-        return quantised(scaled, self._form.bound, value_bits(attempt.members), Randomness())
+        draws, weight = Randomness(), self._form.weight(self._rows, own, attempt.sharing, ask.top)
+        scaled = values.double() * weight
+        if (noise := self._form.noise) is not None:
+            scaled += draws.normal(len(scaled)) * noise.deviation(ask.threshold)
+        return quantised(scaled.numpy(), self._form.reach(ask.threshold), value_bits(attempt.members), draws)
 
     def _current(self, order: Order, ask: Ask) -> _Attempt:
         if self._attempt is None or self._attempt.key != (order.round, ask.attempt):

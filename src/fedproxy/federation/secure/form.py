@@ -11,6 +11,7 @@ from fedproxy.aggregation.space import SPACES
 from fedproxy.aggregation.sums import LEAST, weight
 from fedproxy.config import Federate
 from fedproxy.errors import SumsError, UsageError
+from fedproxy.federation.client_privacy import REACH, ClientNoise
 from fedproxy.federation.messages import Ask
 from fedproxy.federation.wire import ENCODINGS
 
@@ -32,6 +33,7 @@ class Form:
         by_rows: Whether a client counts by its rows.
         labels: The sums of a round, in order.
         bound: Largest norm of an update; a client shortens its own to it.
+        noise: Of [federate.privacy]; none without.
     """
 
     elects: bool
@@ -39,6 +41,7 @@ class Form:
     by_rows: bool
     labels: tuple[str, ...]
     bound: float
+    noise: ClientNoise | None = None
 
     @staticmethod
     def of(federate: Federate) -> "Form":
@@ -52,7 +55,13 @@ class Form:
         rho = rule.from_sums(options) if rule.from_sums else None
         signs = rho is not None or REGULARISERS.choose(federate.regulariser).conflict
         labels = (SIGNS, VALUES) if signs else (VALUES,)
-        return Form(rho is not None, rho or 1.0, rule.by_rows(options), labels, federate.max_norm or BOUND)
+        noise = ClientNoise.of(federate)
+        bound = noise.clip if noise else federate.max_norm or BOUND
+        return Form(rho is not None, rho or 1.0, rule.by_rows(options), labels, bound, noise)
+
+    def reach(self, needed: int) -> float:
+        """The largest magnitude of a value that a client gives, where a sum needs so many clients."""
+        return self.bound + (REACH * self.noise.deviation(needed) if self.noise else 0.0)
 
     def weight(self, rows: int, agreement: float, clients: int, top: float) -> float:
         """What a client's values are multiplied with before they are summed, from 0 to 1.
@@ -87,7 +96,8 @@ def check_secure(federate: Federate) -> None:
         "merge_options.clip_norm shortens single updates at the server; set max_norm, to which clients shorten their "
         "own": CLIP_NORM in federate.merge_options,
         f'space = "{space.name}" merges products, which no client sends; choose factors or frozen-a': not space.lasting,
-        f'regulariser = "{row.name}" has the server divide each update by a number': row.carried is not None,
+        f'regulariser = "{row.name}" adds the updates up with other weights as well, and two such sums give away a '
+        "client whose weights are not the others'": row.carried is not None,
         f'wire = "{wire.name}" shortens updates, and masked words cannot be shortened; choose fp32': not wire.plain,
     }
     if problems := [text for text, wrong in found.items() if wrong]:

@@ -184,7 +184,7 @@ class SecureRound:
     def summed(self) -> Summed:
         """What the sums make, once all are opened."""
         clients, members = self.clients, len(self._rows)
-        total = torch.from_numpy(restored(self._opened[VALUES], self._form.bound, value_bits(members)))
+        total = torch.from_numpy(restored(self._opened[VALUES], self._form.reach(self.needed), value_bits(members)))
         chosen = [self._weights[name] for name in clients]
         share = [weight / sum(chosen) for weight in chosen]
         analysis: dict[str, Any] = {

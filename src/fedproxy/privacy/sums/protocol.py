@@ -33,6 +33,9 @@ keys of everyone that one member masked with, and b of that member (tests/privac
 it: a member reveals only what t members signed, and of two different (U2, S) of one label only one can have t
 signatures. Without message 4 take t ≥ 2n/3: then no member's words come out alone, but sums over fewer than t members
 may.
+
+What no protocol prevents. Two sums over nearly the same members tell their difference, so who takes part with the same
+words in a second attempt gives that difference away. Of a sum over few, each of the few learns the sum of the others.
 """
 
 import base64
