@@ -51,9 +51,9 @@ def forecast_run(
         "clients": by name, its `Texts`, the "memory" of training as bytes on a CPU in float32 and on a GPU in bfloat16,
         beside the program itself, as "scored" the rows that it keeps back, and its "rounds", each a `ClientRound`, with
         their sums; "privacy": by client, what [train.privacy] makes of it; "client_privacy": what [federate.privacy]
-        does; "warnings": what to think over before the run, in sentences; "tasks": documents and tokens that scoring reads; "memory": bytes on a CPU and on a GPU, by
-        party and stage; "flops" and "seconds" by stage; "bytes" of all clients and rounds, and of the proxy that each
-        gets once.
+        does; "warnings": what to think over before the run, in sentences; "tasks": documents and tokens that scoring
+        reads; "memory": bytes on a CPU and on a GPU, by party and stage; "flops" and "seconds" by stage; "bytes" of all
+        clients and rounds, and of the proxy that each gets once.
 
     Raises:
         ConfigError, UsageError: the experiment cannot be used.
