@@ -8,15 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedproxy.errors import ArtifactError, FederationError, ResourceError
+from fedproxy.errors import ArtifactError, FederationError, ResourceError, SumsError
 from fedproxy.federation import client, client_state
 from fedproxy.federation import session as session_module
-from fedproxy.federation.messages import Order, Refusal, Reply
+from fedproxy.federation.messages import Ask, Order, Refusal, Reply, Told
 from fedproxy.federation.offer import DeclinedError, Limits, make_offer
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.session import Session
 from fedproxy.models.lora import read_adapter
 from fedproxy.pipeline import prepare, read_experiment
+from fedproxy.privacy.sums import drawn
 from tests.test_pipeline import write_experiment
 
 ROWS = [{"prompt": f"say {word}:", "completion": f" {word}"} for word in ("one", "two")]
@@ -138,6 +139,45 @@ def test_a_round_that_takes_longer_is_given_up_after_the_step(told):
     session = told.limited(steps=1, max_time=0.0)  # what is done is sent, however long it took
     assert session.train("numbers", Order(1, told.adapter), lambda *step: steps.append(step)).steps == 1
     assert [step[:3] for step in steps] == [(1, 1, 1)]
+
+
+ASKS = {"train": {"ask": Ask("mask", label="signs", threshold=3)}, "sum": {"trains": False, "ask": Ask("advertise")}}
+
+
+@pytest.mark.parametrize(("secure", "orders"), [(True, [{}]), (False, ASKS.values())])
+def test_an_order_is_with_secure_sums_exactly_where_they_were_offered(told, secure, orders):
+    session = told.limited(federate={"secure": secure})
+    for fields in orders:
+        adapter = {} if fields.get("trains") is False else told.adapter
+        answer, fault = told(session=session, adapter=adapter, **fields)
+        assert type(fault) is FederationError
+        assert isinstance(answer, Refusal)
+        assert f"round 1 is not {'with' if secure else 'without'} secure sums, as it was offered" in answer.reason
+
+
+def test_without_keys_a_client_takes_no_part_in_secure_sums(told):
+    answer, fault = told(session=told.limited(federate={"secure": True}), adapter={}, **ASKS["sum"])
+    assert isinstance(fault, DeclinedError)
+    assert (answer.kind, "no keys for secure sums" in answer.reason) == ("declined", True)
+
+
+def test_each_step_of_a_round_is_repeated_so_often_and_no_more(told, tmp_path):
+    session = told.limited(federate={"secure": True}, max_repeats=1, state=tmp_path)
+    session.identities = drawn(["numbers", "colours", "animals"])
+    for _ in range(2):
+        answer, fault = told(session=session, adapter={}, **ASKS["sum"])
+        assert (type(answer), fault) == (Told, None)
+    assert "ordered 3 times" in str(told(session=session, adapter={}, **ASKS["sum"])[1])
+    assert told(session=session, adapter={}, round=2, **ASKS["sum"])[1] is None
+
+
+def test_what_would_give_an_update_away_is_declined(told, tmp_path):
+    session = told.limited(federate={"secure": True}, state=tmp_path)
+    session.identities = drawn(["numbers", "colours", "animals"])
+    told(session=session, adapter={}, **ASKS["sum"])
+    few = Ask("share", threshold=1, letters={"numbers": b"", "colours": b"", "animals": b""})
+    answer, fault = told(session=session, adapter={}, trains=False, ask=few)
+    assert (answer.kind, type(fault)) == ("declined", SumsError)
 
 
 def test_rows_without_a_token_to_learn_do_not_count(told):

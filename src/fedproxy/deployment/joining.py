@@ -178,6 +178,9 @@ def join(
             owner.farewell()
             raise FederationError(f"The federation at {joining.address} is complete: there is nothing left to do.")
         check_peers(offer, str(joining.address), joining.key, joining.peers)
+        identities = (
+            {} if joining.peers is None else {welcome.name: identity(welcome.name, owner.private, joining.peers)}
+        )
         data = Client(welcome.name, joining.client.data, joining.client.task, offer.max_rows)
         rows, held = parted_rows(
             rows_of(data, joining.evaluate, offer.seed),
@@ -201,9 +204,7 @@ def join(
             on_request=owner.ledger.leaves,
         )
         session = Session.open(proxy, offer, joining.limits, state=state, trust_remote_code=joining.trust_remote_code)
-        session.purse = purse
-        if joining.peers is not None:
-            session.identities = {welcome.name: identity(welcome.name, owner.private, joining.peers)}
+        session.purse, session.identities = purse, identities
         steps = session.take_rows(welcome.name, rows, held)
         keep = None
         if joining.out is not None:

@@ -19,7 +19,7 @@ from fedproxy.tensors import Tensors, digest
 NAMES = ("v", "w", "x", "y", "z")
 PHI: Tensors = {"a": torch.linspace(-1, 1, 24).reshape(4, 6), "b": torch.linspace(0, 1, 16)}
 P = 40
-ROWS = {"v": 10, "w": 20, "x": 30, "y": 40, "z": 50}
+ROWS = {**dict.fromkeys("abcdefg", 10), "v": 10, "w": 20, "x": 30, "y": 40, "z": 50}
 Step = tuple[str, str]
 STEPS: tuple[Step, ...] = (
     ("advertise", ""),

@@ -186,9 +186,7 @@ def test_the_note_says_what_was_opened_and_no_more(tmp_path):
         party.round()
     note = json.loads((tmp_path / "clients" / "x" / "sums.json").read_text())
     assert note["round"] == 3
-    assert {label: opened[0] for label, opened in note["opened"].items()} == dict.fromkeys(
-        ("signs", "values"), list(NAMES)
-    )
+    assert {label: opened[0] for label, opened in note["opened"].items()} == {"signs": [*NAMES], "values": [*NAMES]}
     assert set(note["agreement"]) == {"2", "3"}
 
 

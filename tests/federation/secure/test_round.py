@@ -109,7 +109,7 @@ def test_on_a_frozen_a_only_b_is_summed(tmp_path):
     }
     closed = party.round()
     assert torch.equal(closed.adapter["l.lora_A.weight"], phi["l.lora_A.weight"])
-    mean = sum(0.1 * k * ROWS[name] for k, name in enumerate(NAMES)) / sum(ROWS.values())
+    mean = sum(0.1 * k * ROWS[name] for k, name in enumerate(NAMES)) / sum(ROWS[name] for name in NAMES)
     assert closed.adapter["l.lora_B.weight"].view(-1).tolist() == pytest.approx([mean] * 6, abs=1e-6)
 
 
@@ -221,8 +221,6 @@ def test_without_a_sum_of_signs_it_is_the_mean_of_the_others(tmp_path, step):
 
 def test_two_lost_between_the_sums_cost_the_round(tmp_path):
     names = tuple("abcdefg")
-    ROWS_OF = dict.fromkeys(names, 10)
-    ROWS.update(ROWS_OF)
     party = Party(tmp_path, names, **H_TIES)
     with pytest.raises(QuorumError, match=r"b, c left between two sums") as missed:
         party.round(gone={"b": ("mask", "values"), "c": ("agree", "signs")})
@@ -254,7 +252,7 @@ def test_fewer_than_two_thirds_open_nothing(tmp_path):
         (("advertise", ""), {"letters": {"x": b"{}"}}, "x: its advert is not taken"),
         (("advertise", ""), {"step": "share"}, "it is of the step share"),
         (("share", ""), {"letters": {}}, "not for all other members"),
-        (("share", ""), {"letters": {name: b"" for name in "vwyz"}}, "x: its message of shares is not taken"),
+        (("share", ""), {"letters": dict.fromkeys("vwyz", b"")}, "x: its message of shares is not taken"),
         (("agree", "signs"), {"letters": {}}, "not one letter of its own"),
         (("agree", "signs"), {"letters": {"x": b""}}, "it is no signature"),
         (("agree", "signs"), {"label": "values"}, "it is of the step agree values"),

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 
 from fedproxy.config import CLIENT_NAME, Rule, read_table, table
@@ -37,8 +38,8 @@ class AskHead:
 class ToldHead:
     """The head of `Told`."""
 
-    client: str
-    round: int
+    client: Annotated[str, Rule("a client's name", lambda value: CLIENT_NAME.fullmatch(value) is not None)]
+    round: Annotated[int, Rule("1 or more, below 2^53", lambda value: 0 < value < 1 << 53)]
     step: Step
     label: _Label
     numbers: Annotated[
@@ -71,7 +72,7 @@ def read_ask(head: Mapping[str, Any], tensors: Tensors, who: str) -> Ask:
 
 def letter_tensors(letters: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
     """Letters as tensors of bytes."""
-    return {LETTER + name: torch.tensor(list(data), dtype=torch.uint8) for name, data in letters.items()}
+    return {LETTER + name: torch.from_numpy(np.frombuffer(data, np.uint8).copy()) for name, data in letters.items()}
 
 
 def letters_of(tensors: Tensors, who: str) -> dict[str, bytes]:
