@@ -8,6 +8,8 @@ RELEASE := build/release
 # the environment that has the oldest release of Flower that is supported, over .venv, which has the newest
 FLOWER := .venv/flower
 FLOWER_VERSION := 1.41.0
+# the tests that stand on Flower's own behaviour: its messages, its processes, and how these end
+FLOWER_TESTS := tests/deployment/flower $(addprefix tests/deployment/test_,$(addsuffix .py,whole_run kills foreign joining serving))
 # the environment that has the tools of the site, over .venv
 DOCS := .venv/docs
 # a folder for each public data set, as benchmarks/training_loop.py reads it
@@ -51,8 +53,8 @@ test-all: setup qlora flower docs  ## everything, as CI runs it
 qlora: $(QLORA)/.ready  ## the tests of 4-bit weights, in an environment that has bitsandbytes
 	$(QLORA)/bin/python -m pytest -m qlora -W 'ignore:.torch.jit.script:DeprecationWarning' tests/models
 
-flower: $(FLOWER)/.ready  ## the tests of deployments with the oldest release of Flower that is supported
-	$(subst $(BIN)/,$(FLOWER)/bin/,$(PYTEST)) -n 2 tests/deployment tests/hostile
+flower: $(FLOWER)/.ready  ## the tests that stand on Flower, with the oldest release of it that is supported
+	$(subst $(BIN)/,$(FLOWER)/bin/,$(PYTEST)) -n 2 $(FLOWER_TESTS)
 
 $(FLOWER)/.ready: $(READY)
 	$(PYTHON) -m venv $(FLOWER)

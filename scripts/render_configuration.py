@@ -21,6 +21,7 @@ TABLES |= {
     "train": config.Train,
     "train.privacy": config.Privacy,
     "federate": config.Federate,
+    "federate.privacy": config.ClientPrivacy,
 }
 TABLES |= {"fuse": config.Fuse, "evaluate": config.Evaluate, "compare": config.Compare}
 TABLES |= {"[compare.variant]": config.Variant}

@@ -66,6 +66,11 @@ def show_run(target: Console, found: Mapping[str, Any]) -> None:
             f"{name}: noise σ = {plan['noise']:.3f} of the clipped norm, some {plan['batch']} rows a step; all rounds "
             f"cost ε = {plan['epsilon']:.3f} at δ = {plan['delta']:.2g}."
         )
+    if (whole := found["client_privacy"]) is not None:
+        target.print(
+            f"Whole clients: noise of {whole['noise']:.3f} clips in the sum of a round, and so of {whole['norms']:.3g} "
+            f"in the mean of the updates, which have 1 at most; all rounds cost ε = {whole['epsilon']:.3f}."
+        )
     for warning in found["warnings"]:
         target.print(warning, style="yellow")
     target.print("The first row of each client, as it is trained on, its prompt and what it learns:")

@@ -1,5 +1,6 @@
 """The forecast of one run."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from fedproxy.config import Compress, Experiment
 from fedproxy.evaluation.experiment import scored_tasks
 from fedproxy.evaluation.reading import Reading, reading_of
+from fedproxy.federation.client_privacy import ClientNoise
 from fedproxy.federation.client_rows import client_names, client_rows
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.fitting import check_fit
@@ -48,10 +50,10 @@ def forecast_run(
     Returns:
         "clients": by name, its `Texts`, the "memory" of training as bytes on a CPU in float32 and on a GPU in bfloat16,
         beside the program itself, as "scored" the rows that it keeps back, and its "rounds", each a `ClientRound`, with
-        their sums; "privacy": by client, what [train.privacy] makes of it; "warnings": what to think over before the
-        run, in sentences; "tasks": documents and tokens that scoring reads; "memory": bytes on a CPU and on a GPU, by
-        party and stage; "flops" and "seconds" by stage; "bytes" of all clients and rounds, and of the proxy that each
-        gets once.
+        their sums; "privacy": by client, what [train.privacy] makes of it; "client_privacy": what [federate.privacy]
+        does; "warnings": what to think over before the run, in sentences; "tasks": documents and tokens that scoring
+        reads; "memory": bytes on a CPU and on a GPU, by party and stage; "flops" and "seconds" by stage; "bytes" of all
+        clients and rounds, and of the proxy that each gets once.
 
     Raises:
         ConfigError, UsageError: the experiment cannot be used.
@@ -108,6 +110,7 @@ def forecast_run(
         "rounds": experiment.federate.rounds,
         "clients": clients,
         "privacy": privacy_of(experiment, {name: len(part) for name, part in examples.items()}),
+        "client_privacy": client_privacy_of(experiment, count(known.adapter(proxy, experiment.train))),
         "warnings": few_steps(
             experiment,
             1 - len(proxy.keep) / known.shape.count,
@@ -145,6 +148,22 @@ def privacy_of(experiment: Experiment, rows: Mapping[str, int]) -> dict[str, dic
             steps = optimizer_steps(count_, train)
             found[name] = Plan.of(train.privacy, train, rows=count_, steps=steps, rounds=rounds).as_dict()
     return found
+
+
+def client_privacy_of(experiment: Experiment, parameters: int) -> dict[str, float] | None:
+    """What [federate.privacy] makes of an adapter of so many trained values; none without.
+
+    Returns:
+        "noise", the noise z of a sum in norms of `clip`; "epsilon" of all rounds; "norms", the expected norm of the
+        noise in the mean of a full round's updates, in norms of `clip`: z √P / n.
+    """
+    noise = ClientNoise.of(experiment.federate)
+    if noise is None:
+        return None
+    clients = Coordinator(client_names(experiment), {}, experiment.federate).target
+    rounds = experiment.federate.rounds
+    norms = noise.multiplier * math.sqrt(parameters) / clients
+    return {"noise": noise.multiplier, "epsilon": noise.spent(rounds), "norms": norms}
 
 
 def few_steps(experiment: Experiment, lacks: float, steps: Mapping[str, int]) -> list[str]:
