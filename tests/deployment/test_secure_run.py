@@ -13,7 +13,7 @@ from fedproxy.deployment.keys import add_client, client_key_file, read_client_ke
 from fedproxy.deployment.peers import identity, read_peers
 from fedproxy.errors import ArtifactError
 from fedproxy.tensor_files import load_tensors
-from tests.deployment.conftest import WORDS, Federation, Process, eventually
+from tests.deployment.conftest import FEDPROXY, WORDS, Federation, Process, eventually
 
 PIECE = 1 << 24
 
@@ -99,7 +99,7 @@ def test_the_server_ends_with_the_same_mean_and_never_holds_an_update(four) -> N
     settings = {"rounds": 1, "quorum": 4, "merge": "mean", "regulariser": "none", "max_norm_ratio": 1000.0}
     one, peers = four(**settings)
     one.write_rows("numbers", 80)  # the others wait for it
-    owner = one.serve("plain")
+    owner = one.serve("plain", command=FEDPROXY)
     said = one.join("animals", "--peers", peers, cache="other", log="with-peers").ends(4)
     assert "offers no secure sums, and with --peers this client takes nothing else" in said, said
     clients = [one.join(name, *["--ledger", "full"] * (name == "animals"), cache=name) for name in NAMES]
@@ -114,7 +114,7 @@ def test_the_server_ends_with_the_same_mean_and_never_holds_an_update(four) -> N
 
     text = one.experiment.read_text()
     one.experiment.write_text(text.replace("[federate]\n", "[federate]\nsecure = true\n"))
-    owner = one.serve("secure")
+    owner = one.serve("secure", command=FEDPROXY)  # a fork of this process would have its memory
     clients = [one.join(name, "--peers", peers, cache=f"{name}-secure", log=f"secure-{name}") for name in NAMES]
     answered(one, "secure", "animals", "colours", "fruits")
     assert held(owner.family(), needles) == set()
