@@ -182,6 +182,18 @@ def test_who_has_a_false_key_of_another_takes_part_in_nothing(four) -> None:
     assert [fault["client"] for fault in record["refused"]] == ["animals"]
 
 
+@pytest.mark.long
+def test_in_a_simulation_it_is_the_mean_of_one_process(four) -> None:
+    one, _ = four(rounds=2, quorum=4, merge="mean", regulariser="none", secure=True)
+    one.federate("whole").ends()
+    one.federate("simulated", "--engine", "simulation").ends()
+    whole, simulated = (
+        load_tensors(one.folder / out / "rounds/0001/adapter.safetensors") for out in ("whole", "simulated")
+    )
+    assert all(torch.allclose(whole[name], simulated[name], rtol=0, atol=1e-5) for name in whole)
+    assert list(one.record("simulated", 2)["clients"]) == sorted(NAMES)
+
+
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     """Two clients' keys: private in OpenSSH's format, and the line of a file of peers."""
