@@ -163,7 +163,7 @@ def test_a_client_that_is_killed_while_it_trains_costs_itself_alone(four) -> Non
     assert one.record("run", 2)["asked"] == ["animals", "colours", "fruits"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_who_has_a_false_key_of_another_takes_part_in_nothing(four) -> None:
     """It says so by name, and the others make the sum without it."""
     one, peers = four(rounds=1, quorum=3, merge="mean", regulariser="none", secure=True)
