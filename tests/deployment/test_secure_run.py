@@ -9,7 +9,7 @@ import torch
 
 from fedproxy.deployment.certificates import load_private, make_key, private_openssh, public_openssh
 from fedproxy.deployment.chain import read
-from fedproxy.deployment.keys import client_key_file, read_client_key
+from fedproxy.deployment.keys import add_client, client_key_file, read_client_key
 from fedproxy.deployment.peers import identity, read_peers
 from fedproxy.errors import ArtifactError
 from fedproxy.tensor_files import load_tensors
@@ -18,13 +18,20 @@ from tests.deployment.conftest import WORDS, Federation, Process, eventually
 PIECE = 1 << 24
 
 
+NAMES = (*sorted(WORDS), "fruits")
+
+
 @pytest.fixture
-def four(federation, monkeypatch):
+def four(federation):
     """A function that makes a federation of four clients, and the file of their public keys."""
-    monkeypatch.setitem(WORDS, "fruits", ["plum", "pear"])
 
     def make(**settings: object) -> tuple[Federation, Path]:
         one: Federation = federation(**settings)
+        rows = (one.folder / "animals.jsonl").read_text().replace("cat", "plum").replace("dog", "pear")
+        (one.folder / "fruits.jsonl").write_text(rows)
+        table = '[[client]]\nname = "fruits"\ndata = "fruits.jsonl"\n'
+        one.experiment.write_text(one.experiment.read_text().replace("[train]\n", f"{table}[train]\n"))
+        add_client(one.keys, "fruits")
         return one, peers_of(one)
 
     return make
@@ -33,13 +40,13 @@ def four(federation, monkeypatch):
 def peers_of(one: Federation) -> Path:
     """The file that clients make of the keys that they sent each other."""
     path = one.folder / "peers.txt"
-    path.write_text("# who takes part\n\n" + "".join(f"{name} {public(one, name)} {name}@home\n" for name in WORDS))
+    path.write_text("# who takes part\n\n" + "".join(f"{name} {public(one, name)} {name}@home\n" for name in NAMES))
     return path
 
 
 def public(one: Federation, name: str) -> str:
     key = read_client_key(client_key_file(one.keys, name))
-    return public_openssh(load_private(key.private).public_key())
+    return public_openssh(load_private(key.private_openssh).public_key())
 
 
 def update_of(cache: Path) -> dict[str, torch.Tensor]:
@@ -95,7 +102,7 @@ def test_the_server_ends_with_the_same_mean_and_never_holds_an_update(four) -> N
     owner = one.serve("plain")
     said = one.join("animals", "--peers", peers, cache="other", log="with-peers").ends(4)
     assert "offers no secure sums, and with --peers this client takes nothing else" in said, said
-    clients = [one.join(name, *["--ledger", "full"] * (name == "animals"), cache=name) for name in WORDS]
+    clients = [one.join(name, *["--ledger", "full"] * (name == "animals"), cache=name) for name in NAMES]
     answered(one, "plain", "animals", "colours", "fruits")
     update = update_of(one.folder / "animals")
     needles = [tensor.contiguous().numpy().tobytes() for tensor in update.values() if float(tensor.abs().sum())]
@@ -108,7 +115,7 @@ def test_the_server_ends_with_the_same_mean_and_never_holds_an_update(four) -> N
     text = one.experiment.read_text()
     one.experiment.write_text(text.replace("[federate]\n", "[federate]\nsecure = true\n"))
     owner = one.serve("secure")
-    clients = [one.join(name, "--peers", peers, cache=f"{name}-secure", log=f"secure-{name}") for name in WORDS]
+    clients = [one.join(name, "--peers", peers, cache=f"{name}-secure", log=f"secure-{name}") for name in NAMES]
     answered(one, "secure", "animals", "colours", "fruits")
     assert held(owner.family(), needles) == set()
     assert eventually(lambda: one.events("secure", "round_stored") or (one.folder / "secure/rounds/0001").is_dir())
@@ -122,7 +129,7 @@ def test_the_server_ends_with_the_same_mean_and_never_holds_an_update(four) -> N
     assert all(torch.allclose(plain[name], secure[name], rtol=0, atol=1e-5) for name in plain)
     assert any(not torch.equal(plain[name], secure[name]) for name in plain)
     record = one.record("secure", 1)
-    assert (list(record["clients"]), record["norms"]) == (sorted(WORDS), {})
+    assert (list(record["clients"]), record["norms"]) == (sorted(NAMES), {})
 
 
 @pytest.mark.slow
@@ -139,7 +146,7 @@ def test_a_client_that_is_killed_while_it_trains_costs_itself_alone(four) -> Non
     assert "join with --key FILE and --peers FILE" in said, said
     said = one.join("animals", "--peers", wrong, cache="none", log="own-key").ends(3)
     assert "the key of animals is another than this client's own" in said, said
-    clients = {name: one.join(name, "--peers", peers, "--patience", "5s") for name in WORDS}
+    clients = {name: one.join(name, "--peers", peers, "--patience", "5s") for name in NAMES}
     answered(one, "run", "animals", "colours", "fruits")
     killed: Process = clients.pop("numbers")
     killed.kill()
@@ -165,7 +172,7 @@ def test_who_has_a_false_key_of_another_takes_part_in_nothing(four) -> None:
         f"numbers {public(one, 'numbers')}", f"numbers {public(one, 'fruits')}"
     ))  # fmt: skip
     owner = one.serve("run")
-    clients = {name: one.join(name, "--peers", false if name == "animals" else peers) for name in WORDS}
+    clients = {name: one.join(name, "--peers", false if name == "animals" else peers) for name in NAMES}
     clients["animals"].says("its registered key did not sign this")
     owner.ends()
     for client in clients.values():

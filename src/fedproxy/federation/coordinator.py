@@ -25,6 +25,7 @@ from fedproxy.aggregation.merge.clipping import CLIP_NORM
 from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES, trained
+from fedproxy.aggregation.sums import LEAST
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError, SumsError
 from fedproxy.federation.client_privacy import ClientNoise
@@ -134,8 +135,13 @@ class Coordinator:
 
     @property
     def target(self) -> int:
-        """Clients that a full round asks: a share of those that may be asked, and no fewer than a quorum."""
-        return max(_share(self.settings.participation, len(self.eligible)), self.needed)
+        """Clients that a full round asks: a share of those that may be asked, and no fewer than a round begins with."""
+        return max(_share(self.settings.participation, len(self.eligible)), self.least)
+
+    @property
+    def least(self) -> int:
+        """Clients that a round begins with, at least: a quorum, and as many as a secure sum has."""
+        return max(self.needed, LEAST) if self._form else self.needed
 
     @property
     def needed(self) -> int:
@@ -201,13 +207,13 @@ class Coordinator:
             available: Names of those who can take part now.
 
         Raises:
-            FederationError: they are fewer than the round needs, or too few or too many for secure sums.
+            FederationError: they are fewer than the round needs, or too many for secure sums.
         """
         if self._open is not None or self.done:
             raise RuntimeError("begin: a round is open, or all are complete")
         number, attempt = self.completed + 1, len(self._attempts)
         present = self.eligible.intersection(available)
-        if len(present) < self.needed:
+        if len(present) < self.least:
             raise FederationError(self.too_few(present))
         asked = self.chosen(present, number, attempt)
         everyone = len(asked) == len(self.eligible)
@@ -279,12 +285,13 @@ class Coordinator:
         """The sentence that says who is there and how many the next round needs."""
         struck = sorted(set(self.clients) - self.eligible)
         return (
-            f"Round {self.completed + 1} needs {self.needed} clients (quorum {self.settings.quorum}), "
+            f"Round {self.completed + 1} needs {self.least} clients (quorum {self.settings.quorum}), "
             f"there are {len(present)}: {', '.join(sorted(present)) or 'none'}. "
             f"Missing: {', '.join(sorted(self.eligible.difference(present))) or 'none'}."
             + f" No longer asked, after {self.settings.strikes} invalid replies or {FAILURES_IN_A_ROW} times in a row "
             f"without one that counts: {', '.join(struck)}."
             * bool(struck)
+            + f" With secure sums no round has fewer than {LEAST}." * (self.least > self.needed)
             + " Start the missing clients, or lower [federate] quorum, and go on with --resume."
         )
 

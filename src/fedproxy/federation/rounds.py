@@ -113,14 +113,14 @@ def _wait(coordinator: Coordinator, exchange: Exchange, full: bool, on_event: Ca
         available = exchange.available()
         coordinator.admit(available)
         present = coordinator.eligible.intersection(available)
-        if len(present) >= (coordinator.target if full else coordinator.needed):
+        if len(present) >= (coordinator.target if full else coordinator.least):
             return available
         waited = time.monotonic() >= until
-        if waited and len(present) >= coordinator.needed:
+        if waited and len(present) >= coordinator.least:
             return available
-        if waited or len(coordinator.eligible) < coordinator.needed:
+        if waited or len(coordinator.eligible) < coordinator.least:
             raise FederationError(coordinator.too_few(present) + f" [federate] patience is {settings.patience}.")
         if present != told:
-            on_event("waiting", round=coordinator.completed + 1, present=sorted(present), needed=coordinator.needed)
+            on_event("waiting", round=coordinator.completed + 1, present=sorted(present), needed=coordinator.least)
             told = present
         time.sleep(POLL_SECONDS)

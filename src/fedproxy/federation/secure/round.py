@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedproxy.aggregation.sums import LEAST, Signs, conflict_levels, elected, heterogeneity, mean_of
+from fedproxy.aggregation.sums import Signs, conflict_levels, elected, heterogeneity, mean_of
 from fedproxy.errors import ArtifactError, FederationError, SumsError
 from fedproxy.federation.messages import WORDS, Ask, Order, Reply, Step, Told
 from fedproxy.federation.secure.asks import MOST_MEMBERS
@@ -49,14 +49,14 @@ class SecureRound:
         attempt: How often the round was begun before.
 
     Raises:
-        FederationError: they are too few or too many for a sum.
+        FederationError: they are too many for a sum.
     """
 
     def __init__(self, orders: Mapping[str, Order], form: Form, *, start: str, attempt: int) -> None:
-        if not LEAST <= len(orders) <= MOST_MEMBERS:
+        if len(orders) > MOST_MEMBERS:
             raise FederationError(
-                f"A round with [federate] secure = true asks {len(orders)} clients; a secure sum has {LEAST} to "
-                f"{MOST_MEMBERS}. Let more take part, or set participation."
+                f"A round with [federate] secure = true asks {len(orders)} clients; a secure sum has {MOST_MEMBERS} at "
+                "most. Set participation."
             )
         self._orders, self._form = orders, form
         first = next(iter(orders.values()))
