@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import tomllib
 from importlib.metadata import EntryPoint
@@ -414,6 +415,16 @@ def test_a_variants_settings_are_read_as_those_of_the_file(folder):
     assert again == experiment
     told = from_folder(experiment.as_dict(), folder)["compare"]["variant"]
     assert told[0]["heal"] == {"text": "public.txt"}
+
+
+def test_a_variants_settings_are_what_json_makes_of_them(folder):
+    """A comparison holds them against those that its cells were recorded with."""
+    budget = {"epsilon": 3.0, "delta": 0.1e-3, "clip": 1}
+    varied = {**VARIANT, "train": {"padding_free": False, "privacy": {"epsilon": 3}}, "federate": {"privacy": budget}}
+    raw = good() | {"compare": {"variant": [varied]}}
+    [variant] = parse_experiment(raw, source="e.toml", folder=folder).compare.variant
+    assert json.loads(json.dumps(variant.settings)) == variant.settings
+    assert variant.settings["train"]["privacy"]["epsilon"] == 3
 
 
 @pytest.mark.parametrize(

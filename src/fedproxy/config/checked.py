@@ -123,7 +123,7 @@ class Choice(_Check):
 
 @dataclasses.dataclass(frozen=True)
 class Keys(_Check):
-    """Some keys of another table, with values that it can have."""
+    """Some keys of another table, with values that it can have; a table in it stays one, as JSON has it."""
 
     kind: type
 
@@ -133,7 +133,8 @@ class Keys(_Check):
         except TableError as error:
             says = f"keys and values of [{self.kind.__name__.lower()}]: {' '.join(error.faults.values())}"
             raise PydanticCustomError("keys", "{says}", {"says": says}) from None
-        return {key: getattr(whole, key) for key in value}
+        plain: dict[str, Any] = dataclasses.asdict(cast(Any, whole))
+        return {key: plain[key] for key in value}
 
 
 @dataclasses.dataclass(frozen=True)
