@@ -8,9 +8,10 @@ from dp_accounting import pld
 
 from fedproxy.config import ClientPrivacy, Federate
 from fedproxy.errors import ConfigError, UsageError
-from fedproxy.federation.client_privacy import ClientNoise, check_client_privacy
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.messages import Reply
+from fedproxy.federation.settings import check_client_privacy
+from fedproxy.privacy.client_noise import ClientNoise
 from tests.federation.secure import party
 from tests.federation.secure.party import NAMES, Party, flat
 

@@ -252,8 +252,7 @@ class Federate:
             one: each client shortens its own to it, or to 64.
         max_norm_ratio: Largest norm of an update, in medians of the round's norms (from three replies on).
         strikes: Invalid replies over the run after which a client is not asked again.
-        keep_rounds: Rounds whose adapter and conflict are kept on disk; 0 keeps all. With keep = "best" the
-            adapter of the best one stays.
+        keep_rounds: Rounds kept on disk; 0 keeps all. With keep = "best" the adapter of the best one stays.
         share_result: Whether clients that join over the network get the adapter that the run ends with. They get that
             of every round but the last in any case, or they could not train.
         validation: Share of its rows, at most a half, that each client keeps back, never trains on, and scores every

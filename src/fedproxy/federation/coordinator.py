@@ -28,7 +28,6 @@ from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.aggregation.sums import LEAST
 from fedproxy.config import Federate, seconds
 from fedproxy.errors import ArtifactError, FederationError, SumsError
-from fedproxy.federation.client_privacy import ClientNoise
 from fedproxy.federation.messages import (
     Answer,
     Closed,
@@ -57,6 +56,7 @@ from fedproxy.federation.scoring import Scoring
 from fedproxy.federation.secure.form import Form
 from fedproxy.federation.validation import MODELS, Standing, as_scores, check_scores
 from fedproxy.federation.wire import ENCODINGS
+from fedproxy.privacy.client_noise import ClientNoise
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import Tensors, check_finite, digest
 

@@ -1,12 +1,13 @@
 """What of a [federate] table goes together."""
 
 from fedproxy.aggregation.merge import configured
+from fedproxy.aggregation.merge.clipping import CLIP_NORM
+from fedproxy.aggregation.merge.mean import MEAN
 from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Federate
 from fedproxy.errors import MissingExtraError, UsageError
-from fedproxy.federation.client_privacy import check_client_privacy
 from fedproxy.federation.secure.form import check_secure
 from fedproxy.federation.wire import ENCODINGS, encoding
 from fedproxy.privacy.accounting import require_accounting
@@ -58,3 +59,27 @@ def check_settings(federate: Federate) -> None:
                 f'"{chosen.name}" turn into others from round to round. Choose {key} {" or ".join(alike)}, or one of '
                 f"the spaces {lasting}."
             )
+
+
+def check_client_privacy(federate: Federate) -> None:
+    """Check that what a [federate] table asks for goes with its [federate.privacy], if it has one.
+
+    Raises:
+        UsageError: something would tell of clients what the budget does not cover; each is named.
+    """
+    if federate.privacy is None:
+        return
+    row = REGULARISERS.choose(federate.regulariser)
+    uniform = federate.merge_options.get("weights") == "uniform"
+    found = {
+        f'merge = "{federate.merge}" has no known sensitivity; choose "{MEAN.name}" with merge_options.weights = '
+        '"uniform"': federate.merge != MEAN.name or not uniform,
+        f'regulariser = "{row.name}" tells every client of the others\' updates; choose fedprox or none': row.lasting,
+        f'space = "{federate.space}" merges products, whose norm no clip bounds; choose factors or '
+        "frozen-a": not SPACES.choose(federate.space).lasting,
+        "validation has clients send scores, which the budget does not cover; set it to 0": federate.validation > 0,
+        "merge_options.clip_norm and max_norm are what clip is: leave them out": CLIP_NORM in federate.merge_options
+        or federate.max_norm is not None,
+    }
+    if problems := [text for text, wrong in found.items() if wrong]:
+        raise UsageError("[federate.privacy] bounds what is told of a whole client. " + "; ".join(problems) + ".")

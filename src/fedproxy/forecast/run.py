@@ -11,7 +11,6 @@ import torch
 from fedproxy.config import Compress, Experiment
 from fedproxy.evaluation.experiment import scored_tasks
 from fedproxy.evaluation.reading import Reading, reading_of
-from fedproxy.federation.client_privacy import ClientNoise
 from fedproxy.federation.client_rows import client_names, client_rows
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.fitting import check_fit
@@ -26,6 +25,7 @@ from fedproxy.models.placement import ROOM
 from fedproxy.models.text_batches import Batch
 from fedproxy.models.training import optimizer_steps, trained_tokens
 from fedproxy.pipeline import read_experiment
+from fedproxy.privacy.client_noise import ClientNoise
 from fedproxy.privacy.plan import Plan
 from fedproxy.seeds import derive_seed
 

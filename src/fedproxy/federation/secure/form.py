@@ -11,9 +11,9 @@ from fedproxy.aggregation.space import SPACES
 from fedproxy.aggregation.sums import LEAST, weight
 from fedproxy.config import Federate
 from fedproxy.errors import SumsError, UsageError
-from fedproxy.federation.client_privacy import REACH, ClientNoise
 from fedproxy.federation.messages import Ask
 from fedproxy.federation.wire import ENCODINGS
+from fedproxy.privacy.client_noise import REACH, ClientNoise
 
 SIGNS, VALUES = "signs", "values"
 """The two sums: of the signs of all coordinates, and of the weighted values."""
