@@ -62,7 +62,7 @@ def test_a_line_is_awaited_until_it_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_beside_bars_of_progress_a_file_gets_a_line_a_round_and_a_terminal_nothing(
+def test_beside_bars_of_progress_a_file_gets_a_line_for_what_is_done_and_a_terminal_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
     heard = io.StringIO()
@@ -82,6 +82,7 @@ def test_beside_bars_of_progress_a_file_gets_a_line_a_round_and_a_terminal_nothi
         (tmp_path / "events.jsonl").write_text(lines(*found))
         update()
     told = [
+        "Round 1: bank has trained.",
         "Round 1 is stored, 1.0 s. Validation loss 0.500; the best so far is round 1.",
         "Round 2 is stored, 1.0 s. No client scored it.",
         "Round 3 is stored, 1.0 s.",

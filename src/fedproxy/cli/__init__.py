@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import typing
+import warnings
 from collections.abc import Iterator, Sequence
 
 import click
@@ -97,6 +98,11 @@ def _read_utf8() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
+def _hush() -> None:
+    """Ignore, in all threads, what a library says of itself: `warnings.catch_warnings` would be undone by another's."""
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     if arguments is None:
@@ -106,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     if debug:
         arguments.remove("--debug")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _hush()
     logger = logging.getLogger("fedproxy")
     logger.setLevel(logging.INFO)
     if not logger.handlers:

@@ -21,7 +21,7 @@ class Rounds:
 
     Args:
         events: The file, as it grows.
-        brief: Whether only what ends a round, or is wrong with it, is worth a line.
+        brief: Whether what clients end with is worth a line each, and what a round begins with none.
     """
 
     def __init__(self, events: Events, *, brief: bool = False) -> None:
@@ -53,7 +53,9 @@ class Rounds:
             return [] if self._brief else [f"Round {number}: asked {', '.join(event['asked'][:_SHOWN])}."]
         if kind == "answered":
             self.clients[event["client"]] = event["fault"] or "answered"
-            return [f"Round {number}: {event['client']}: {event['fault']}"] if event["fault"] else []
+            if event["fault"]:
+                return [f"Round {number}: {event['client']}: {event['fault']}"]
+            return [f"Round {number}: {event['client']} has trained."] * (self._brief and len(self.clients) <= _SHOWN)
         if kind == "scoring":
             self.clients |= dict.fromkeys(event["asked"], "scoring")
             return []
@@ -93,7 +95,7 @@ def rounds_table(run: Path, *, resume: bool, bars: bool = False) -> Iterator[Cal
     Args:
         run: The run directory.
         resume: Whether the log that is there now is gone on with; otherwise it is removed before a round begins.
-        bars: Whether bars of progress stand for the table: then a terminal gets nothing, and a file a line a round.
+        bars: Whether bars of progress stand for the table: then a terminal gets nothing, and a file a line for what is done.
 
     Yields:
         To be called often once the rounds begin; it looks at the log twice a second.
