@@ -95,7 +95,8 @@ def rounds_table(run: Path, *, resume: bool, bars: bool = False) -> Iterator[Cal
     Args:
         run: The run directory.
         resume: Whether the log that is there now is gone on with; otherwise it is removed before a round begins.
-        bars: Whether bars of progress stand for the table: then a terminal gets nothing, and a file a line for what is done.
+        bars: Whether bars of progress stand for the table: then a terminal gets nothing, and a file a line for what is
+            done.
 
     Yields:
         To be called often once the rounds begin; it looks at the log twice a second.
