@@ -16,7 +16,7 @@ from fedproxy.models.checkpoints import load_config, load_tokenizer, padding, sc
 from fedproxy.models.encoding import prompt_of
 from fedproxy.models.families import readable
 from fedproxy.models.lora import load_with_adapter, without_adapter
-from fedproxy.models.validating import BrokenModelError, Validation, measure
+from fedproxy.models.validating import BrokenModelError, Validation, answer_of, measure
 from fedproxy.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def example_prompt(experiment: Experiment, rows: ClientRows) -> dict[str, Any] |
         rows: The clients' rows; none where they lie elsewhere.
 
     Returns:
-        `text` and `special`, as of `prompt_of`; none if there is no such row.
+        `text` and `special`, as of `prompt_of`, and the row's `answer`; none if there is no such row.
 
     Raises:
         ArtifactError: the LLM has no tokenizer.
@@ -83,9 +83,9 @@ def example_prompt(experiment: Experiment, rows: ClientRows) -> dict[str, Any] |
     if not firsts:
         return None
     tokenizer = load_tokenizer(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code)
-    for text, special in (prompt_of(row, tokenizer) for row in firsts):
+    for row, (text, special) in ((row, prompt_of(row, tokenizer)) for row in firsts):
         if 0 < len(text) <= MOST_LETTERS:
-            return {"text": text, "special": special}
+            return {"text": text, "special": special, "answer": answer_of(row)[:MOST_LETTERS]}
     return None
 
 

@@ -154,10 +154,17 @@ class Validation(Record):
 
 
 class Prompt(Record):
-    """What stands before a row's answer, as training renders it; `special` if the tokenizer adds tokens of its own."""
+    """What stands before a row's answer, as training renders it, and the answer.
+
+    Attributes:
+        text: The prompt.
+        special: Whether the tokenizer adds tokens of its own.
+        answer: The row's own.
+    """
 
     text: str
     special: bool = True
+    answer: str = ""
 
 
 class OfLLM(Record):

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import fedproxy
 from fedproxy.config import load_experiment
+from fedproxy.demo import CALIBRATION, LLM
 
 DEMO = Path(fedproxy.__file__).parent / "demo"
 FLAGS = ("--llm", DEMO / "llm", "--calibration", DEMO / "calibration.txt")
@@ -48,6 +50,18 @@ def test_the_dry_run_and_the_doctor_accept_what_init_writes(cli, rows):
     code, out, _ = cli("doctor", "new/e.toml", "--json")
     assert code == 0
     assert [one["fault"] for one in json.loads(out)["experiment"]] == [None] * 5
+
+
+def test_demo_is_what_the_package_has_unless_something_here_is_called_so(cli, rows):
+    flags = ["init", "--llm", "demo", "--calibration", "demo", "--client", "bank=bank.csv", "--overwrite"]
+    assert cli(*flags)[0] == 0
+    written = load_experiment(Path("experiment.toml"))
+    assert (written.llm.path, written.compress.calibration) == (str(LLM), str(CALIBRATION))
+    code, out, _ = cli("data", "check", "bank.csv", "--model", "demo", "--json")
+    assert (code, json.loads(out)["rows"]) == (0, 2)
+    shutil.copytree(LLM, "demo")
+    assert cli(*flags[:3], "--calibration", str(CALIBRATION), *flags[5:])[0] == 0
+    assert load_experiment(Path("experiment.toml")).llm.path == str(rows / "demo")
 
 
 def test_one_file_becomes_a_partition(cli, rows):

@@ -24,9 +24,11 @@ def strings(code: str) -> set[object]:
 @pytest.mark.parametrize("text", ["say red:", "a\"b'c\nd\\", "\x1b[2J\u202e\r", "<script>", "客户 {x}"])
 @pytest.mark.parametrize("special", [True, False])
 def test_the_prompt_reaches_the_tokenizer_as_it_is(run: Path, text: str, special: bool) -> None:
-    raw = sample(rounds=1) | {"prompt": {"text": text, "special": special}}
+    raw = sample(rounds=1) | {"prompt": {"text": text, "special": special, "answer": text}}
     code = use_it(parse(raw), run)
     assert strings(code) >= {text, "llm", str(run / "fused")}
+    comment = code.splitlines()[-1].partition("#")[2]
+    assert repr(ast.literal_eval(comment.partition(":")[2].strip())) == repr(text)
     assert ("add_special_tokens=False" in code) is not special
     assert len(code.splitlines()) < 15
     assert all(line.isprintable() for line in code.split("\n"))

@@ -25,7 +25,7 @@ def check(
     file: Annotated[
         Path, typer.Argument(help="The rows: JSON Lines, .json, .csv, .tsv, .parquet, or a folder that datasets saved.")
     ],
-    model: Annotated[str, typer.Option(help="The LLM, a directory or Hub id, whose tokenizer renders them.")] = "",
+    model: Annotated[str, typer.Option(help='The LLM that reads them, a directory, Hub id or "demo".')] = "",
     rows: Annotated[int, typer.Option(help="How many of the first rows are shown.", min=0)] = 3,
     max_length: Annotated[int, typer.Option(help="Tokens of a row at most, as in the experiment file.", min=2)] = 512,
     completion_only_loss: Annotated[bool, typer.Option(help="Only the last answer counts, or everything.")] = True,
@@ -37,12 +37,13 @@ def check(
 ) -> None:
     """Show what of a file would be trained on: rows, tokens, duplicates, and the first rows with what counts."""
     from fedproxy.config import Train
+    from fedproxy.demo import LLM, given_or_own
     from fedproxy.forecast import check_data
 
     train = Train(
         max_length=max_length, completion_only_loss=completion_only_loss, assistant_only_loss=assistant_only_loss
     )
-    found = check_data(file, model or None, train, first=rows, trust_remote_code=trust_remote_code)
+    found = check_data(file, given_or_own(model, LLM) or None, train, first=rows, trust_remote_code=trust_remote_code)
     if json:
         print_json(found)
     else:

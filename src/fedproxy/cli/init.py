@@ -36,7 +36,7 @@ def init(
     from fedproxy.checkpoint_files import check_place
     from fedproxy.config import Partition, experiment_file
     from fedproxy.data import partition, read_rows
-    from fedproxy.demo import CALIBRATION, LLM
+    from fedproxy.demo import CALIBRATION, LLM, given_or_own
     from fedproxy.public_text import read_documents
 
     check_file(out, overwrite=overwrite)
@@ -46,10 +46,7 @@ def init(
         raise UsageError("--clients says among how many clients the rows of --data are divided.")
     llm = llm or _asked("--llm", "The LLM, a directory or Hub id")
     calibration = calibration or _asked("--calibration", "Public text to score its blocks on, a file")
-    llm, calibration = (
-        str(bundled) if given == "demo" and not Path("demo").exists() else given
-        for given, bundled in ((llm, LLM), (calibration, CALIBRATION))
-    )
+    llm, calibration = given_or_own(llm, LLM), given_or_own(calibration, CALIBRATION)
     named = dict(_split(client or ()))
     if not named and not data:
         question = "One file of rows that clients share out, or nothing to name clients one by one"

@@ -83,13 +83,13 @@ def labels_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
     Answers are labels if there are 2 to `MOST_LABELS` of them, and at most half as many as rows.
     """
-    answers = {_answer(row) for row in rows}
+    answers = {answer_of(row) for row in rows}
     if "" in answers or not 2 <= len(answers) <= min(MOST_LABELS, len(rows) // 2):
         return []
     return sorted(answers)
 
 
-def _answer(row: Mapping[str, Any]) -> str:
+def answer_of(row: Mapping[str, Any]) -> str:
     """What a row answers; "" for plain text, and for a message that only calls tools."""
     return str(row["messages"][-1].get("content") or "") if "messages" in row else str(row.get("completion", ""))
 
@@ -133,7 +133,7 @@ def _options(
         rows = [{**row, "messages": [*row["messages"][:-1], {**last, "content": label}]} for label in labels]
     else:
         rows = [{**row, "completion": label} for label in labels]
-    return rows, frozenset({labels.index(answer)} if (answer := _answer(row)) in labels else ())
+    return rows, frozenset({labels.index(answer)} if (answer := answer_of(row)) in labels else ())
 
 
 @torch.no_grad()

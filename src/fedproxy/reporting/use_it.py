@@ -23,6 +23,7 @@ def use_it(results: Results, run: Path) -> str:
     text, special = (
         (prompt.text, "" if prompt.special else ", add_special_tokens=False") if prompt else (_NO_PROMPT, "")
     )
+    known = f"  # the row's own: {prompt.answer!r}" if prompt and prompt.answer else ""
     trusted = ", trust_remote_code=True" * bool(results.setting("llm", "trust_remote_code"))
     return plain(
         f"""from peft import PeftModel
@@ -33,6 +34,6 @@ model = AutoModelForCausalLM.from_pretrained({llm}{trusted})
 model = PeftModel.from_pretrained(model, {adapter})
 prompt = tokenizer({text!r}, return_tensors="pt"{special})
 answer = model.generate(**prompt, max_new_tokens=64)[0, prompt.input_ids.shape[1] :]
-print(tokenizer.decode(answer, skip_special_tokens=True))""",
+print(tokenizer.decode(answer, skip_special_tokens=True)){known}""",
         lines=True,
     )
