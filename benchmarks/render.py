@@ -7,6 +7,7 @@ from typing import Any
 from render_audit import audited
 from render_comparison import comparison, comparison_by_task, difference
 from render_demo import outcome, percent, quality
+from render_secure import secured
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -469,12 +470,14 @@ Two updates of ten million float32 parameters, file to file.
 """
     drawing, text = outcome()
     readme = filled((ROOT / "README.md").read_text(), "outcome", text)
+    secure = filled((ROOT / "docs" / "secure_sums.md").read_text(), "secure", secured(load("secure_sums")))
     privacy = filled((ROOT / "docs" / "privacy.md").read_text(), "audit", audited(load("audit")))
     return {
         "docs/benchmarks.md": page,
         "docs/images/demo.svg": drawing,
         "README.md": readme,
         "docs/privacy.md": privacy,
+        "docs/secure_sums.md": secure,
     }
 
 
