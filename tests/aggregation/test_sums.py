@@ -6,93 +6,40 @@ import pytest
 import torch
 
 from fedproxy.aggregation import analyse
-from fedproxy.aggregation.sums import (
-    Signs,
-    agreeing,
-    agreement,
-    conflict_levels,
-    elected,
-    heterogeneity,
-    kept,
-    mean_of,
-    signs,
-    weight,
-)
+from fedproxy.aggregation.merge.h_ties import HTiesOptions, h_ties
+from fedproxy.aggregation.sums import Signs, agreement, conflict_levels, heterogeneity, merged, signs, weight
 
 
 def vector(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def counted(updates: list[torch.Tensor], cuts: list[torch.Tensor]) -> Signs:
-    """The first sum, as the clients' columns make it."""
-    columns = zip(*(signs(update, cut) for update, cut in zip(updates, cuts, strict=True)), strict=True)
-    return Signs(*(torch.stack(column).sum(dim=0) for column in columns))
+def counted(updates: list[torch.Tensor]) -> Signs:
+    """The counts of the first sum, as the clients' columns make them."""
+    return Signs(*(torch.stack(column).sum(dim=0) for column in zip(*map(signs, updates), strict=True)))
 
 
 def election(*pairs: tuple[int, int]) -> Signs:
-    up, down = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    return Signs(up, down, up, down)
+    return Signs(*(torch.tensor(side) for side in zip(*pairs, strict=True)))
 
 
-def test_a_client_counts_for_the_signs_of_its_whole_and_of_its_trimmed_update():
-    whole, cut = vector(3.0, -1.0, 0.5, 0.0), vector(3.0, 0.0, 0.0, 0.0)
-    assert [column.tolist() for column in signs(whole, cut)] == [
-        [True, False, True, False],
-        [False, True, False, False],
-        [True, False, False, False],
-        [False, False, False, False],
-    ]
+def double(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("share", "expected"),
-    [
-        (1.0, [0.5, -2.0, 2.0, -0.1, 1.0]),
-        (0.6, [0.0, -2.0, 2.0, 0.0, 1.0]),
-        (0.59, [0.0, -2.0, 2.0, 0.0, 0.0]),  # ⌊2.95⌋ entries
-        (0.2, [0.0, -2.0, 0.0, 0.0, 0.0]),  # of equal magnitudes the lower index
-        (0.0, [0.0] * 5),
-    ],
-)
-def test_the_largest_entries_are_kept_eq_11(share, expected):
-    update = vector(0.5, -2.0, 2.0, -0.1, 1.0)
-    assert kept(update, share).tolist() == vector(*expected).tolist()
-    assert update.tolist() == vector(0.5, -2.0, 2.0, -0.1, 1.0).tolist()
+def test_a_client_counts_for_the_signs_of_its_update():
+    up, down = signs(vector(3.0, -1.0, 0.0))
+    assert (up.tolist(), down.tolist()) == ([True, False, False], [False, True, False])
 
 
-@pytest.mark.parametrize(
-    ("p", "n", "rho", "least", "sign"),
-    [
-        (3, 1, 1.0, 3, 1),
-        (1, 3, 1.0, 3, -1),
-        (3, 3, 1.0, 3, 1),  # a tie with ρ = 1 is +, as in Eq. 13
-        (3, 3, 1.1, 3, 0),
-        (4, 3, 1.5, 3, 0),
-        (3, 2, 1.5, 3, 1),  # p = ρ·n exactly
-        (2, 3, 1.5, 3, -1),
-        (2, 0, 1.0, 3, 0),  # elected, but too few
-        (2, 1, 1.0, 3, 0),
-        (2, 0, 1.0, 2, 1),
-        (0, 2, 1.0, 2, -1),
-        (2, 2, 1.0, 3, 0),  # + is elected and too few; - is not taken in its place
-        (0, 0, 1.0, 1, 0),
-    ],
-)
-def test_the_elected_sign_by_hand(p, n, rho, least, sign):
-    found = elected(election((p, n)), rho, least)
-    assert (found.tolist(), found.dtype) == ([sign], torch.int8)
-
-
-def test_what_has_the_elected_sign_agrees():
-    cut, chosen = vector(1.0, -2.0, 3.0, 0.0, -5.0), torch.tensor([1, 1, 0, 1, -1], dtype=torch.int8)
-    assert agreeing(cut, chosen).tolist() == [1.0, 0.0, 0.0, 0.0, -5.0]
+def test_contested_is_where_both_sides_have_three():
+    assert election((3, 3), (4, 3), (2, 6), (6, 2), (9, 0), (0, 0)).contested.tolist() == [True, True] + [False] * 4
 
 
 def test_agreement_by_hand():
     """τ = (3, -4), norm 5; the others' signs are (+, +) and (+, -): cosines (3 - 4) / (5 √2) and (3 + 4) / (5 √2)."""
     updates = [vector(3.0, -4.0), vector(1.0, 2.0), vector(5.0, -1.0)]
-    found = agreement(updates[0], counted(updates, updates), 3)
+    found = agreement(updates[0], counted(updates), 3)
     assert found == pytest.approx((-1 + 7) / 2 / (5 * math.sqrt(2)), abs=1e-15)
 
 
@@ -101,7 +48,7 @@ def test_agreement_by_hand():
 def test_agreement_is_the_mean_cosine_with_the_others_sign_vectors(clients, parameters):
     generator = torch.Generator().manual_seed(clients * parameters)
     updates = [torch.randn(parameters, generator=generator) for _ in range(clients)]
-    sums = counted(updates, updates)
+    sums = counted(updates)
     for k, update in enumerate(updates):
         others = [other.sign().double() for j, other in enumerate(updates) if j != k]
         cosines = [torch.nn.functional.cosine_similarity(update.double(), other, dim=0) for other in others]
@@ -110,8 +57,8 @@ def test_agreement_is_the_mean_cosine_with_the_others_sign_vectors(clients, para
 
 def test_who_is_alone_or_moves_nothing_agrees_with_nobody():
     one, zero = vector(1.0, 2.0), vector(0.0, 0.0)
-    assert agreement(one, counted([one], [one]), 1) == 0.0
-    assert agreement(zero, counted([one, zero], [one, zero]), 2) == 0.0
+    assert agreement(one, counted([one]), 1) == 0.0
+    assert agreement(zero, counted([one, zero]), 2) == 0.0
 
 
 def test_heterogeneity_by_hand():
@@ -125,11 +72,40 @@ def test_the_weights_that_clients_find_alone_are_those_of_the_softmax_over_all()
     assert weight(0.7, 0.5, 3) == 1.0  # a false top makes nobody heavier
 
 
-def test_the_merged_update_by_hand():
-    """Two up of (p, n) = (2, 1) with Σ w τ̂ = 1.5, three down with -6, nobody elected; mean weight 0.5."""
-    sums, chosen = election((2, 1), (0, 3), (1, 1)), torch.tensor([1, -1, 0], dtype=torch.int8)
-    found = mean_of(torch.tensor([1.5, -6.0, 9.0], dtype=torch.float64), chosen, sums, 0.5)
-    assert found.tolist() == [1.5 / (2 * 0.5), -6.0 / (3 * 0.5), 0.0]
+def test_without_a_second_sum_the_sign_of_the_sum_is_elected_by_hand():
+    """Sums over the number of clients of the sum's sign, and the mean weight 0.5; a sum of zero moves nothing."""
+    sums = election((2, 1), (1, 3), (4, 3), (3, 0), (1, 1))
+    found = merged(double(1.5, -6.0, 2.0, 9.0, 0.0), None, sums, 0.5, 1.1)
+    assert found.tolist() == [1.5 / 2 / 0.5, -6.0 / 3 / 0.5, 2.0 / 4 / 0.5, 9.0 / 3 / 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("total", "positive", "sides", "found"),
+    [
+        (2.0, 5.0, (4, 3), 5.0 / 4),  # p = 5, n = 3
+        (-2.0, 3.0, (4, 5), -5.0 / 5),  # p = 3, n = 5
+        (-0.2, 3.0, (4, 5), 0.0),  # 3 against 3.2: neither is 1.1 times the other
+        (1.0, 11.0, (3, 3), 11.0 / 3),  # p = ρ·n, 11 against 10
+        (2.0, 0.0, (4, 2), 2.0 / 4),  # not contested: the second sum has nothing of it
+        (-2.0, 0.0, (5, 1), -2.0 / 1),
+    ],
+)
+def test_where_both_sides_have_three_the_larger_mass_is_elected_by_hand(total, positive, sides, found):
+    given = merged(double(total), double(positive), election(sides), 2.0, 1.1)
+    assert given.tolist() == pytest.approx([found / 2.0])
+
+
+def test_where_everything_is_contested_it_is_h_ties():
+    """Equal weights, nothing trimmed, three clients of each sign everywhere: Eq. 13 and 14 as they are published."""
+    generator = torch.Generator().manual_seed(0)
+    halves = torch.rand(2, 3, 400, generator=generator) + 0.01
+    updates = [*halves[0], *-halves[1]]
+    positive = halves[0].double().sum(dim=0)
+    total = positive - halves[1].double().sum(dim=0)
+    found = merged(total, positive, counted(updates), 1.0, 1.1)
+    plain = h_ties(torch.stack(updates).double(), torch.full((6,), 1 / 6, dtype=torch.float64), HTiesOptions())
+    assert 0.0 < float((found == 0).double().mean()) < 1.0
+    assert found.tolist() == pytest.approx(plain.tolist(), abs=1e-12)
 
 
 def test_conflict_levels_by_hand():
@@ -143,6 +119,6 @@ def test_conflict_levels_are_those_of_the_updates(clients):
     given = [{"w": update} for update in updates]
     levels = analyse.empty_levels(given)
     histogram = analyse.measure(given, levels=levels).histogram
-    found = conflict_levels(counted(updates, updates), clients)
+    found = conflict_levels(counted(updates), clients)
     assert torch.equal(found, levels["w"].long())
     assert torch.bincount(found, minlength=clients + 1).tolist() == histogram

@@ -141,7 +141,7 @@ def test_a_round_that_takes_longer_is_given_up_after_the_step(told):
     assert [step[:3] for step in steps] == [(1, 1, 1)]
 
 
-ASKS = {"train": {"ask": Ask("mask", label="signs", threshold=3)}, "sum": {"trains": False, "ask": Ask("advertise")}}
+ASKS = {"train": {"ask": Ask("mask", label="values", threshold=3)}, "sum": {"trains": False, "ask": Ask("advertise")}}
 
 
 @pytest.mark.parametrize(("secure", "orders"), [(True, [{}]), (False, ASKS.values())])

@@ -1,18 +1,21 @@
 """Merge rules from sums alone: what each client gives, and what the sums make, where nobody sees a single update.
 
-Two sums are opened in a round. The first counts signs: how many clients move a coordinate up and how many down, of the
-whole updates and of the trimmed ones. The second adds values, w_k · τ̂_k, of the clients of the elected sign. The same
-values are never summed with other weights as well: the difference of two such sums would be an outlier's update. Each
-client finds its own weight, so that no server can let one client's values stand out.
+The first sum of a round adds the weighted values w_k · τ_k of all clients, and counts how many clients move each
+coordinate up and how many down. H-TIES opens a second one: the same values once more, of those who move a coordinate
+up, at coordinates where up and down have `LEAST` clients each. So every value that comes out is a sum over `LEAST`
+clients at least. The values of the second sum are those of the first to the last bit: were they weighted anew, the
+difference of two sums would be an outlier's update. Each client finds its own weight, so that no server can let one
+client's values stand out.
 
 H-TIES departs from Eq. 5-14 (docs/method.md) where single updates would be needed:
 
-- The number of clients elects a sign, not their weighted mass (Eq. 13).
+- Nothing is trimmed (Eq. 10, 11): where few clients keep a coordinate, their sum would be one client's value.
+- Where a side has fewer than `LEAST` clients, the sign of the sum of all is elected (Eq. 13), and the sum of all takes
+  the place of the sum of those who agree (Eq. 14).
 - The mean divides by the number of clients of the elected sign times the mean weight (Eq. 14). The sum of their weights
   would tell who they are.
-- A coordinate whose elected sign has fewer than `LEAST` clients is not merged. Of a sum of two, each knows the other's.
-- The similarity of a client to the others is the mean cosine of its update and the others' signs (Eq. 5). Weight and
-  retention (Eq. 6, 10) follow from that of the round before.
+- The similarity of a client to the others is the mean cosine of its update and the others' signs (Eq. 5). Its weight
+  (Eq. 6) follows from that of the round before.
 """
 
 import math
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedproxy.aggregation.merge.top_k import kept_count, thresholds, trimmed
+from fedproxy.aggregation.merge.h_ties import dominant
 
 LEAST = 3
 """Clients whose values are summed, at least: of the sum of two, each of them knows the other's."""
@@ -34,60 +37,24 @@ class Signs:
     Attributes:
         up: Clients whose update is positive.
         down: Clients whose update is negative.
-        kept_up: Clients whose trimmed update is positive.
-        kept_down: Clients whose trimmed update is negative.
     """
 
     up: torch.Tensor
     down: torch.Tensor
-    kept_up: torch.Tensor
-    kept_down: torch.Tensor
+
+    @property
+    def contested(self) -> torch.Tensor:
+        """Where both sides have `LEAST` clients, bool [P]."""
+        return (self.up >= LEAST) & (self.down >= LEAST)
 
 
-def signs(update: torch.Tensor, cut: torch.Tensor) -> list[torch.Tensor]:
-    """What a client counts for: the columns of `Signs`, 0 or 1, bool [P] each.
-
-    Args:
-        update: τ_k, [P].
-        cut: τ̂_k, [P], Eq. 11.
-    """
-    return [update > 0, update < 0, cut > 0, cut < 0]
-
-
-def kept(update: torch.Tensor, share: float) -> torch.Tensor:
-    """τ̂_k, Eq. 11: the ⌊share · P⌋ entries of largest magnitude, else 0; of equal magnitudes the lower index is kept.
+def signs(update: torch.Tensor) -> list[torch.Tensor]:
+    """What a client counts for: the columns of `Signs`, bool [P] each.
 
     Args:
         update: τ_k, [P].
-        share: r_k, from 0 to 1.
     """
-    vector = {"": update}
-    limits = thresholds([vector], [kept_count(share, update.numel())])
-    return torch.cat([values[0].clone() for _, values in trimmed([vector], limits)])
-
-
-def elected(counted: Signs, rho: float, least: int) -> torch.Tensor:
-    """The sign that is merged at each coordinate: + if p ≥ ρ·n and p > 0, - if n ≥ ρ·p and n > 0, else 0.
-
-    p and n are the numbers of clients whose trimmed update is positive and negative.
-
-    Args:
-        counted: The first sum.
-        rho: ρ.
-        least: Clients that the elected sign needs.
-
-    Returns:
-        -1, 0 or 1, int8 [P].
-    """
-    p, n = counted.kept_up, counted.kept_down
-    up = (p >= rho * n) & (p >= least)
-    down = ~((p >= rho * n) & (p > 0)) & (n >= rho * p) & (n >= least)
-    return up.to(torch.int8) - down.to(torch.int8)
-
-
-def agreeing(cut: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """What of a client's trimmed update has the elected sign, [P]; the rest is 0."""
-    return torch.where(cut.sign() == chosen, cut, 0.0)
+    return [update > 0, update < 0]
 
 
 def agreement(update: torch.Tensor, counted: Signs, clients: int) -> float:
@@ -130,20 +97,30 @@ def weight(own: float, top: float, clients: int) -> float:
     return min(1.0, math.exp((clients - 1) * (abs(own) - top)))
 
 
-def mean_of(total: torch.Tensor, chosen: torch.Tensor, counted: Signs, mean_weight: float) -> torch.Tensor:
-    """The merged update of the second sum: Σ w_k τ̂_k over the elected sign's clients / (their number · mean weight).
+def merged(
+    total: torch.Tensor, positive: torch.Tensor | None, counted: Signs, mean_weight: float, rho: float
+) -> torch.Tensor:
+    """The merged update: what the elected sign's clients sum to, divided by their number and the mean weight.
 
     Args:
-        total: The second sum, float64 [P].
-        chosen: The elected signs, [P].
-        counted: The first sum.
-        mean_weight: Mean of the weights of the clients of the second sum.
+        total: Σ_k w_k τ_k, float64 [P].
+        positive: Σ w_k τ_k over the clients whose entry is positive, float64 [P], read at contested coordinates alone;
+            none if it was not opened, and no coordinate counts as contested.
+        counted: How many clients there are of each sign.
+        mean_weight: The mean of w_k.
+        rho: How many times the other sign's mass a sign needs at contested coordinates, Eq. 13.
 
     Returns:
-        [P], 0 where no sign was elected.
+        float64 [P].
     """
-    count = torch.where(chosen > 0, counted.kept_up, counted.kept_down)
-    return torch.where(chosen != 0, total / (count.clamp(min=1) * mean_weight), 0.0)
+    side = torch.where(total > 0, counted.up, counted.down).clamp(min=1)
+    found = total / side
+    if positive is not None:
+        negative = positive - total
+        up, down = dominant(positive, negative, rho)
+        decided = torch.where(up, positive / counted.up, torch.where(down, -negative / counted.down, 0.0))
+        found = torch.where(counted.contested, decided, found)
+    return found / mean_weight
 
 
 def conflict_levels(counted: Signs, clients: int) -> torch.Tensor:

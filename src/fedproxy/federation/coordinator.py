@@ -107,7 +107,7 @@ class Coordinator:
         self._start = trained(self._space, adapter if start is None else start)
         self._optimizer, self._options = server_optimizer(settings.server_optimizer, settings.server_options)
         last: Mapping[str, Any] = records[-1]["analysis"] if records else {"clients": 0}
-        self._voters = int(last.get("voters", last["clients"]))
+        self._voters = int(last["clients"])
         self._retention = self._retained(last.get("names", ()), last.get("heterogeneity", ()))
         self._counted = {name: int(record["round"]) for record in records for name in record.get("clients", ())}
         self._attempts: list[dict[str, Any]] = []
@@ -257,7 +257,7 @@ class Coordinator:
 
     def _share(self, client: str) -> float:
         """The share that a client sends: its retention (Eq. 10) in the round before, at first the highest."""
-        if not self._wire.by_share and self._form is None:
+        if not self._wire.by_share:
             return 1.0
         return self._retention[client] if client in self._retention else self._rule.first(self._rule_options)
 
@@ -399,7 +399,7 @@ class Coordinator:
         if self._noise is not None:
             record["privacy"] = {"epsilon": self._noise.spent(state.round), "noise": self._noise.multiplier}
         closed = Closed(state.round, adapter, conflict, server_state, carried_on, record)
-        self.adapter, self._conflict, self._voters = adapter, conflict or None, analysis.get("voters", len(replies))
+        self.adapter, self._conflict, self._voters = adapter, conflict or None, len(replies)
         self._retention = self._retained(analysis["names"], analysis["heterogeneity"])
         self._server_state, self._state = server_state, carried_on or None
         self._counted |= dict.fromkeys(analysis["names"], state.round)
@@ -415,7 +415,7 @@ class Coordinator:
         """The merged update, the conflict (empty where there is none) and the analysis of a round."""
         if state.sums is not None:
             summed = state.sums.summed()
-            return summed.merged, conflict_of(summed.levels, summed.voters), summed.analysis
+            return summed.merged, conflict_of(summed.levels, len(replies)), summed.analysis
         vectors = [self._space.vector(state.orders[reply.client].adapter, reply.update) for reply in replies]
         how: dict[str, Any] = {
             "rows": [reply.rows for reply in replies],

@@ -44,7 +44,7 @@ class Ask:
         usual: The agreement of a client that has none from a round before.
         letters: By client: its advert, or what it sealed for this one; of those whose masked words came, nothing, or,
             to "reveal", what they signed.
-        counts: The sum of signs, uint32 [P], with which the values are asked for.
+        counts: The counts of signs, uint32 [P], with which the second sum is asked for.
     """
 
     step: Step
@@ -153,7 +153,7 @@ class Scored:
 
 
 WORDS = "words"
-"""Name of the tensor of masked words, uint32 [P]."""
+"""Name of the tensor of masked words, uint32 [P], or [2P] where signs are counted before the values."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Told:
         letters: By client: what it sealed for each other, or under its own name what it advertises, signs or reveals.
         words: Masked words under `WORDS`, in the step "mask".
         numbers: With its advert its "rows" and, if it has one, its "agreement" with the others in the round before
-            (`aggregation.sums`); with its values its "agreement" in this one.
+            (`aggregation.sums`); with the second sum its "agreement" in this one.
     """
 
     client: str

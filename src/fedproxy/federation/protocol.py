@@ -22,6 +22,7 @@ from fedproxy.errors import ArtifactError
 from fedproxy.federation.messages import (
     WORDS,
     Answer,
+    Ask,
     Order,
     Refusal,
     Reply,
@@ -55,7 +56,7 @@ from fedproxy.tensor_files import (
 )
 from fedproxy.tensors import MappedTensors, Tensors, check_finite, parameter_count
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Rises when an order, an answer or an offer changes so that an older fedproxy would misread it."""
 HEAD_BYTES = 4096
 """Of a head at most so much is read."""
@@ -389,7 +390,7 @@ def reply_limit(order: Order, wire: str = PLAIN, options: Mapping[str, Any] | No
     if order.kind == "score":
         return _limit({})
     if order.ask is not None:
-        words = parameter_count(order.adapter) or (0 if order.ask.counts is None else order.ask.counts.numel())
+        words = 2 * parameter_count(order.adapter) or (0 if order.ask.counts is None else order.ask.counts.numel())
         return _limit({WORDS: (torch.uint32, words)} | letters_size(len(order.ask.letters) or 1))
     return max(_limit(_as_sent(order.adapter, name, options or {}, order.share)) for name in {PLAIN, wire})
 
@@ -397,7 +398,9 @@ def reply_limit(order: Order, wire: str = PLAIN, options: Mapping[str, Any] | No
 def answer_limit(adapter: Tensors, federate: Federate) -> int:
     """The most bytes that any answer in a federation takes, for an adapter of this layout."""
     plain = reply_limit(Order(1, adapter), federate.wire, federate.wire_options)
-    return max(plain, _limit(letters_size(MOST_MEMBERS))) if federate.secure else plain
+    if not federate.secure:
+        return plain
+    return max(plain, reply_limit(Order(1, adapter, ask=Ask("mask"))), _limit(letters_size(MOST_MEMBERS)))
 
 
 def read_reply(

@@ -8,7 +8,7 @@ from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Experiment
 from fedproxy.federation.coordinator import Coordinator
-from fedproxy.federation.secure.form import SIGNS, Form
+from fedproxy.federation.secure.form import Form
 from fedproxy.federation.tuning import turns
 from fedproxy.federation.wire import encoding, packed_bytes
 from fedproxy.forecast.known import FLOAT, Known, ProxySize, Shapes, count
@@ -132,8 +132,11 @@ def _encoded(name: str, given: Mapping[str, object], shapes: Shapes, share: floa
 def _up(experiment: Experiment, shapes: Shapes) -> int:
     settings = experiment.federate
     rule, options = merge_rule(settings.merge, settings.merge_options)
-    sums = len(Form.of(settings).labels) if settings.secure else 1
-    return _encoded(settings.wire, settings.wire_options, shapes, rule.first(options)) * sums
+    vectors = 1
+    if settings.secure:
+        form = Form.of(settings)
+        vectors = sum(form.words(label, 1) for label in form.labels)
+    return _encoded(settings.wire, settings.wire_options, shapes, rule.first(options)) * vectors
 
 
 def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int, scores: bool) -> int:
@@ -144,6 +147,6 @@ def _down(experiment: Experiment, shapes: Shapes, number: int, voters: int, scor
         found += sum(packed_bytes(shape.numel(), voters.bit_length()) for shape in shapes.values())
     if number > 1 and row.carried:
         found += FLOAT * count(shapes)
-    if experiment.federate.secure and SIGNS in Form.of(experiment.federate).labels:
+    if experiment.federate.secure and Form.of(experiment.federate).elects:
         found += FLOAT * count(shapes)
     return found

@@ -17,6 +17,8 @@ from fedproxy.privacy.sums import drawn
 from fedproxy.tensors import Tensors, digest
 
 NAMES = ("v", "w", "x", "y", "z")
+SEVEN = tuple("abcdefg")
+"""Enough that coordinates are contested."""
 PHI: Tensors = {"a": torch.linspace(-1, 1, 24).reshape(4, 6), "b": torch.linspace(0, 1, 16)}
 P = 40
 ROWS = {**dict.fromkeys("abcdefg", 10), "v": 10, "w": 20, "x": 30, "y": 40, "z": 50}
@@ -24,7 +26,7 @@ Step = tuple[str, str]
 STEPS: tuple[Step, ...] = (
     ("advertise", ""),
     ("share", ""),
-    *((step, label) for label in ("signs", "values") for step in ("mask", "agree", "reveal")),
+    *((step, label) for label in ("values", "positive") for step in ("mask", "agree", "reveal")),
 )
 """The steps of a round with both sums."""
 

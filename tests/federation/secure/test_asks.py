@@ -13,14 +13,24 @@ from hypothesis import strategies as st
 
 from fedproxy.errors import ArtifactError
 from fedproxy.federation.messages import WORDS, Ask, Order, Refusal, Reply, Told
-from fedproxy.federation.protocol import decode_order, encode_order, encode_reply, order_limit, reply_limit, take_reply
+from fedproxy.federation.protocol import (
+    answer_limit,
+    decode_order,
+    encode_order,
+    encode_reply,
+    order_limit,
+    reply_limit,
+    take_reply,
+)
 from fedproxy.federation.secure.asks import LETTER_BYTES, MOST_MEMBERS
+from fedproxy.tensors import parameter_count
 from tests.federation.replies import PHI
+from tests.federation.secure.party import table
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 LETTERS = st.dictionaries(NAMES, st.binary(max_size=40), max_size=5)
 COUNTS = st.lists(st.integers(0, 2**32 - 1), max_size=9).map(lambda values: torch.tensor(values, dtype=torch.uint32))
-LABELS = st.sampled_from(["", "signs", "values"])
+LABELS = st.sampled_from(["", "values", "positive"])
 STEPS = st.sampled_from(["advertise", "share", "mask", "agree", "reveal"])
 FLOATS = st.floats(-(2.0**53), 2.0**53)
 ASKS = st.builds(
@@ -97,6 +107,11 @@ def test_the_largest_order_and_answers_are_within_the_limits():
     values = Order(1, {}, trains=False, ask=counts)
     told = Told("x" * 64, 2**53 - 1, "mask", "values", words={WORDS: words}, numbers={"agreement": -1 / 3})
     assert len(encode_reply(told)) <= reply_limit(values)
+    both = {WORDS: torch.zeros(2 * parameter_count(PHI), dtype=torch.uint32)}
+    trained = Reply("x" * 64, 1, both, rows=1, tokens=1, steps=1, loss=1.0, seconds=1.0)
+    most = reply_limit(Order(1, PHI, ask=Ask("mask", letters=letters)))
+    assert len(encode_reply(trained)) <= most
+    assert len(encode_reply(trained)) <= answer_limit(PHI, table())
 
 
 def test_one_byte_more_than_the_limit_is_not_read(tmp_path):

@@ -3,14 +3,23 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from fedproxy.errors import ArtifactError, FederationError, SumsError
 from fedproxy.federation.coordinator import QuorumError
-from tests.federation.secure.party import NAMES, STEPS, Party, reply, update
+from fedproxy.federation.secure import client as client_module
+from fedproxy.privacy.sums.fixed_point import packed_counts, restored, value_bits
+from tests.federation.secure.party import NAMES, PHI, SEVEN, STEPS, Party, flat, reply, update
 
-H_TIES = {"merge": "h-ties", "merge_options": {"r0": 0.8, "delta": 0.5}}
+H_TIES = {"merge": "h-ties"}
+
+
+def contested(names):
+    """Where three of the clients move a coordinate up, and three down."""
+    signs = np.sign(np.stack([flat(update(name)).numpy() for name in names]))
+    return ((signs > 0).sum(0) >= 3) & ((signs < 0).sum(0) >= 3)
 
 
 class Asking:
@@ -49,7 +58,7 @@ def test_a_threshold_of_less_than_two_thirds_is_refused(tmp_path):
 @pytest.mark.parametrize("size", [0, 39, 41])
 def test_counts_of_another_length_are_refused(tmp_path, size):
     asking = Asking(tmp_path, **H_TIES)
-    order = asking.until(("mask", "values"))
+    order = asking.until(("mask", "positive"))
     with pytest.raises(FederationError, match="40 counts"):
         asking.says(order, counts=torch.zeros(size, dtype=torch.uint32))
     with pytest.raises(FederationError, match="40 counts"):
@@ -59,7 +68,7 @@ def test_counts_of_another_length_are_refused(tmp_path, size):
 
 def test_a_second_mask_of_one_sum_is_refused(tmp_path):
     asking = Asking(tmp_path, **H_TIES)
-    order = asking.until(("mask", "values"))
+    order = asking.until(("mask", "positive"))
     asking.says(order)
     with pytest.raises(SumsError, match="asked twice"):
         asking.says(order)
@@ -98,13 +107,45 @@ def test_a_second_sum_of_a_round_over_other_clients_is_refused(tmp_path, anew, m
     assert party.faults == []
 
 
-def test_a_second_sum_of_a_round_of_other_shares_is_refused(tmp_path):
-    party = Party(tmp_path, **H_TIES)
+def test_a_second_sum_of_a_round_of_other_weights_is_refused(tmp_path):
+    party = Party(tmp_path)
     party.round()
-    party.server = Party(tmp_path, merge="h-ties", merge_options={"r0": 0.4, "delta": 0.1}).server
+    party.server = Party(tmp_path).server
+    real = party.answer
+
+    def answer(name, order):
+        heavier = dataclasses.replace(order.ask, top=60.0) if order.ask.step == "mask" else order.ask
+        return real(name, dataclasses.replace(order, ask=heavier))
+
+    party.answer = answer
     with pytest.raises(QuorumError):
         party.round()
     assert {name for name, _, fault in party.faults if "or of other values" in fault} == set(NAMES)
+
+
+def test_the_second_sum_has_the_words_of_the_first(tmp_path, monkeypatch):
+    """A server that names other weights with the second sum gets the same values, not the same ones weighted anew."""
+    masked = {}
+    real = client_module.Member.mask
+
+    def recorded(self, label, words, *rest):
+        masked.setdefault(label, []).append(words.copy())
+        return real(self, label, words, *rest)
+
+    monkeypatch.setattr(client_module.Member, "mask", recorded)
+    party = Party(tmp_path, SEVEN, **H_TIES)
+    answer = party.answer
+
+    def other(name, order):
+        changed = {"top": 0.0, "usual": 0.9} if order.ask.label == "positive" else {}
+        return answer(name, dataclasses.replace(order, ask=dataclasses.replace(order.ask, **changed)))
+
+    party.answer = other
+    party.round()
+    both = contested(SEVEN)
+    assert 0 < both.mean() < 1
+    for name, first, second in zip(SEVEN, masked["values"], masked["positive"], strict=True):
+        assert second.tolist() == np.where(both & (flat(update(name)).numpy() > 0), first[40:], 0).tolist()
 
 
 def test_a_round_before_the_last_one_is_not_opened_again(tmp_path):
@@ -117,23 +158,41 @@ def test_a_round_before_the_last_one_is_not_opened_again(tmp_path):
     assert {name for name, _, fault in party.faults if "the sum values of round 1 was opened before" in fault}
 
 
-@pytest.mark.parametrize(
-    "differs", [{"counts": torch.full((40,), 3, dtype=torch.uint32)}, {"top": 0.9}, {"usual": 0.5}]
-)
-def test_who_is_told_something_else_than_the_others_spoils_the_sum(tmp_path, differs):
-    """The values of one client alone, or beside next to nothing of the others', do not come out: nothing does."""
-    party, spoilt = Party(tmp_path, **H_TIES), Party(tmp_path / "spoilt", **H_TIES)
-    real = spoilt.answer
+def spoilt(party, label, **differs):
+    """Tell the client "a" something else than the others when it is to mask a sum."""
+    real = party.answer
 
     def answer(name, order):
-        if (name, order.ask.step, order.ask.label) == ("x", "mask", "values"):
+        if (name, order.ask.step, order.ask.label) == ("a", "mask", label):
             order = dataclasses.replace(order, ask=dataclasses.replace(order.ask, **differs))
         return real(name, order)
 
-    spoilt.answer = answer
-    good, bad = (each.round().adapter for each in (party, spoilt))
+    party.answer = answer
+    return party
+
+
+@pytest.mark.parametrize("differs", [{"top": 0.9}, {"usual": 0.5}], ids=str)
+def test_who_is_told_something_else_than_the_others_spoils_the_sum(tmp_path, differs):
+    """The values of one client alone, or beside next to nothing of the others', do not come out: nothing does."""
+    party, other = (Party(tmp_path / name, SEVEN, **H_TIES) for name in ("good", "spoilt"))
+    good, bad = (each.round().adapter for each in (party, spoilt(other, "values", **differs)))
     moved = {kind: max(float(a[name].abs().max()) for name in a) for kind, a in (("good", good), ("bad", bad))}
     assert moved["good"] < 2 < 5 < moved["bad"]  # uniform words stand for values of up to the bound, 64
+
+
+def test_who_is_told_other_counts_than_the_others_spoils_the_second_sum(tmp_path):
+    party = Party(tmp_path, SEVEN, **H_TIES)
+    everywhere = torch.from_numpy(3 * packed_counts([np.ones(40), np.ones(40)], 7))
+    opened = []
+    real = party.server._form
+    closed = spoilt(party, "positive", counts=everywhere).round(
+        seen=lambda: opened.append(party.server._open and party.server._open.sums._opened.get("positive"))
+    )
+    [words] = [words for words in opened if words is not None][:1]
+    values = restored(words, real.reach(5), value_bits(7))
+    assert np.abs(values).mean() > 5  # uniform words, not a sum of updates
+    moved = flat(closed.adapter) - flat(PHI)
+    assert float(moved[contested(SEVEN)].abs().max()) == 0.0  # of two such masses none is 1.1 times the other
 
 
 def test_the_weight_is_the_clients_own_whatever_the_server_says(tmp_path):
@@ -186,7 +245,7 @@ def test_the_note_says_what_was_opened_and_no_more(tmp_path):
         party.round()
     note = json.loads((tmp_path / "clients" / "x" / "sums.json").read_text())
     assert note["round"] == 3
-    assert {label: opened[0] for label, opened in note["opened"].items()} == {"signs": [*NAMES], "values": [*NAMES]}
+    assert {label: opened[0] for label, opened in note["opened"].items()} == {"values": [*NAMES], "positive": [*NAMES]}
     assert set(note["agreement"]) == {"2", "3"}
 
 

@@ -9,7 +9,7 @@ import torch
 from fedproxy.config import Federate
 from fedproxy.errors import UsageError
 from fedproxy.federation.messages import Ask
-from fedproxy.federation.secure.form import BOUND, Form, check_secure, least, terms, threshold
+from fedproxy.federation.secure.form import BOUND, POSITIVE, VALUES, Form, check_secure, terms, threshold
 from fedproxy.federation.settings import check_settings
 
 
@@ -20,6 +20,8 @@ from fedproxy.federation.settings import check_settings
         ({"merge": "ties"}, ['merge = "ties"', "h-ties", "mean"]),
         ({"merge": "trimmed-mean"}, ['merge = "trimmed-mean"']),
         ({"merge_options": {"clip_norm": 1.0}}, ["merge_options.clip_norm", "max_norm"]),
+        ({"merge_options": {"r0": 0.5}}, ["merge_options.r0", "trimmed"]),
+        ({"merge_options": {"delta": 0.1}}, ["merge_options.delta", "trimmed"]),
         ({"space": "product", "regulariser": "none"}, ['space = "product"', "factors", "frozen-a"]),
         ({"regulariser": "scaffold"}, ['regulariser = "scaffold"']),
         ({"wire": "int4"}, ['wire = "int4"', "fp32"]),
@@ -41,11 +43,14 @@ def test_what_goes_with_them_is_taken(settings):
 
 
 def test_the_form_by_hand():
-    assert Form.of(Federate(secure=True)) == Form(True, 1.1, False, ("signs", "values"), BOUND)
+    form = Form.of(Federate(secure=True))
+    assert form == Form(True, 1.1, False, True, BOUND)
+    assert (form.labels, [form.words(label, 7) for label in form.labels]) == ((VALUES, POSITIVE), [14, 7])
     mean = Federate(secure=True, merge="mean", regulariser="none", max_norm=2.0)
-    assert Form.of(mean) == Form(False, 1.0, True, ("values",), 2.0)
+    assert Form.of(mean) == Form(False, 1.0, True, False, 2.0)
+    assert (Form.of(mean).labels, Form.of(mean).words(VALUES, 7)) == ((VALUES,), 7)
     uniform = dataclasses.replace(mean, merge_options={"weights": "uniform"}, regulariser="pcr", max_norm=None)
-    assert Form.of(uniform) == Form(False, 1.0, False, ("signs", "values"), BOUND)
+    assert Form.of(uniform) == Form(False, 1.0, False, True, BOUND)
     assert Form.of(Federate(secure=True, merge_options={"rho": 2.0})).rho == 2.0
 
 
@@ -54,7 +59,6 @@ def test_a_sum_needs_two_thirds_and_more_than_a_half(members):
     needed = threshold(members)
     assert needed == math.ceil(members * 2 / 3)
     assert members / 2 < needed <= members
-    assert least(needed) == min(3, needed)
 
 
 def test_what_all_must_be_told_alike():

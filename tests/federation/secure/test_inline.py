@@ -56,7 +56,7 @@ def test_a_killed_run_goes_on(experiment, tmp_path):
     resumed = fedproxy.federate(path, tmp_path / "killed", resume=True)
     assert torch.equal(*(next(iter(load_tensors(tmp_path / run / "rounds/0001/adapter.safetensors").values()))
                          for run in ("whole", "killed")))  # fmt: skip
-    for key in ("weights", "retention", "voters", "agreement"):
+    for key in ("weights", "agreement", "contested"):
         one, other = (found.rounds[1]["analysis"][key] for found in (whole, resumed))
         assert one == pytest.approx(other, abs=1e-4)
     assert far(adapter(tmp_path / "whole"), adapter(tmp_path / "killed")) < 1e-4

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedproxy.aggregation.analyse import retention
 from fedproxy.errors import FederationError
 from fedproxy.federation.coordinator import Coordinator, QuorumError
 from fedproxy.federation.messages import WORDS, Told
@@ -15,11 +14,11 @@ from fedproxy.federation.secure import client as client_module
 from fedproxy.federation.secure.form import BOUND
 from fedproxy.privacy.randomness import Randomness
 from fedproxy.privacy.sums.fixed_point import restored, value_bits
-from tests.federation.secure.party import NAMES, PHI, ROWS, STEPS, P, Party, flat, reply, table, update
+from tests.federation.secure.party import NAMES, PHI, ROWS, SEVEN, STEPS, P, Party, flat, reply, table, update
 
 STEP = BOUND / ((1 << value_bits(len(NAMES)) - 1) - 1)
 """The largest error of a value in a sum."""
-H_TIES = {"merge": "h-ties", "merge_options": {"r0": 0.8, "delta": 0.5}}
+H_TIES = {"merge": "h-ties"}
 
 
 @pytest.fixture
@@ -123,38 +122,30 @@ def test_the_conflict_that_pcr_goes_by_is_the_plain_one(tmp_path, merge):
         assert closed.record["analysis"][key] == pytest.approx(expected.record["analysis"][key])
     party.server.begin(NAMES)
     plain.begin(NAMES)
-    party.server._open.sums._steps = [("mask", "signs")]  # what it will send with the training
+    party.server._open.sums._steps = [("mask", "values")]  # what it will send with the training
     order = party.server._open.orders["v"]
     assert order.voters == plain.order("v").voters == 5
     assert all(torch.equal(order.conflict[name], plain.order("v").conflict[name]) for name in PHI)
 
 
-def oracle(updates, shares, weights, valuing, rho=1.1, least=3):
+def oracle(updates, weights, second=True, rho=1.1):
     """The docstring of `aggregation.sums` on stacked updates [K, P]: the merged update [P], and the agreements [K].
 
     Args:
-        updates: Those whose signs are counted.
-        shares: What each keeps.
+        updates: Those that are summed.
         weights: Of each.
-        valuing: Whose values are in the second sum.
+        second: Whether the second sum was opened.
         rho: ρ.
-        least: Clients that a sign needs.
     """
-    cut = np.zeros_like(updates)
-    for k, share in enumerate(shares):
-        kept = np.argsort(-np.abs(updates[k]), kind="stable")[: int(share * updates.shape[1] + 1e-9)]
-        cut[k, kept] = updates[k, kept]
-    p, n = (cut > 0).sum(0), (cut < 0).sum(0)
-    sign = np.where((p >= rho * n) & (p > 0), 1, np.where((n >= rho * p) & (n > 0), -1, 0))
-    sign[np.where(sign > 0, p, n) < least] = 0
-    merged = np.zeros(updates.shape[1])
-    for coordinate in np.flatnonzero(sign):
-        agree = [k for k in valuing if np.sign(cut[k, coordinate]) == sign[coordinate]]
-        count = (p if sign[coordinate] > 0 else n)[coordinate]
-        merged[coordinate] = sum(weights[k] * cut[k, coordinate] for k in agree) / (
-            count * np.mean([weights[k] for k in valuing])
-        )
     count, size = updates.shape
+    merged = np.zeros(size)
+    for coordinate, column in enumerate(updates.T):
+        up, down = column > 0, column < 0
+        p, n = weights[up] @ column[up], -weights[down] @ column[down]
+        side, mass = (up, p - n) if p > n else (down, p - n)
+        if second and up.sum() >= 3 and down.sum() >= 3:
+            side, mass = (up, p) if p >= rho * n else (down, -n) if n >= rho * p else (up, 0.0)
+        merged[coordinate] = mass / (side.sum() * weights.mean())
     signs = np.sign(updates)
     cosines = updates @ signs.T / (np.linalg.norm(updates, axis=1)[:, None] * np.sqrt(size))
     agreements = [(cosines[k].sum() - cosines[k, k]) / (count - 1) for k in range(count)]
@@ -166,49 +157,47 @@ def stacked(number, names=NAMES):
 
 
 def test_h_ties_is_what_is_written_of_it(tmp_path):
-    """Three rounds: weights and retention follow from the agreement of the round before."""
-    party, before, told = Party(tmp_path, **H_TIES), flat(PHI), None
+    """Three rounds: weights follow from the agreement of the round before."""
+    party, before, weights = Party(tmp_path, SEVEN, **H_TIES), flat(PHI), np.ones(7)
     for number in (1, 2, 3):
-        shares, weights = [0.8] * 5, np.ones(5)
-        if told is not None:
-            shares = retention(torch.tensor([1 - max(0, s) for s in told], dtype=torch.float64), 0.8, 0.5).tolist()
-            weights = np.exp(4 * np.abs(told))
         closed = party.round()
-        merged, told = oracle(stacked(number), shares, weights, range(5))
-        assert 0 < np.mean(merged != 0) < 1
+        merged, told = oracle(stacked(number, SEVEN), weights)
         moved = (flat(closed.adapter) - before).double().numpy()
         assert moved == pytest.approx(merged, abs=1e-5)
         analysis, before = closed.record["analysis"], flat(closed.adapter)
         assert analysis["agreement"] == pytest.approx(told, abs=1e-6)
         assert analysis["heterogeneity"] == pytest.approx([1 - max(0, s) for s in told], abs=1e-6)
         assert analysis["weights"] == pytest.approx(weights / weights.sum())
-        assert analysis["retention"] == pytest.approx(shares)
+        signs = np.sign(stacked(number, SEVEN))
+        assert 0 < analysis["contested"] == np.mean(((signs > 0).sum(0) >= 3) & ((signs < 0).sum(0) >= 3)) < 1
         assert analysis["zero_fraction"] == np.mean(merged == 0)
+        weights = np.exp(6 * np.abs(told)) / np.exp(6 * np.abs(told)).max()
     assert party.faults == []
 
 
 @pytest.mark.parametrize("step", STEPS, ids=" ".join)
-def test_a_client_that_vanishes_costs_itself_alone(tmp_path, step):
-    party = Party(tmp_path, **H_TIES)
-    closed = party.round(gone={"x": step})
-    place, values, signs = STEPS.index(step), STEPS.index(("mask", "values")), STEPS.index(("mask", "signs"))
-    counts = place > values
-    voting = [name for name in NAMES if name != "x" or place > signs]
-    valuing = [k for k, name in enumerate(voting) if name != "x" or counts]
-    merged, _ = oracle(stacked(1, voting), [0.8] * len(voting), np.ones(len(voting)), valuing)
+def test_a_client_that_vanishes_costs_itself_and_the_second_sum_at_most(tmp_path, step):
+    """Whose masked words came is in the first sum; the second is over the same clients, or it is not opened."""
+    party = Party(tmp_path, SEVEN, **H_TIES)
+    closed = party.round(gone={"c": step})
+    place = STEPS.index(step)
+    counts = place > STEPS.index(("mask", "values"))
+    names = [name for name in SEVEN if name != "c" or counts]
+    second = not counts or place > STEPS.index(("mask", "positive"))
+    merged, _ = oracle(stacked(1, names), np.ones(len(names)), second)
     assert (flat(closed.adapter) - flat(PHI)).double().numpy() == pytest.approx(merged, abs=1e-5)
-    assert list(closed.record["clients"]) == [name for name in NAMES if name != "x" or counts]
-    assert closed.record["dropouts"] == ([] if counts else ["x"])
-    assert closed.record["analysis"]["voters"] == len(voting)
-    assert party.server.failures == ({} if counts else {"x": 1})
+    assert ("agreement" in closed.record["analysis"]) is second
+    assert list(closed.record["clients"]) == names
+    assert closed.record["dropouts"] == ([] if counts else ["c"])
+    assert party.server.failures == ({} if counts else {"c": 1})
     assert party.faults == []
     again = party.round()
-    assert list(again.record["clients"]) == list(NAMES)
+    assert list(again.record["clients"]) == list(SEVEN)
     assert (again.record["dropouts"], party.server.failures) == ([], {})
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if step[1] != "signs"], ids=" ".join)
-def test_without_a_sum_of_signs_it_is_the_mean_of_the_others(tmp_path, step):
+@pytest.mark.parametrize("step", [step for step in STEPS if step[1] != "positive"], ids=" ".join)
+def test_without_a_second_sum_it_is_the_mean_of_the_others(tmp_path, step):
     party = Party(tmp_path)
     closed = party.round(gone={"x": step})
     counts = STEPS.index(step) > STEPS.index(("mask", "values"))
@@ -219,18 +208,15 @@ def test_without_a_sum_of_signs_it_is_the_mean_of_the_others(tmp_path, step):
     assert closed.conflict == {}
 
 
-def test_two_lost_between_the_sums_cost_the_round(tmp_path):
-    names = tuple("abcdefg")
-    party = Party(tmp_path, names, **H_TIES)
-    with pytest.raises(QuorumError, match=r"b, c left between two sums") as missed:
-        party.round(gone={"b": ("mask", "values"), "c": ("agree", "signs")})
-    assert missed.value.repeatable
-    assert party.server.completed == 0
-    with pytest.raises(QuorumError):  # the others alone would be a second sum of the same round
-        party.round(there=tuple("adefg"))
-    assert {fault for _, _, fault in party.faults if "opened before" in fault}
-    party.faults.clear()
-    assert list(party.round().record["clients"]) == list(names)
+@pytest.mark.parametrize("step", [("agree", "positive"), ("reveal", "positive")], ids=" ".join)
+def test_whom_the_second_sum_lacks_the_first_has(tmp_path, step):
+    """Fewer than two thirds are left of the second sum: the round is that of the first."""
+    party = Party(tmp_path, SEVEN, **H_TIES)
+    closed = party.round(gone=dict.fromkeys("abc", step))
+    merged, _ = oracle(stacked(1, SEVEN), np.ones(7), second=False)
+    assert (flat(closed.adapter) - flat(PHI)).double().numpy() == pytest.approx(merged, abs=1e-5)
+    assert list(closed.record["clients"]) == list(SEVEN)
+    assert list(party.round().record["clients"]) == list(SEVEN)
     assert party.faults == []
 
 
@@ -253,22 +239,22 @@ def test_fewer_than_two_thirds_open_nothing(tmp_path):
         (("advertise", ""), {"step": "share"}, "it is of the step share"),
         (("share", ""), {"letters": {}}, "not for all other members"),
         (("share", ""), {"letters": dict.fromkeys("vwyz", b"")}, "x: its message of shares is not taken"),
-        (("agree", "signs"), {"letters": {}}, "not one letter of its own"),
-        (("agree", "signs"), {"letters": {"x": b""}}, "it is no signature"),
-        (("agree", "signs"), {"label": "values"}, "it is of the step agree values"),
-        (("reveal", "signs"), {"letters": {"x": b"{}"}}, "x: its answer on 'signs'"),
-        (("mask", "values"), {"words": {}}, "no 40 masked words"),
-        (("mask", "values"), {"words": {WORDS: torch.zeros(P - 1, dtype=torch.uint32)}}, "no 40 masked words"),
-        (("mask", "values"), {"words": {WORDS: torch.zeros(P)}}, "no 40 masked words"),
-        (("mask", "values"), {"numbers": {"agreement": float("nan")}}, "agreement with the others is nan"),
-        (("mask", "values"), {"numbers": {"agreement": -1.5}}, "agreement with the others is -1.5"),
-        (("mask", "values"), {"client": "y"}, "it came under the name 'y'"),
-        (("mask", "values"), {"round": 7}, "it answers round 7"),
-        (("mask", "signs"), {"update": {WORDS: torch.zeros(P - 1, dtype=torch.uint32)}}, "no 40 masked words"),
-        (("mask", "signs"), {"update": update("x")}, "no 40 masked words"),
-        (("mask", "signs"), {"rows": 31}, "it trained on 31 rows, and said 30"),
-        (("mask", "signs"), {"steps": 0}, "nothing was trained"),
-        (("mask", "signs"), {"loss": float("nan")}, "nothing was trained"),
+        (("agree", "values"), {"letters": {}}, "not one letter of its own"),
+        (("agree", "values"), {"letters": {"x": b""}}, "it is no signature"),
+        (("agree", "values"), {"label": "positive"}, "it is of the step agree positive"),
+        (("reveal", "values"), {"letters": {"x": b"{}"}}, "x: its answer on 'values'"),
+        (("mask", "positive"), {"words": {}}, "no 40 masked words"),
+        (("mask", "positive"), {"words": {WORDS: torch.zeros(P - 1, dtype=torch.uint32)}}, "no 40 masked words"),
+        (("mask", "positive"), {"words": {WORDS: torch.zeros(P)}}, "no 40 masked words"),
+        (("mask", "positive"), {"numbers": {"agreement": float("nan")}}, "agreement with the others is nan"),
+        (("mask", "positive"), {"numbers": {"agreement": -1.5}}, "agreement with the others is -1.5"),
+        (("mask", "positive"), {"client": "y"}, "it came under the name 'y'"),
+        (("mask", "positive"), {"round": 7}, "it answers round 7"),
+        (("mask", "values"), {"update": {WORDS: torch.zeros(P - 1, dtype=torch.uint32)}}, "no 80 masked words"),
+        (("mask", "values"), {"update": update("x")}, "no 80 masked words"),
+        (("mask", "values"), {"rows": 31}, "it trained on 31 rows, and said 30"),
+        (("mask", "values"), {"steps": 0}, "nothing was trained"),
+        (("mask", "values"), {"loss": float("nan")}, "nothing was trained"),
     ],
 )
 def test_a_lie_is_its_senders_fault_and_the_round_goes_on(tmp_path, step, lie, says):
@@ -283,7 +269,8 @@ def test_a_lie_is_its_senders_fault_and_the_round_goes_on(tmp_path, step, lie, s
     assert says in fault
     [entry] = closed.record["quarantined"]
     assert (entry["client"], entry["kind"], party.server.strikes) == ("x", "invalid", {"x": 1})
-    assert list(closed.record["clients"]) == [name for name in NAMES if name != "x"]
+    counts = STEPS.index(step) > STEPS.index(("mask", "values"))
+    assert list(closed.record["clients"]) == [name for name in NAMES if name != "x" or counts]
 
 
 def test_an_answer_of_the_other_kind_is_its_senders_fault(tmp_path):
@@ -308,7 +295,7 @@ def test_a_resumed_server_goes_on_alike(tmp_path):
         closed = parts.round(gone={"x": ("mask", "values")})
         records.append(json.loads(json.dumps(closed.record)))
         parts.resume(closed, list(records))
-        for key in ("weights", "retention", "voters", "agreement"):
+        for key in ("weights", "agreement", "contested"):
             assert closed.record["analysis"][key] == pytest.approx(expected.record["analysis"][key], abs=1e-6)
         assert flat(closed.adapter).numpy() == pytest.approx(flat(expected.adapter).numpy(), abs=1e-5)
     assert parts.server.completed == 3
@@ -317,7 +304,7 @@ def test_a_resumed_server_goes_on_alike(tmp_path):
         each.begin(NAMES)
     for name in NAMES:
         one, other = follower._open.orders[name], server._open.orders[name]
-        assert (one.voters, one.share) == (other.voters, pytest.approx(other.share, abs=1e-6))
+        assert one.voters == other.voters
         assert all(torch.equal(one.conflict[key], other.conflict[key]) for key in PHI)
 
 

@@ -1,4 +1,4 @@
-"""What the server has of a round: no client's update, trimmed update, words or mask, in none of its objects."""
+"""What the server has of a round: no client's update, words or mask, in none of its objects."""
 
 import gc
 import types
@@ -9,7 +9,7 @@ import torch
 
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.secure import client as client_module
-from tests.federation.secure.party import NAMES, PHI, Party, flat, reply, table, update
+from tests.federation.secure.party import NAMES, PHI, SEVEN, Party, flat, reply, table, update
 
 CODE = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
 
@@ -49,22 +49,17 @@ def secrets(monkeypatch):
         found.extend(part.tobytes() for part in (words, masked - words, words[:24], (masked - words)[:24]))
         return masked
 
-    def kept(values, share):
-        cut = real(values, share)
-        found.extend([*forms(values), *forms(cut)])
-        return cut
-
-    real = client_module.kept
     monkeypatch.setattr(client_module.Member, "mask", recorded)
-    monkeypatch.setattr(client_module, "kept", kept)
     return found
 
 
-@pytest.mark.parametrize("gone", [{}, {"x": ("mask", "values")}, {"x": ("agree", "values")}], ids=str)
+@pytest.mark.parametrize(
+    "gone", [{}, {"c": ("mask", "positive")}, {"c": ("agree", "positive")}, {"c": ("agree", "values")}], ids=str
+)
 @pytest.mark.parametrize("settings", [{"merge": "h-ties", "regulariser": "pcr"}, {}], ids=str)
 def test_nothing_of_a_single_client_is_in_the_server(tmp_path, secrets, settings, gone):
-    party = Party(tmp_path, **settings)
-    for name in NAMES:
+    party = Party(tmp_path, SEVEN, **settings)
+    for name in SEVEN:
         secrets.extend(forms(flat(update(name))))
     looks = 0
 
@@ -75,7 +70,7 @@ def test_nothing_of_a_single_client_is_in_the_server(tmp_path, secrets, settings
         assert not [secret for secret in secrets if secret in held]
 
     party.round(seen=look, gone=gone)
-    assert looks > 5 * len(NAMES)
+    assert looks > 5 * len(SEVEN)
     look()
     spooled = b"\0".join(path.read_bytes() for path in (tmp_path / "spool").iterdir())
     assert not [secret for secret in secrets if secret in spooled]

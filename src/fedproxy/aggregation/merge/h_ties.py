@@ -55,10 +55,23 @@ def h_ties(values: torch.Tensor, weights: torch.Tensor, options: HTiesOptions) -
         n -= torch.where(negative, mass, 0.0)
         p_weights += torch.where(positive, weight, 0.0)
         n_weights += torch.where(negative, weight, 0.0)
-    rho = elected_from(options)
-    up = (p >= rho * n) & (p > 0)
-    down = ~up & (n >= rho * p) & (n > 0)
+    up, down = dominant(p, n, elected_from(options))
     return torch.where(up, p / p_weights, torch.where(down, -n / n_weights, 0.0))
+
+
+def dominant(p: torch.Tensor, n: torch.Tensor, rho: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where + is elected, and where -, Eq. 13: + if p ≥ ρ·n and p > 0, else - if n ≥ ρ·p and n > 0.
+
+    Args:
+        p: Mass of the positive entries, [n].
+        n: Mass of the negative entries, [n].
+        rho: ρ.
+
+    Returns:
+        bool [n] each.
+    """
+    up = (p >= rho * n) & (p > 0)
+    return up, ~up & (n >= rho * p) & (n > 0)
 
 
 def elected_from(options: HTiesOptions) -> float:

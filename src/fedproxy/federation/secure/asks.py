@@ -13,7 +13,7 @@ from fedproxy.federation.messages import WORDS, Ask, Step
 from fedproxy.tensors import Tensors
 
 MOST_MEMBERS = 255
-"""Clients of a sum at most: four counts of them fit into a word."""
+"""Clients of a sum at most: each has a letter for each other one."""
 LETTER_BYTES = 64 << 10
 """Of a letter at most so much is read."""
 LETTER, COUNTS = "letter/", "counts/"

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedproxy.aggregation.sums import agreeing, agreement, elected, kept, signs
+from fedproxy.aggregation.sums import agreement, signs
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.config import read_table, table
 from fedproxy.errors import ArtifactError, FederationError, SumsError
 from fedproxy.federation.messages import WORDS, Ask, Order, Reply, Told
-from fedproxy.federation.secure.form import MAX_LOST, SIGNS, VALUES, Form, context, least, terms, threshold
+from fedproxy.federation.secure.form import POSITIVE, Form, context, terms, threshold
 from fedproxy.federation.secure.round import flattened, signs_of
 from fedproxy.privacy.randomness import Randomness
 from fedproxy.privacy.sums.fixed_point import packed_counts, quantised, value_bits
@@ -40,19 +40,18 @@ class _Attempt:
         members: How many advertised keys.
         sharing: How many shared them.
         voters: How many are in the first sum.
-        share: The share of its coordinates that it keeps.
         update: τ_k, [P].
-        cut: τ̂_k, [P].
+        words: Its weighted values, as they were rounded for the first sum, uint32 [P].
         given: By sum, a digest of what its words follow from beside the update.
     """
 
     def __init__(self, identity: Identity, start: str, order: Order, ask: Ask, form: Form, own: float | None) -> None:
         self.key = (order.round, ask.attempt)
-        self.member = Member(identity, context(start, *self.key), form.labels, max_lost=MAX_LOST, agreement=True)
+        self.member = Member(identity, context(start, *self.key), form.labels, max_lost=0, agreement=True)
         self.own = own
         self.members = self.sharing = self.voters = 0
-        self.share = 1.0
-        self.update = self.cut = torch.empty(0)
+        self.update = torch.empty(0)
+        self.words = np.empty(0, np.uint32)
         self.given: dict[str, str] = {}
 
 
@@ -114,7 +113,7 @@ class SecureClient:
             return replace(said, letters={said.client: attempt.member.agree(ask.label, sorted(ask.letters))})
         if ask.step == "reveal":
             return replace(said, letters={said.client: self._reveal(attempt, ask)})
-        return self._values(said, attempt, ask)
+        return self._positive(said, attempt, ask)
 
     def masked(self, order: Order, ask: Ask, reply: Reply) -> Reply:
         """The reply to the round's training, with masked words in place of the update.
@@ -129,25 +128,20 @@ class SecureClient:
         if not math.isfinite(norm):
             raise FederationError("the update holds NaN or Inf: the training diverged.")
         attempt.update = update * min(1.0, self._form.bound / norm) if norm > 0 else update
-        attempt.sharing, attempt.share = len(ask.letters) + 1, order.share
-        attempt.cut = kept(attempt.update, order.share)
-        if ask.label == SIGNS:
-            columns = [column.numpy() for column in signs(attempt.update, attempt.cut)]
-            words = packed_counts(columns, attempt.members)
-        else:
-            words = self._quantised(attempt, attempt.update, ask)
-        masked = self._mask(attempt, ask, words)
+        attempt.sharing = len(ask.letters) + 1
+        attempt.words = self._quantised(attempt, ask)
+        counts = [column.numpy() for column in signs(attempt.update)]
+        before = [packed_counts(counts, attempt.members)] if self._form.signs else []
+        masked = self._mask(attempt, ask, np.concatenate([*before, attempt.words]))
         return replace(reply, update=_words(masked), size=masked.nbytes, parcel=None)
 
-    def _values(self, told: Told, attempt: _Attempt, ask: Ask) -> Told:
-        """The masked values of the second sum, of the coordinates that the first one elected the client's sign for."""
-        if ask.label != VALUES or ask.counts is None or ask.counts.shape != attempt.update.shape:
-            raise FederationError(f"the sum of signs has not the {attempt.update.numel()} counts of the update.")
+    def _positive(self, told: Told, attempt: _Attempt, ask: Ask) -> Told:
+        """The masked words of the second sum: those of the first that are positive, at contested coordinates."""
+        if ask.label != POSITIVE or ask.counts is None or ask.counts.shape != attempt.update.shape:
+            raise FederationError(f"the second sum has not the {attempt.update.numel()} counts of the update.")
         counted = signs_of(ask.counts.numpy(), attempt.members)
-        values = attempt.update
-        if self._form.elects:
-            values = agreeing(attempt.cut, elected(counted, self._form.rho, least(ask.threshold)))
-        masked = self._mask(attempt, ask, self._quantised(attempt, values, ask))
+        chosen = (counted.contested & (attempt.update > 0)).numpy()
+        masked = self._mask(attempt, ask, np.where(chosen, attempt.words, np.uint32(0)))
         said = agreement(attempt.update, counted, attempt.voters)
         note, number = self._noted(), attempt.key[0]
         known = {key: value for key, value in note.agreement.items() if int(key) < number}
@@ -158,15 +152,13 @@ class SecureClient:
 
     def _mask(self, attempt: _Attempt, ask: Ask, words: np.ndarray) -> np.ndarray:
         told_all = terms(ask)
-        attempt.given[ask.label] = hashlib.sha256(
-            json.dumps([attempt.share, attempt.sharing]).encode() + told_all
-        ).hexdigest()
+        attempt.given[ask.label] = hashlib.sha256(json.dumps(attempt.sharing).encode() + told_all).hexdigest()
         return attempt.member.mask(ask.label, words, ask.letters, told_all)
 
-    def _quantised(self, attempt: _Attempt, values: torch.Tensor, ask: Ask) -> np.ndarray:
+    def _quantised(self, attempt: _Attempt, ask: Ask) -> np.ndarray:
         own = ask.usual if attempt.own is None else attempt.own
         draws, weight = Randomness(), self._form.weight(self._rows, own, attempt.sharing, ask.top)
-        scaled = values.double() * weight
+        scaled = attempt.update.double() * weight
         if (noise := self._form.noise) is not None:
             scaled += draws.normal(len(scaled)) * noise.deviation(ask.threshold)
         return quantised(scaled.numpy(), self._form.reach(ask.threshold), value_bits(attempt.members), draws)

@@ -8,19 +8,18 @@ from fedproxy.aggregation.merge import RULES, configured
 from fedproxy.aggregation.merge.clipping import CLIP_NORM
 from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.space import SPACES
-from fedproxy.aggregation.sums import LEAST, weight
+from fedproxy.aggregation.sums import weight
 from fedproxy.config import Federate
 from fedproxy.errors import SumsError, UsageError
 from fedproxy.federation.messages import Ask
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.privacy.client_noise import REACH, ClientNoise
 
-SIGNS, VALUES = "signs", "values"
-"""The two sums: of the signs of all coordinates, and of the weighted values."""
+VALUES, POSITIVE = "values", "positive"
+"""The two sums: of the weighted values, and of the positive ones among them at contested coordinates."""
+_TRIMMING = {"r0", "delta"}
 BOUND = 64.0
 """Largest norm of an update, unless [federate] max_norm says another."""
-MAX_LOST = 1
-"""Clients that may be lost between the two sums: of `LEAST` that the first counts the second still has two."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,10 @@ class Form:
     """What is summed in a federation.
 
     Attributes:
-        elects: Whether the rule merges, at each coordinate, the clients of an elected sign alone.
+        elects: Whether the rule merges, at each coordinate, the clients of an elected sign alone. That takes two sums.
         rho: How many times the other sign's clients a sign needs to be elected.
         by_rows: Whether a client counts by its rows.
-        labels: The sums of a round, in order.
+        signs: Whether the first sum counts signs, before the values.
         bound: Largest norm of an update; a client shortens its own to it.
         noise: Of [federate.privacy]; none without.
     """
@@ -39,7 +38,7 @@ class Form:
     elects: bool
     rho: float
     by_rows: bool
-    labels: tuple[str, ...]
+    signs: bool
     bound: float
     noise: ClientNoise | None = None
 
@@ -54,10 +53,18 @@ class Form:
         rule, options = configured(federate.merge, federate.merge_options)
         rho = rule.from_sums(options) if rule.from_sums else None
         signs = rho is not None or REGULARISERS.choose(federate.regulariser).conflict
-        labels = (SIGNS, VALUES) if signs else (VALUES,)
         noise = ClientNoise.of(federate)
         bound = noise.clip if noise else federate.max_norm or BOUND
-        return Form(rho is not None, rho or 1.0, rule.by_rows(options), labels, bound, noise)
+        return Form(rho is not None, rho or 1.0, rule.by_rows(options), signs, bound, noise)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The sums of a round, in order."""
+        return (VALUES, POSITIVE) if self.elects else (VALUES,)
+
+    def words(self, label: str, size: int) -> int:
+        """The words of a sum, for an update of so many values."""
+        return size * (1 + (self.signs and label == VALUES))
 
     def reach(self, needed: int) -> float:
         """The largest magnitude of a value that a client gives, where a sum needs so many clients."""
@@ -98,6 +105,10 @@ def check_secure(federate: Federate) -> None:
         f'space = "{space.name}" merges products, which no client sends; choose factors or frozen-a': not space.lasting,
         f'regulariser = "{row.name}" adds the updates up with other weights as well, and two such sums give away a '
         "client whose weights are not the others'": row.carried is not None,
+        "merge_options.r0 and merge_options.delta say what is trimmed, and where few clients keep a coordinate their "
+        "sum would be one client's value; leave them out, nothing is trimmed": bool(
+            _TRIMMING & {*federate.merge_options}
+        ),
         f'wire = "{wire.name}" shortens updates, and masked words cannot be shortened; choose fp32': not wire.plain,
     }
     if problems := [text for text, wrong in found.items() if wrong]:
@@ -127,8 +138,3 @@ def terms(ask: Ask) -> bytes:
 def threshold(members: int) -> int:
     """Clients that a sum needs, of so many who gave keys: two thirds, and more than a half."""
     return max(math.ceil(members * 2 / 3), members // 2 + 1)
-
-
-def least(needed: int) -> int:
-    """Clients whose values are summed at a coordinate, at least, where a sum needs so many clients."""
-    return min(LEAST, needed)

@@ -2,7 +2,7 @@
 
 The steps are advertise, share, and for each sum mask, agree and reveal (`privacy.sums.protocol`). The clients train in
 the first "mask". Who is gone in one step is not asked in the next. A sum of fewer clients than the threshold is not
-opened.
+opened. The second sum is over the clients of the first; where one of them is gone, the round ends without it.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedproxy.aggregation.sums import Signs, conflict_levels, elected, heterogeneity, mean_of
+from fedproxy.aggregation.sums import Signs, conflict_levels, heterogeneity, merged
 from fedproxy.errors import ArtifactError, FederationError, SumsError
 from fedproxy.federation.messages import WORDS, Ask, Order, Reply, Step, Told
 from fedproxy.federation.secure.asks import MOST_MEMBERS
-from fedproxy.federation.secure.form import MAX_LOST, SIGNS, VALUES, Form, context, least, terms, threshold
+from fedproxy.federation.secure.form import POSITIVE, VALUES, Form, context, terms, threshold
 from fedproxy.privacy.sums.fixed_point import restored, unpacked_counts, value_bits
 from fedproxy.privacy.sums.tally import Tally
 from fedproxy.tensors import Tensors, parameter_count
@@ -29,13 +29,12 @@ class Summed:
     Attributes:
         merged: The merged update, in the layout of the adapter, float32.
         levels: K - |Σ sign|, of each coordinate, where signs were summed; else empty.
-        voters: K, the clients whose signs were summed.
-        analysis: What there is of `aggregation.analyse.Analysis`, and the clients' "agreement" with the others.
+        analysis: What there is of `aggregation.analyse.Analysis`. After a second sum also the clients' "agreement" with
+            the others, and the share of coordinates that it decided, "contested".
     """
 
     merged: dict[str, torch.Tensor]
     levels: dict[str, torch.Tensor]
-    voters: int
     analysis: dict[str, Any]
 
 
@@ -43,7 +42,7 @@ class SecureRound:
     """One attempt at a round.
 
     Args:
-        orders: The training orders, by client, with the share that each keeps (Eq. 11).
+        orders: The training orders, by client.
         form: What is summed.
         start: SHA-256 of the adapter that the run began with.
         attempt: How often the round was begun before.
@@ -100,7 +99,7 @@ class SecureRound:
             letters = {name: self._tally.packets_for(name) for name in self.asked}
             return {name: replace(self._orders[name], ask=replace(ask, letters=letters[name])) for name in self.asked}
         if step == "mask":
-            ask = replace(ask, counts=torch.from_numpy(self._opened[SIGNS]))
+            ask = replace(ask, counts=torch.from_numpy(self._opened[VALUES][: self._size].copy()))
             self._terms[label] = terms(ask)
         if step == "advertise":
             ask = replace(ask, threshold=0)
@@ -141,8 +140,9 @@ class SecureRound:
     def _take_words(self, sender: str, answer: Reply | Told, label: str) -> None:
         given = answer.update if isinstance(answer, Reply) else answer.words
         words = given.get(WORDS)
-        if len(given) != 1 or words is None or words.dtype != torch.uint32 or words.shape != (self._size,):
-            raise ArtifactError(f"it sent no {self._size} masked words")
+        count = self._form.words(label, self._size)
+        if len(given) != 1 or words is None or words.dtype != torch.uint32 or words.shape != (count,):
+            raise ArtifactError(f"it sent no {count} masked words")
         if isinstance(answer, Reply) and answer.rows != self._rows[sender]:
             raise ArtifactError(f"it trained on {answer.rows} rows, and said {self._rows[sender]}")
         if isinstance(answer, Told):
@@ -157,18 +157,19 @@ class SecureRound:
         """
         step, label = self.step
         left = tuple(name for name in self.asked if name in self._answered)
+        if len(left) < self.needed and label == POSITIVE:
+            self._steps.clear()
+            return False
         if len(left) < self.needed:
             raise SumsError(f"{len(left)} clients are left in the step {step}, a sum needs {self.needed}.")
         if step == "reveal":
             self._opened[label] = self._tally.opened(label, self._terms[label])
-        elif step == "mask" and not self.trains:
-            gone = sorted(set(self._tally.survivors(SIGNS)).difference(left))
-            if len(gone) > MAX_LOST:
-                raise SumsError(f"{', '.join(gone)} left between two sums of a round; {MAX_LOST} may at most.")
-        if step == "share":
+        elif step == "share":
             self._weigh(left)
         self.asked, self._answered = left, set()
         del self._steps[0]
+        if (step, label) in (("reveal", VALUES), ("mask", POSITIVE)) and left != self.clients:
+            self._steps.clear()
         return bool(self._steps)
 
     def _weigh(self, clients: tuple[str, ...]) -> None:
@@ -181,10 +182,14 @@ class SecureRound:
         count = len(clients)
         self._weights = {name: self._form.weight(self._rows[name], own[name], count, top) for name in clients}
 
+    def _values(self, words: np.ndarray) -> torch.Tensor:
+        bits = value_bits(len(self._rows))
+        return torch.from_numpy(restored(words, self._form.reach(self.needed), bits))
+
     def summed(self) -> Summed:
         """What the sums make, once all are opened."""
-        clients, members = self.clients, len(self._rows)
-        total = torch.from_numpy(restored(self._opened[VALUES], self._form.reach(self.needed), value_bits(members)))
+        clients, opened = self.clients, self._opened[VALUES]
+        total = self._values(opened[-self._size :])
         chosen = [self._weights[name] for name in clients]
         share = [weight / sum(chosen) for weight in chosen]
         analysis: dict[str, Any] = {
@@ -196,29 +201,30 @@ class SecureRound:
             "weights": share,
             "conflict_mean": None,
             "conflict_histogram": [],
-            "retention": [self._orders[name].share for name in clients],
+            "retention": [],
         }
-        levels, voters = dict[str, torch.Tensor](), len(clients)
-        merged = total / sum(chosen)
-        if SIGNS in self._opened:
-            voters = len(self._tally.survivors(SIGNS))
-            counted = signs_of(self._opened[SIGNS], members)
-            flat = conflict_levels(counted, voters)
+        levels = dict[str, torch.Tensor]()
+        update = total / sum(chosen)
+        if self._form.signs:
+            counted = signs_of(opened[: self._size], len(self._rows))
+            flat = conflict_levels(counted, len(clients))
             levels = unflattened(flat, self._layout)
-            told = [self._told[name] for name in clients]
-            analysis |= {"agreement": told, "heterogeneity": heterogeneity(told), "voters": voters}
-            analysis["conflict_mean"] = float(flat.double().mean()) / voters
-            analysis["conflict_histogram"] = torch.bincount(flat, minlength=voters + 1).tolist()
-            if self._form.elects:
-                sign = elected(counted, self._form.rho, least(self.needed))
-                merged = mean_of(total, sign, counted, sum(chosen) / len(chosen))
-        analysis["zero_fraction"] = float((merged == 0).double().mean())
-        return Summed(unflattened(merged.float(), self._layout), levels, voters, analysis)
+            analysis["conflict_mean"] = float(flat.double().mean()) / len(clients)
+            analysis["conflict_histogram"] = torch.bincount(flat, minlength=len(clients) + 1).tolist()
+        if self._form.elects:
+            positive = self._values(self._opened[POSITIVE]) if POSITIVE in self._opened else None
+            update = merged(total, positive, counted, sum(chosen) / len(chosen), self._form.rho)
+            if positive is not None:
+                told = [self._told[name] for name in clients]
+                contested = float(counted.contested.double().mean())
+                analysis |= {"agreement": told, "heterogeneity": heterogeneity(told), "contested": contested}
+        analysis["zero_fraction"] = float((update == 0).double().mean())
+        return Summed(unflattened(update.float(), self._layout), levels, analysis)
 
 
 def signs_of(words: np.ndarray, members: int) -> Signs:
-    """The counts in the first sum."""
-    return Signs(*(torch.from_numpy(column.astype(np.int64)) for column in unpacked_counts(words, 4, members)))
+    """The counts in the first sum, of so many clients at most."""
+    return Signs(*(torch.from_numpy(column.astype(np.int64)) for column in unpacked_counts(words, 2, members)))
 
 
 def flattened(tensors: Tensors) -> torch.Tensor:
