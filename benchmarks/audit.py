@@ -34,7 +34,8 @@ def attacked(run: Path, attacks: list[str]) -> dict[str, dict[str, Any]]:
     def show(attack: str, fraction: float, text: str) -> None:
         print(f"{attack} {fraction:4.0%} {text}", flush=True)
 
-    found = {OWN: audit(run, attacks, on_progress=show)["attacks"]}
+    own = audit(run, attacks, on_progress=show)["attacks"]
+    found = {OWN: {name: own[name] for name in attacks or own}}
     if not attacks or FROM_PROXY in attacks:
         more = audit(run, [FROM_PROXY], options={FROM_PROXY: FEW}, on_progress=show)["attacks"]
         found[ALL] = {FROM_PROXY: more[FROM_PROXY]}
