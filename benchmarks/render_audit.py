@@ -60,4 +60,4 @@ def with_interval(figure: dict[str, Any]) -> str:
 
 def shown(value: float) -> str:
     """A number with two decimals."""
-    return f"{value:.2f}".replace("-", "−")
+    return f"{value:z.2f}".replace("-", "−")
