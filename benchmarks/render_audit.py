@@ -4,6 +4,8 @@ from typing import Any
 
 from audit import ALL, OWN
 
+from fedproxy.attack_records import ACCURACY_GAP, API_ALONE, FROM_PROXY, WAY
+
 
 def audited(result: dict[str, Any]) -> str:
     """The attacks on the demo's run, and the LLM from proxies of other blocks.
@@ -17,22 +19,26 @@ def audited(result: dict[str, Any]) -> str:
             first = (f"{attack['title']} (`{name}`, {attack['paper']})", attack["sees"]) if not number else ("", "")
             lines.append(f"| {first[0]} | {first[1]} | {figure['where']} | {figure['measure']} | {numbers(figure)} |")
     notes = [note for attack in result["attacks"][OWN].values() for note in (*attack["missing"], *attack["notes"])]
-    lines += ["", *(f"- {note}" for note in notes), "", others(result["attacks"][ALL]["llm-from-proxy"])]
+    lines += ["", *(f"- {note}" for note in notes)]
+    more = result["attacks"][ALL][FROM_PROXY]["figures"]
+    for measure, by in ((WAY, "the loss on public text"), (ACCURACY_GAP, "the accuracy on the run's tasks")):
+        if figures := [figure for figure in more if figure["measure"] == measure]:
+            lines += ["", f"By {by}, the {measure}:", "", others(figures)]
     return "\n".join(lines)
 
 
-def others(attack: dict[str, Any]) -> str:
-    """The share of the way to the LLM by proxy and attacker, one row a proxy."""
+def others(figures: list[dict[str, Any]]) -> str:
+    """What one measure says by proxy and attacker, one row a proxy."""
     rows: dict[str, list[str]] = {}
     alone, attackers = [], dict[str, None]()
-    for figure in attack["figures"]:
+    for figure in figures:
         proxy, _, attacker = figure["where"].rpartition(", ")
         proxy = proxy.removesuffix(", healed")
-        if proxy.startswith("only the API"):
-            alone.append(f"{shown(figure['value'])} after {attacker}")
+        if proxy.startswith(API_ALONE):
+            alone.append(f"{with_interval(figure)} after {attacker}")
             continue
         attackers[f"healed, {attacker}" if attacker.endswith(" steps") else attacker] = None
-        rows.setdefault(proxy, []).append(shown(figure["value"]))
+        rows.setdefault(proxy, []).append(with_interval(figure))
     lines = [f"| proxy | {' | '.join(attackers)} |", "|---" * (1 + len(attackers)) + "|"]
     lines += [f"| {proxy} | {' | '.join(values)} |" for proxy, values in rows.items()]
     return "\n".join([*lines, "", f"With the API alone, and no proxy: {', '.join(alone)}."])
@@ -45,6 +51,13 @@ def numbers(figure: dict[str, Any]) -> str:
     return f"{shown(figure['value'])} | {interval} | {'–' if chance is None else shown(chance)}"
 
 
+def with_interval(figure: dict[str, Any]) -> str:
+    """A figure's value, and its interval in brackets if it has one."""
+    if figure["low"] is None:
+        return shown(figure["value"])
+    return f"{shown(figure['value'])} ({shown(figure['low'])} to {shown(figure['high'])})"
+
+
 def shown(value: float) -> str:
     """A number with two decimals."""
-    return f"{value:.2f}".replace("-", "−")
+    return f"{value:z.2f}".replace("-", "−")

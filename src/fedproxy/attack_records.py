@@ -10,6 +10,10 @@ from fedproxy.typed_json import Given, Number, Record, Whole, read_record
 
 ATTACKS_FILE = "attacks.json"
 """RUN/attacks.json: what attacks on the run found."""
+FROM_PROXY, OWN_PROXY, AS_IT_IS, API_ALONE = "llm-from-proxy", "the run's proxy", "as it is", "only the API, no proxy"
+"""An attack by its name, and how the places of its figures begin or end: of which proxy, by which attacker."""
+WAY, ACCURACY_GAP = "share of the way to the LLM", "share of the accuracy gap to the LLM"
+"""What that attack measures: by the loss, and by the tasks that the run scores its models on."""
 _MOST_FIGURES = 4_000
 """No attack comes near them, and a page has no room for more."""
 

@@ -130,6 +130,7 @@ def test_sheet_by_hand() -> None:
     assert "all (53.8% of the LLM's parameters) 5 70 140 B" in lines
     assert "stays: 2 blocks: 1, 2 4 60 120 B" in lines
     assert "Perplexity on public text (1,234 tokens): LLM 5, proxy 7.25 before it is healed." in lines
+    assert "fedproxy audit RUN --attack llm-from-proxy" in " ".join(lines)
     text = printed(show_sheet, {**sheet, "healed": False, "perplexity": None})
     assert "not healed" in text
     assert "not measured" in text

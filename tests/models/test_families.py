@@ -8,8 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from fedproxy.errors import ArtifactError
+from fedproxy.models.block_stream import BlockStream
 from fedproxy.models.families import FAMILIES as TESTED
-from fedproxy.models.families import blocks_path, keep_blocks
+from fedproxy.models.families import blocks, blocks_path, keep_blocks
 from tests.conftest import BLOCKS, FAMILIES, make_model
 from tests.in_memory import skipping
 
@@ -69,6 +70,31 @@ def test_a_pruned_model_is_the_model_with_blocks_skipped(family: str, tmp_path: 
     for candidate in (plain, pruned):
         cached = candidate.generate(tokens(), attention_mask=torch.ones(2, 20), use_cache=True, **settings)
         assert torch.equal(cached, uncached)
+
+
+@pytest.mark.parametrize("family", TESTED)
+def test_a_block_that_is_kept_twice_runs_twice_with_weights_and_keys_of_its_own(family: str) -> None:
+    model, order = make_model(family), [0, 0, 2, 4, 4, 4]
+    stream = BlockStream(model)
+    passage = stream.enter(tokens(), torch.ones_like(tokens()))
+    for number in order:
+        passage.hidden = stream.run(number, passage)
+    repeated = keep_blocks(model, order)
+    again = BlockStream(repeated)
+    entered = again.enter(tokens(), torch.ones_like(tokens()))
+    for number in range(len(order)):
+        entered.hidden = again.run(number, entered)
+    assert torch.equal(entered.hidden, passage.hidden)
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    cached, plain = (
+        repeated.generate(tokens(), attention_mask=torch.ones(2, 20), use_cache=use, **settings)
+        for use in (True, False)
+    )
+    assert torch.equal(cached, plain)
+    first, second = blocks(repeated)[:2]
+    assert {weight.data_ptr() for weight in first.parameters()}.isdisjoint(
+        weight.data_ptr() for weight in second.parameters()
+    )
 
 
 @pytest.mark.parametrize(

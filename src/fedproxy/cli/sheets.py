@@ -21,6 +21,8 @@ def print_sheet(sheet: dict[str, Any]) -> None:
 
 def show_sheet(target: Console, sheet: dict[str, Any]) -> None:
     """Print an exposure sheet."""
+    from fedproxy.attack_records import FROM_PROXY
+
     table = numbers("leaves the house", "tensors", "parameters", "bytes", title="Exposure sheet")
     for row in _joined(sheet["leaves"]):
         table.add_row(*_cells(row))
@@ -41,6 +43,7 @@ def show_sheet(target: Console, sheet: dict[str, Any]) -> None:
             f"Perplexity on public text ({found['tokens']:,} tokens): LLM {found['llm']:.4g}, "
             f"proxy {found['proxy']:.4g}{when}."
         )
+    target.print(f"How far an attacker comes with it, once a run is finished: fedproxy audit RUN --attack {FROM_PROXY}")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:

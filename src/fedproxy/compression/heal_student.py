@@ -88,6 +88,11 @@ class Student:
         self._base = base
         self._model: Any = (self._adapted or base).to(self.device).eval()
 
+    @property
+    def model(self) -> Any:
+        """The proxy as it is by now, in evaluation state."""
+        return self._model
+
     def __call__(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -31,10 +31,11 @@ def check_tasks(experiment: Experiment) -> None:
 def score(
     experiment: Experiment,
     tasks: Sequence[str],
-    model: str | Path,
-    adapter: Path | None,
+    model: Any,
+    adapter: Path | None = None,
     *,
-    proxy: Path | None,
+    proxy: Path | None = None,
+    tokenizer: Any = None,
     on_progress: Callable[[float, str], None],
     on_documents: Callable[[str, list[float]], None] | None = None,
 ) -> dict[str, Any]:
@@ -43,9 +44,10 @@ def score(
     Args:
         experiment: The experiment.
         tasks: The tasks.
-        model: The checkpoint.
+        model: The checkpoint, or a loaded model.
         adapter: The adapter on it, or on the proxy.
         proxy: The proxy, for decode-time proxy tuning.
+        tokenizer: The tokenizer of a loaded model.
         on_progress: Told the fraction and what is being done.
         on_documents: Told a task and the scores of its documents.
     """
@@ -58,6 +60,7 @@ def score(
         trust_tasks=settings.trust_tasks,
         adapter=adapter,
         proxy=proxy,
+        tokenizer=tokenizer,
         limit=settings.limit,
         batch_size=settings.batch_size,
         trust_remote_code=experiment.llm.trust_remote_code,

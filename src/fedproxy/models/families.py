@@ -80,6 +80,8 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
 def keep_blocks(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     """Copy a model without its other blocks; what counts the blocks, in model and config, counts those of the copy.
 
+    A block that is named again is there again, with weights of its own.
+
     Raises:
         ArtifactError: see `blocks_path`.
     """
@@ -87,7 +89,10 @@ def keep_blocks(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     gone = {id(block): nn.Identity() for number, block in enumerate(old) if number not in keep}
     small = copy.deepcopy(model, gone)
     parent, _, attribute = path.rpartition(".")
-    kept = nn.ModuleList([small.get_submodule(f"{path}.{number}") for number in keep])
+    kept = nn.ModuleList()
+    for place, number in enumerate(keep):
+        block = small.get_submodule(f"{path}.{number}")
+        kept.append(copy.deepcopy(block) if number in keep[:place] else block)
     setattr(small.get_submodule(parent), attribute, kept)
     for number, block in enumerate(kept):
         for holder in block_index_holders(block):

@@ -8,10 +8,10 @@ from typing import Any
 
 from fedproxy import foreign
 from fedproxy.artifacts import SHAPING, inside
-from fedproxy.attack_records import Attacks, read_attacks
+from fedproxy.attack_records import FROM_PROXY, Attacks, read_attacks
 from fedproxy.events import event_of
 from fedproxy.records import MODELS, Results, Round, read_run
-from fedproxy.reporting import heat_maps, plots, validation
+from fedproxy.reporting import exposure, heat_maps, plots, validation
 from fedproxy.reporting.attacks import interval
 from fedproxy.reporting.conflict import Conflict, load_conflict
 from fedproxy.reporting.hindrances import hindrances
@@ -99,20 +99,23 @@ def render(
         "Rounds",
         "Agreement",
         "Compression",
+        "Exposure",
         "Attacks",
         "Cost",
         "Settings",
         "Reproduce",
     ]
     validated = validation.rounds_of(results)
-    attacked = attacks.attacks if attacks is not None else {}
+    attacks = attacks or Attacks()
+    exposed = "" if live else exposure.held(results)
     optional = (
         ("What holds it back", held_back),
         ("Use it", use),
         ("Validation", validated),
         ("Agreement", agreement),
         ("Compression", "blocks" in figures),
-        ("Attacks", attacked),
+        ("Exposure", exposed),
+        ("Attacks", attacks.attacks),
     )
     left_out = [name for name, there in optional if not there]
     return fill(
@@ -135,7 +138,10 @@ def render(
         kept=results.kept,
         compared=compared[-1] if compared else None,
         conflicts=conflicts,
-        attacks=attacked,
+        exposed=exposed,
+        quoted=exposure.quoted(attacks),
+        measuring=f"fedproxy audit {argument(run)} --attack {FROM_PROXY}",
+        attacks=attacks.attacks,
         interval=interval,
         settings=grouped(results.experiment),
         environment=grouped(results.environment),

@@ -1,11 +1,14 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from fedproxy.attack_records import ACCURACY_GAP, WAY
 from fedproxy.compression.heal_student import Student
 from fedproxy.compression.teacher import perplexity_of
-from fedproxy.config import Heal
+from fedproxy.config import Evaluate, Heal
+from fedproxy.demo import EXPERIMENT
 from fedproxy.models.checkpoints import fresh_model, load_tokenizer, save_checkpoint
 from fedproxy.models.placement import open_stream
 from fedproxy.models.source import open_source
@@ -18,8 +21,16 @@ FULL = Heal(steps=1, mode="full")
 
 @pytest.mark.slow
 def test_the_proxy_brings_an_attacker_far_healing_further_and_the_api_alone_not(learned_by_heart):
-    found = llm_from_proxy(Subject(learned_by_heart), Options(steps=4), lambda *_: None)
-    shares = {figure.where: figure.value for figure in found.figures}
+    subject = Subject(learned_by_heart)
+    tasks = Evaluate(tasks=["demo_snips", "demo_banking"], include=str(EXPERIMENT.parent / "tasks"), limit=60)
+    subject.experiment = replace(subject.experiment, evaluate=tasks)
+    found = llm_from_proxy(subject, Options(steps=4), lambda *_: None)
+    shares, right = (
+        {figure.where: figure.value for figure in found.figures if figure.measure == measure}
+        for measure in (WAY, ACCURACY_GAP)
+    )
+    assert list(shares) == list(right)
+    assert right["only the API, no proxy, 36 steps"] < 0.5
     assert shares["the run's proxy, as it is"] > 0.5
     assert shares["the run's proxy, as it is"] < shares["the run's proxy, healed, 36 steps"] < 1.0
     assert shares["only the API, no proxy, 36 steps"] < 0.3

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from fedproxy.attack_records import API_ALONE, AS_IT_IS, FROM_PROXY, OWN_PROXY, WAY
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.compression.heal import split_documents, texts_of
 from fedproxy.compression.heal_student import Student
@@ -19,11 +20,12 @@ from fedproxy.compression.scores.perplexity import mean_loss
 from fedproxy.compression.select import lowest, removed_count
 from fedproxy.compression.teacher import Teacher, ask_teacher
 from fedproxy.config import Heal
-from fedproxy.models.checkpoints import fresh_model, save_checkpoint
-from fedproxy.models.families import readable, vocabulary
+from fedproxy.models.checkpoints import fresh_model, load_model, save_checkpoint, scored_dtype
+from fedproxy.models.families import keep_blocks, readable, vocabulary
 from fedproxy.models.placement import open_stream
 from fedproxy.models.source import Source, open_source
 from fedproxy.models.text_batches import Batch, batches
+from fedproxy.privacy.attacks.accuracy_gap import Examination, examination
 from fedproxy.privacy.attacks.contract import Attack, Figure, Found, Tell
 from fedproxy.privacy.attacks.subject import Subject
 from fedproxy.public_text import read_documents
@@ -67,6 +69,7 @@ class _School:
         teacher: What the LLM's API says of it.
         unseen: Public text that is not learned from.
         ignorance: Loss on that of the counts of tokens in the lessons, in nats a token.
+        tasks: The tasks of the run.
         folder: For what is unfinished.
     """
 
@@ -75,6 +78,7 @@ class _School:
     teacher: Teacher
     unseen: list[Batch]
     ignorance: float
+    tasks: Examination
     folder: Path
 
 
@@ -82,9 +86,10 @@ def llm_from_proxy(subject: Subject, options: Options, tell: Tell) -> Found:
     """Measure what share of the way to the LLM several attackers come, by the loss on public text they did not see.
 
     The way goes from the loss of who knows nothing but how often each token comes, to the LLM's: 0 is the former, 1 the
-    latter. One attacker takes the proxy as it is; one fills each gap by copies of the nearest block; one trains all of
-    the proxy on what the LLM's API says of public text; and one, whom no proxy is needed for, trains a model of the
-    proxy's shape from nothing on the same.
+    latter. On the tasks that the run scores its models on, it goes from the accuracy of a model of the proxy's shape
+    that nobody trained, to the LLM's. One attacker takes the proxy as it is; one fills each gap by copies of the
+    nearest block; one trains all of the proxy on what the LLM's API says of public text; and one, whom no proxy is
+    needed for, trains a model of the proxy's shape from nothing on the same.
     """
     experiment = subject.experiment
     text = experiment.heal.text or experiment.compress.calibration
@@ -95,16 +100,16 @@ def llm_from_proxy(subject: Subject, options: Options, tell: Tell) -> Found:
         folder = Path(place)
         llm = open_source(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code)
         tell(0.0, "asking the LLM")
-        school = _school(subject, options, llm, text, folder)
+        blank = folder / "blank"
+        drawn = fresh_model(subject.proxy, seed=subject.seed, trust_remote_code=experiment.llm.trust_remote_code)
+        save_checkpoint(blank, drawn, subject.proxy)
+        school = _school(subject, options, llm, text, examination(subject, blank), folder)
         proxies = list(_proxies(subject, options, llm, folder))
         for number, (name, keep, proxy) in enumerate(proxies):
             tell(0.1 + 0.7 * number / len(proxies), name)
             found.figures += _attacked(subject, school, name, keep, proxy, llm.count)
         tell(0.8, "only the API")
-        blank = folder / "blank"
-        drawn = fresh_model(subject.proxy, seed=subject.seed, trust_remote_code=experiment.llm.trust_remote_code)
-        save_checkpoint(blank, drawn, subject.proxy)
-        found.figures += _taught(subject, school, "only the API, no proxy", blank)
+        found.figures += _taught(subject, school, API_ALONE, blank)
     lost = math.log(school.teacher.perplexity)
     learned, held = (sum(len(batch.input_ids) for batch in part) for part in (school.lessons, school.unseen))
     found.notes += [
@@ -112,11 +117,13 @@ def llm_from_proxy(subject: Subject, options: Options, tell: Tell) -> Found:
         f"tells the {TOLD} likeliest tokens' log probabilities.",
         f"The text is {learned} documents to learn from and {held} others. More text and more steps bring an attacker "
         "further.",
+        *school.tasks.notes,
     ]
+    found.missing += school.tasks.missing
     return found
 
 
-def _school(subject: Subject, options: Options, llm: Source, text: str, folder: Path) -> _School:
+def _school(subject: Subject, options: Options, llm: Source, text: str, tasks: Examination, folder: Path) -> _School:
     experiment, steps = subject.experiment, int(options.steps) * BUDGETS[-1]
     settings = Heal(
         steps=steps,
@@ -139,13 +146,14 @@ def _school(subject: Subject, options: Options, llm: Source, text: str, folder: 
     teacher = ask_teacher(
         work, llm, range(llm.count), lessons, unseen, settings, placement=placement, progress=lambda *_: None
     )
-    return _School(settings, lessons, teacher, unseen, counted_loss(lessons, unseen, vocabulary(llm.decoder)), folder)
+    ignorance = counted_loss(lessons, unseen, vocabulary(llm.decoder))
+    return _School(settings, lessons, teacher, unseen, ignorance, tasks, folder)
 
 
 def _proxies(subject: Subject, options: Options, llm: Source, folder: Path) -> Iterator[tuple[str, list[int], Path]]:
     """The proxies that are attacked: what each is called, the LLM's blocks that it keeps, and where it lies."""
     if options.proxies == "own":
-        yield "the run's proxy", subject.manifest.layer_map, subject.proxy
+        yield OWN_PROXY, subject.manifest.layer_map, subject.proxy
         return
     scores = subject.manifest.scores
     for share in SHARES:
@@ -156,26 +164,34 @@ def _proxies(subject: Subject, options: Options, llm: Source, folder: Path) -> I
         }
         if scores:
             choices = {"by the run's scores": lowest(scores, gone, range(llm.count))[gone], **choices}
+        named: dict[frozenset[int], list[str]] = {}
         for how, removed in choices.items():
-            keep = [block for block in range(llm.count) if block not in removed]
-            place = folder / f"{share}-{how.replace(' ', '-')}"
+            named.setdefault(frozenset(removed), []).append(how)
+        for number, (hidden, hows) in enumerate(named.items()):
+            keep = [block for block in range(llm.count) if block not in hidden]
+            place = folder / f"{share}-{number}"
             place.mkdir()
             prune(llm, keep, place)
-            yield f"{share:.0%} removed, {how}", keep, place
+            yield f"{share:.0%} removed, {' = '.join(hows)}", keep, place
 
 
 def _attacked(
     subject: Subject, school: _School, name: str, keep: Sequence[int], proxy: Path, count: int
 ) -> Iterator[Figure]:
-    source = open_source(proxy, trust_remote_code=subject.experiment.llm.trust_remote_code)
+    trust = subject.experiment.llm.trust_remote_code
+    source = open_source(proxy, trust_remote_code=trust)
     stream = open_stream(source, subject.experiment.compress.placement)
     passages = [stream.enter(batch.input_ids, batch.attention_mask) for batch in school.unseen]
-    for attacker, order in (("as it is", range(len(keep))), ("gaps filled by copies", filled(keep, count))):
+    for attacker, order in ((AS_IT_IS, range(len(keep))), ("gaps filled by copies", filled(keep, count))):
         states = stream.carried(passage.hidden for passage in passages)
         for number, _ in stream.walk(order):
             for passage, state in zip(passages, states, strict=True):
                 state.copy_(stream.run(number, passage, state))
-        yield _figure(school, f"{name}, {attacker}", mean_loss(stream, passages, states, "the proxy"))
+        where = f"{name}, {attacker}"
+        yield _figure(school, where, mean_loss(stream, passages, states, "the proxy"))
+        if school.tasks.llm:
+            model = keep_blocks(load_model(proxy, dtype=scored_dtype(), trust_remote_code=trust), order)
+            yield from school.tasks.figures(where, model)
     yield from _taught(subject, school, f"{name}, healed", proxy)
 
 
@@ -200,7 +216,9 @@ def _taught(subject: Subject, school: _School, name: str, model: Path) -> Iterat
                 work=Path(work),
                 on_step=lambda *_: None,
             )
-        yield _figure(school, f"{name}, {settings.steps} steps", student_loss(student, school.unseen))
+        where = f"{name}, {settings.steps} steps"
+        yield _figure(school, where, student_loss(student, school.unseen))
+        yield from school.tasks.figures(where, student.model)
 
 
 def filled(keep: Sequence[int], count: int) -> list[int]:
@@ -243,11 +261,11 @@ def student_loss(student: Student, texts: Sequence[Batch]) -> float:
 
 def _figure(school: _School, where: str, loss: float) -> Figure:
     share = (school.ignorance - loss) / (school.ignorance - math.log(school.teacher.perplexity))
-    return Figure(where, "share of the way to the LLM", share, chance=0.0, of=f"loss {loss:.3f} nats a token")
+    return Figure(where, WAY, share, chance=0.0, of=f"loss {loss:.3f} nats a token")
 
 
 LLM_FROM_PROXY = Attack(
-    name="llm-from-proxy",
+    name=FROM_PROXY,
     title="How much of the LLM is in the proxy?",
     paper="distillation, arXiv 1503.02531",
     sees="a client, who keeps the proxy and has the LLM's API; the last rows, anybody who has the API",
