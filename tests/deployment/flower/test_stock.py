@@ -23,7 +23,6 @@ from fedproxy.deployment.flower.command import command
 from fedproxy.deployment.flower.exchange import ANSWER, LISTING, PARTS, READY, unpack
 from fedproxy.deployment.flower.introductions import Introductions
 from fedproxy.deployment.flower.site import Site
-from fedproxy.deployment.flower.superlink import free_port
 from fedproxy.deployment.handout.fetch import find_proxy, take_parts
 from fedproxy.deployment.handout.parts import describe, opened
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, read_client_key
@@ -32,6 +31,7 @@ from fedproxy.federation.offer import Limits
 from fedproxy.run_directory import MEMBERS
 from tests.deployment.conftest import Process, eventually, executed
 from tests.deployment.handout.conftest import proxy  # noqa: F401
+from tests.docs.terminal import free_port
 from tests.test_pipeline import adapter_bytes, write_experiment
 
 ROOT = Path(__file__).parents[3]
