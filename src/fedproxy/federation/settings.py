@@ -1,4 +1,6 @@
-"""What of a [federate] table goes together."""
+"""What of a [federate] table goes together, and with how many clients."""
+
+from collections.abc import Collection
 
 from fedproxy.aggregation.merge import configured
 from fedproxy.aggregation.merge.clipping import CLIP_NORM
@@ -6,11 +8,14 @@ from fedproxy.aggregation.merge.mean import MEAN
 from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES
+from fedproxy.aggregation.sums import LEAST
 from fedproxy.config import Federate
 from fedproxy.errors import MissingExtraError, UsageError
+from fedproxy.federation.coordinator import Coordinator
+from fedproxy.federation.secure.asks import MOST_MEMBERS
 from fedproxy.federation.secure.form import check_secure
 from fedproxy.federation.wire import ENCODINGS, encoding
-from fedproxy.privacy.accounting import require_accounting
+from fedproxy.privacy.client_noise import ClientNoise
 
 
 def require_sums() -> None:
@@ -26,11 +31,15 @@ def require_sums() -> None:
         raise MissingExtraError("secure sums", "federation") from error
 
 
-def check_settings(federate: Federate) -> None:
-    """Check names, options, and combinations that have no meaning.
+def check_settings(federate: Federate, clients: Collection[str] = ()) -> None:
+    """Check names, options, combinations that have no meaning, and rounds that can never be held.
+
+    Args:
+        federate: The table.
+        clients: The clients' names; none if they are not known yet.
 
     Raises:
-        MissingExtraError: secure sums are asked for, and what they need is not installed.
+        MissingExtraError: secure sums or a budget are asked for, and what they need is not installed.
         UsageError: a name or option is unknown, a value is impossible, or two settings exclude each other.
     """
     configured(federate.merge, federate.merge_options)
@@ -39,10 +48,11 @@ def check_settings(federate: Federate) -> None:
     down, _ = encoding(federate.wire_down, {})
     check_secure(federate)
     check_client_privacy(federate)
-    if federate.privacy is not None:
-        require_accounting("[federate.privacy]")
+    ClientNoise.of(federate)
     if federate.secure:
         require_sums()
+    if clients:
+        check_clients(federate, clients)
     chosen, row = SPACES.choose(federate.space), REGULARISERS.choose(federate.regulariser)
     if down.by_share:
         raise UsageError(f'[federate] wire_down = "{down.name}" leaves values out; an adapter is sent whole.')
@@ -59,6 +69,40 @@ def check_settings(federate: Federate) -> None:
                 f'"{chosen.name}" turn into others from round to round. Choose {key} {" or ".join(alike)}, or one of '
                 f"the spaces {lasting}."
             )
+
+
+def check_clients(federate: Federate, clients: Collection[str]) -> None:
+    """Check that these clients can hold a round.
+
+    Raises:
+        UsageError: they are fewer than a round needs, or more than a secure sum has; or the δ of [federate.privacy] is
+            so large that the budget protects none of them.
+    """
+    count = len(clients)
+    if federate.secure and count < LEAST:
+        raise UsageError(
+            f"[federate] secure = true: a secure sum needs {LEAST} clients, and there {_are(count)}. Of a sum of two, "
+            "each knows the other's part. Add clients, or set secure = false."
+        )
+    if isinstance(federate.quorum, int) and count < federate.quorum:
+        raise UsageError(
+            f"[federate] quorum = {federate.quorum}: a round needs so many clients, and there {_are(count)}. Add "
+            "clients, or lower it."
+        )
+    if federate.secure and (asked := Coordinator(clients, {}, federate).target) > MOST_MEMBERS:
+        raise UsageError(
+            f"[federate] secure = true: a full round asks {asked} of {count} clients (participation = "
+            f"{federate.participation:g}), and a secure sum has {MOST_MEMBERS} at most. Lower participation."
+        )
+    if federate.privacy is not None and federate.privacy.delta * count >= 1:
+        raise UsageError(
+            f"[federate.privacy] delta = {federate.privacy.delta:g}: of {count} clients one could be told outright. "
+            f"Give less than 1 in {count}."
+        )
+
+
+def _are(count: int) -> str:
+    return f"is {count}" if count == 1 else f"are {count}"
 
 
 def check_client_privacy(federate: Federate) -> None:

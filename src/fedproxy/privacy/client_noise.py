@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 
 from fedproxy.config import Federate
-from fedproxy.privacy.accounting import Steps, epsilon_of, noise_for
+from fedproxy.errors import UsageError
+from fedproxy.privacy.accounting import Steps, epsilon_of, noise_for, require_accounting
 from fedproxy.privacy.randomness import Randomness
 
 REACH = 8.0
@@ -50,7 +51,11 @@ class ClientNoise:
         if federate.privacy is None:
             return None
         budget = federate.privacy
-        z = noise_for(budget.epsilon, budget.delta, sampling=1.0, count=federate.rounds)
+        require_accounting("[federate.privacy]")
+        try:
+            z = noise_for(budget.epsilon, budget.delta, sampling=1.0, count=federate.rounds)
+        except UsageError as error:
+            raise UsageError(f"[federate.privacy] {error}") from error
         return ClientNoise(budget.clip, z, budget.delta)
 
     def spent(self, rounds: int) -> float:

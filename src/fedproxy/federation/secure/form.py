@@ -12,6 +12,7 @@ from fedproxy.aggregation.sums import LEAST, weight
 from fedproxy.config import Federate
 from fedproxy.errors import SumsError, UsageError
 from fedproxy.federation.messages import Ask
+from fedproxy.federation.secure.asks import MOST_MEMBERS
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.privacy.client_noise import REACH, ClientNoise
 
@@ -84,7 +85,8 @@ def check_secure(federate: Federate) -> None:
     """Check that what a [federate] table asks for goes with its secure sums, if it has them.
 
     Raises:
-        UsageError: a rule, an option, a space, a regulariser or an encoding needs single updates, or is none of sums.
+        UsageError: a rule, an option, a space, a regulariser or an encoding needs single updates; or the quorum is more
+            than a sum has.
     """
     if not federate.secure:
         return
@@ -98,6 +100,8 @@ def check_secure(federate: Federate) -> None:
         f'space = "{space.name}" merges products, which no client sends; choose factors or frozen-a': not space.lasting,
         f'regulariser = "{row.name}" adds the updates up with other weights as well, and two such sums give away a '
         "client whose weights are not the others'": row.carried is not None,
+        f"quorum = {federate.quorum} asks for more replies than a secure sum has, {MOST_MEMBERS}": federate.quorum
+        > MOST_MEMBERS,
         f'wire = "{wire.name}" shortens updates, and masked words cannot be shortened; choose fp32': not wire.plain,
     }
     if problems := [text for text, wrong in found.items() if wrong]:
