@@ -272,7 +272,7 @@ def prepare(
     Yields:
         The run directory, owned until the block ends.
     """
-    experiment = read_experiment(experiment)
+    experiment = read_experiment(experiment, remote=rows is None)
     if experiment.heal.realign_steps:
         raise UsageError(
             f"[heal] realign_steps = {experiment.heal.realign_steps} changes the proxy between rounds, which only "

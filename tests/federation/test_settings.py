@@ -7,7 +7,7 @@ from fedproxy.config import Federate
 from fedproxy.errors import FederationError, UsageError
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.secure.form import threshold
-from fedproxy.federation.settings import check_client_privacy, check_clients, check_settings
+from fedproxy.federation.settings import check_client_privacy, check_roster, check_settings
 from fedproxy.federation.wire import ENCODINGS
 
 
@@ -101,4 +101,4 @@ def test_one_client_fewer_than_the_delta_names_is_taken():
     budget = {"epsilon": 8.0, "delta": 0.05, "clip": 1.0}
     federate = Federate(merge="mean", merge_options={"weights": "uniform"}, regulariser="none", privacy=budget)
     check_client_privacy(federate)
-    check_clients(federate, "abcdefghijklmnopqrs")
+    check_roster(federate, "abcdefghijklmnopqrs")

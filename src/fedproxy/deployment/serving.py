@@ -26,7 +26,7 @@ from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.federation.client_rows import client_names
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.protocol import answer_limit
-from fedproxy.federation.settings import check_clients
+from fedproxy.federation.settings import check_roster
 from fedproxy.federation.tuning import START
 from fedproxy.models.lora import WEIGHTS_FILE, read_adapter
 from fedproxy.run_directory import RunDirectory, raise_outcome
@@ -66,7 +66,7 @@ class Listen:
         """Check that clients could be served, before anything is done for them; warn of certificates that end soon.
 
         Raises:
-            UsageError: plaintext beyond loopback, a partition, clients without names or keys, or as of `check_clients`;
+            UsageError: plaintext beyond loopback, a partition, clients without names or keys, or as of `check_roster`;
                 or the address is taken.
             MissingExtraError: Flower is not installed.
             ArtifactError: the keys cannot be used.
@@ -85,7 +85,7 @@ class Listen:
         if self.keys is None and not experiment.client:
             raise UsageError("Without keys the experiment must name its clients in [[client]] tables.")
         if self.keys is not None:
-            check_clients(experiment.federate, _members(self.keys, client_names(experiment)))
+            check_roster(experiment.federate, _members(self.keys, client_names(experiment)))
             check_tls(*_certificates(self.keys))
             _warn_of_ends(self.keys)
         self.address.check_free()

@@ -52,7 +52,7 @@ def check_settings(federate: Federate, clients: Collection[str] = ()) -> None:
     if federate.secure:
         require_sums()
     if clients:
-        check_clients(federate, clients)
+        check_roster(federate, clients)
     chosen, row = SPACES.choose(federate.space), REGULARISERS.choose(federate.regulariser)
     if down.by_share:
         raise UsageError(f'[federate] wire_down = "{down.name}" leaves values out; an adapter is sent whole.')
@@ -71,7 +71,7 @@ def check_settings(federate: Federate, clients: Collection[str] = ()) -> None:
             )
 
 
-def check_clients(federate: Federate, clients: Collection[str]) -> None:
+def check_roster(federate: Federate, clients: Collection[str]) -> None:
     """Check that these clients can hold a round.
 
     Raises:
