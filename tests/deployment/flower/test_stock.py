@@ -400,7 +400,8 @@ def test_a_stock_superlink_and_stock_supernodes(tmp_path, tiny_checkpoint, calib
         assert eventually((run / "adapter").is_dir, 400.0), link.said
 
         for one in sites.values():
-            one.clear()
+            os.kill(one.pid, signal.SIGTERM)
+            assert eventually(lambda one=one: not one.family(), 30.0), one.said
         text = bare.replace("max_length = 32\n[fed", "max_length = 32\npadding_free = false\n[fed")
         text = text.replace("rounds = 3", "rounds = 1\nparticipation = 0.5\nquorum = 1")
         (tmp_path / "private.toml").write_text(f"{text}[train.privacy]\nepsilon = 8.0\n")
