@@ -42,7 +42,10 @@ def test_good_keys_and_a_free_address_pass(keys):
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"secure": True}, "secure = true: .* needs 3 clients, and there are 2"), ({"quorum": 3}, "quorum = 3: .* are 2")],
+    [
+        ({"secure": True}, "secure = true: .* needs 3 clients, and the number of clients is 2"),
+        ({"quorum": 3}, "quorum = 3: .* is 2"),
+    ],
 )
 def test_too_few_keys_for_a_round_are_told(keys, settings, says):
     experiment = replace(EXPERIMENT, federate=Federate(merge="mean", regulariser="none", **settings))

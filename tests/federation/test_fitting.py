@@ -31,7 +31,7 @@ delta = 1e-30
 clip = 1.0
 """
 IMPOSSIBLE = {
-    "secure = true\n": r"\[federate\] secure = true: a secure sum needs 3 clients, and there are 2",
+    "secure = true\n": r"\[federate\] secure = true: a secure sum needs 3 clients, and the number of clients is 2",
     CLIENT_PRIVACY: r"\[federate.privacy\] No noise makes 10 steps cost",
 }
 MESSAGES = [{"role": "user", "content": "say red:"}, {"role": "assistant", "content": "red"}]

@@ -8,14 +8,11 @@ from fedproxy.aggregation.merge.mean import MEAN
 from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES
-from fedproxy.aggregation.sums import LEAST
 from fedproxy.config import Federate
 from fedproxy.errors import MissingExtraError, UsageError
-from fedproxy.federation.coordinator import Coordinator
-from fedproxy.federation.secure.asks import MOST_MEMBERS
-from fedproxy.federation.secure.form import check_secure
+from fedproxy.federation.secure.form import check_members, check_secure
 from fedproxy.federation.wire import ENCODINGS, encoding
-from fedproxy.privacy.client_noise import ClientNoise
+from fedproxy.privacy.client_noise import ClientNoise, check_delta
 
 
 def require_sums() -> None:
@@ -75,34 +72,15 @@ def check_roster(federate: Federate, clients: Collection[str]) -> None:
     """Check that these clients can hold a round.
 
     Raises:
-        UsageError: they are fewer than a round needs, or more than a secure sum has; or the δ of [federate.privacy] is
-            so large that the budget protects none of them.
+        UsageError: they are fewer than the quorum; or as of `check_members` and `check_delta`.
     """
-    count = len(clients)
-    if federate.secure and count < LEAST:
+    check_members(federate, len(clients))
+    check_delta(federate, len(clients))
+    if isinstance(federate.quorum, int) and len(clients) < federate.quorum:
         raise UsageError(
-            f"[federate] secure = true: a secure sum needs {LEAST} clients, and there {_are(count)}. Of a sum of two, "
-            "each knows the other's part. Add clients, or set secure = false."
+            f"[federate] quorum = {federate.quorum}: a round needs so many clients, and the number of clients is "
+            f"{len(clients)}. Add clients, or lower it."
         )
-    if isinstance(federate.quorum, int) and count < federate.quorum:
-        raise UsageError(
-            f"[federate] quorum = {federate.quorum}: a round needs so many clients, and there {_are(count)}. Add "
-            "clients, or lower it."
-        )
-    if federate.secure and (asked := Coordinator(clients, {}, federate).target) > MOST_MEMBERS:
-        raise UsageError(
-            f"[federate] secure = true: a full round asks {asked} of {count} clients (participation = "
-            f"{federate.participation:g}), and a secure sum has {MOST_MEMBERS} at most. Lower participation."
-        )
-    if federate.privacy is not None and federate.privacy.delta * count >= 1:
-        raise UsageError(
-            f"[federate.privacy] delta = {federate.privacy.delta:g}: of {count} clients one could be told outright. "
-            f"Give less than 1 in {count}."
-        )
-
-
-def _are(count: int) -> str:
-    return f"is {count}" if count == 1 else f"are {count}"
 
 
 def check_client_privacy(federate: Federate) -> None:

@@ -26,6 +26,19 @@ REACH = 8.0
 """Noise beyond so many standard deviations does not occur: one value in 10^15."""
 
 
+def check_delta(federate: Federate, clients: int) -> None:
+    """Check that the δ of a [federate] table, if it has one, protects so many clients.
+
+    Raises:
+        UsageError: one of them could be told outright.
+    """
+    if federate.privacy is not None and federate.privacy.delta * clients >= 1:
+        raise UsageError(
+            f"[federate.privacy] delta = {federate.privacy.delta:g}: of {clients} clients one could be told outright. "
+            f"Give less than 1 in {clients}."
+        )
+
+
 @dataclass(frozen=True)
 class ClientNoise:
     """The noise of a federation.

@@ -108,6 +108,24 @@ def check_secure(federate: Federate) -> None:
         raise UsageError("[federate] secure = true lets nobody see a single update. " + "; ".join(problems) + ".")
 
 
+def check_members(federate: Federate, clients: int) -> None:
+    """Check that so many clients can hold a round of secure sums, if a [federate] table asks for them.
+
+    Raises:
+        UsageError: they are too few for a sum, or a full round asks too many.
+    """
+    if federate.secure and clients < LEAST:
+        raise UsageError(
+            f"[federate] secure = true: a secure sum needs {LEAST} clients, and the number of clients is {clients}. Of "
+            "a sum of two, each knows the other's part. Add clients, or set secure = false."
+        )
+    if federate.secure and federate.participation * clients > MOST_MEMBERS + 1e-9:
+        raise UsageError(
+            f"[federate] participation = {federate.participation:g}: a full round would ask that share of {clients} "
+            f"clients, and with secure = true {MOST_MEMBERS} are the most. Lower it."
+        )
+
+
 def context(start: str, number: int, attempt: int) -> bytes:
     """What all keys and masks of an attempt at a round are bound to.
 
