@@ -19,7 +19,7 @@ from fedproxy.errors import ArtifactError, ConfigError, UsageError
 from fedproxy.evaluation.experiment import check_tasks, score, scored_tasks
 from fedproxy.federation.aligning import proxy_adapter, write_aligned
 from fedproxy.federation.centralized import tune_centralized
-from fedproxy.federation.client_rows import ClientRows, client_rows
+from fedproxy.federation.client_rows import ClientRows, client_names, client_rows
 from fedproxy.federation.fitting import check_experiment
 from fedproxy.federation.inline import tune_inline
 from fedproxy.federation.settings import check_settings
@@ -272,7 +272,7 @@ def prepare(
     Yields:
         The run directory, owned until the block ends.
     """
-    experiment = read_experiment(experiment)
+    experiment = read_experiment(experiment, remote=rows is None)
     if experiment.heal.realign_steps:
         raise UsageError(
             f"[heal] realign_steps = {experiment.heal.realign_steps} changes the proxy between rounds, which only "
@@ -319,7 +319,7 @@ def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False
         experiment = load_experiment(Path(experiment), remote=remote)
     elif problems := clashes(experiment):
         raise ConfigError("The experiment", problems)
-    check_settings(experiment.federate)
+    check_settings(experiment.federate, client_names(experiment))
     check_trackers(experiment.train.report_to)
     if experiment.train.privacy is not None and not remote:
         require_accounting()

@@ -2,11 +2,12 @@
 
 import shutil
 import socket
+from dataclasses import replace
 
 import pytest
 
 import fedproxy
-from fedproxy.config import LLM, Compress, Experiment
+from fedproxy.config import LLM, Compress, Experiment, Federate
 from fedproxy.deployment import certificates
 from fedproxy.deployment.address import Address
 from fedproxy.deployment.keys import add_client, init_keys, revoke_client
@@ -37,6 +38,21 @@ def at(keys, port=0):
 
 def test_good_keys_and_a_free_address_pass(keys):
     at(keys).check(EXPERIMENT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"secure": True}, "secure = true: .* needs 3 clients, and the number of clients is 2"),
+        ({"quorum": 3}, "quorum = 3: .* is 2"),
+    ],
+)
+def test_too_few_keys_for_a_round_are_told(keys, settings, says):
+    experiment = replace(EXPERIMENT, federate=Federate(merge="mean", regulariser="none", **settings))
+    with pytest.raises(UsageError, match=says):
+        at(keys).check(experiment)
+    add_client(keys, "fruits")
+    at(keys).check(experiment)
 
 
 @pytest.mark.parametrize("name", ["server.crt", "ca.crt"])

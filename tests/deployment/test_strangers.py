@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fedproxy.deployment.audit import AUDIT, check
-from fedproxy.deployment.flower.superlink import free_port
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, new_key, revoke_client, rotate_client
 from tests.deployment.conftest import Federation, eventually
+from tests.docs.terminal import free_port
 
 pytestmark = pytest.mark.long
 FUTURE = """

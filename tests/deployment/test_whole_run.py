@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.deployment.flower.command import command
-from fedproxy.deployment.flower.superlink import free_port
 from fedproxy.deployment.handout.link import whole_request
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, read_client_key
 from fedproxy.deployment.ledger import check
 from tests.deployment.conftest import FEDPROXY, WORDS, Federation
 from tests.deployment.network import Tap, proxy, tap
+from tests.docs.terminal import free_port
 
 KINDS = "introduction", "hand-out", "connection", "heartbeat", "order", "answer", "farewell"
 

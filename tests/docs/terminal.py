@@ -13,9 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedproxy.deployment.flower.ports import reserve_port
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 PATIENCE = 900.0
+_RESERVED: list[socket.socket] = []
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -154,6 +157,6 @@ def follow(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody gets while these tests run, but the server that asks for it (`reserve_port`)."""
+    _RESERVED.append(reserve_port())
+    return int(_RESERVED[-1].getsockname()[1])

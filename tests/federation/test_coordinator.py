@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -249,9 +250,27 @@ def test_too_few_clients_are_told_by_name():
     server = coordinator("xyz", quorum=1.0)
     with pytest.raises(FederationError, match=r"Round 1 needs 3 clients .* there are 1: y\. Missing: x, z\.") as caught:
         server.begin(["y", "stranger"])
-    assert "lower [federate] quorum, and go on with --resume" in str(caught.value)
+    assert "Start the missing clients, or lower [federate] quorum to 1, and go on with --resume." in str(caught.value)
     server.begin("xyz")
     assert server.order("x").round == 1
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("quorum", [1, 3, 5, 0.5, 1.0])
+@pytest.mark.parametrize("present", range(6))
+def test_the_advice_to_lower_the_quorum_is_given_where_it_helps_and_then_it_does(secure, quorum, present):
+    """Neither a round of nobody nor a sum of two is ever advised."""
+    names, settings = "uvwxyz", {"regulariser": "none", "secure": secure}
+    server = coordinator(names, quorum=quorum, **settings)
+    if server.least <= present:
+        return
+    with pytest.raises(FederationError, match="Start the missing clients") as caught:
+        server.begin(names[:present])
+    advised = re.search(r"lower \[federate\] quorum to (\d+)", str(caught.value))
+    if advised is None:
+        assert coordinator(names, quorum=1, **settings).least > present
+    else:
+        coordinator(names, quorum=int(advised[1]), **settings).begin(names[:present])
 
 
 def test_clients_join_and_leave_between_rounds():

@@ -22,6 +22,18 @@ MISTAKES = {
     "[heal]\nrealign_steps = 1": "they train all|only the engine inline can",
     "[heal]\nsteps = 1\nspare_ends = true\n[compress]\nkeep_first = 3": "leaves no block of the proxy to heal",
 }
+CLIENT_PRIVACY = """merge = "mean"
+merge_options = { weights = "uniform" }
+regulariser = "none"
+[federate.privacy]
+epsilon = 0.01
+delta = 1e-30
+clip = 1.0
+"""
+IMPOSSIBLE = {
+    "secure = true\n": r"\[federate\] secure = true: a secure sum needs 3 clients, and the number of clients is 2",
+    CLIENT_PRIVACY: r"\[federate.privacy\] No noise makes 10 steps cost",
+}
 MESSAGES = [{"role": "user", "content": "say red:"}, {"role": "assistant", "content": "red"}]
 
 
@@ -59,6 +71,25 @@ def write(tmp_path, tiny_checkpoint, calibration):
 def test_what_does_not_fit_the_llm_is_told_first(write, tmp_path, how, mistake):
     with pytest.raises(UsageError, match=MISTAKES[mistake]):
         how(write(mistake), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", [federate, run, simulated, listened, dry])
+@pytest.mark.parametrize("settings", IMPOSSIBLE)
+def test_what_no_round_can_come_of_is_told_first(write, tmp_path, how, settings):
+    path = write()
+    path.write_text(path.read_text().replace("rounds = 3", "rounds = 10") + settings)
+    with pytest.raises(UsageError, match=IMPOSSIBLE[settings]):
+        how(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", [federate, run, simulated, dry])
+def test_a_budget_that_protects_none_of_a_clients_rows_is_told_first(write, tmp_path, how):
+    path = write("padding_free = false")
+    path.write_text(path.read_text() + "[train.privacy]\nepsilon = 3.0\ndelta = 0.09\n")
+    with pytest.raises(UsageError, match=r"(colours|numbers): \[train.privacy\] delta = 0.09: of \d+ rows"):
+        how(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,8 @@ import pytest
 
 import fedproxy
 from fedproxy.artifacts import read_json
-from fedproxy.errors import ArtifactError, UsageError
+from fedproxy.errors import ArtifactError, MissingExtraError, UsageError
+from fedproxy.federation.client_rows import ClientRows
 from fedproxy.federation.client_update import client_update
 from fedproxy.federation.messages import Order, Refusal, Reply
 from fedproxy.federation.offer import Limits, make_offer
@@ -52,6 +53,15 @@ def opened(tmp_path_factory, tiny_checkpoint, calibration):
 
     open_session.adapter, open_session.offer = adapter, offer
     return open_session
+
+
+def test_a_server_whose_clients_are_elsewhere_needs_no_accounting(tmp_path, tiny_checkpoint, calibration, monkeypatch):
+    path = private_experiment(tmp_path, tiny_checkpoint(), calibration)
+    monkeypatch.setattr("fedproxy.privacy.accounting.find_spec", lambda name: None)
+    with prepare(path, tmp_path / "served") as directory:
+        assert (directory.path / "start").is_dir()
+    with pytest.raises(MissingExtraError, match="privacy"), prepare(path, tmp_path / "here", rows=ClientRows({})):
+        pass
 
 
 def ask(session, adapter, spool, number=1, **fields):

@@ -5,7 +5,7 @@ import logging
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from fedproxy.errors import ArtifactError, FedproxyError, UsageError
 from fedproxy.federation.client_rows import client_names
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.protocol import answer_limit
+from fedproxy.federation.settings import check_roster
 from fedproxy.federation.tuning import START
 from fedproxy.models.lora import WEIGHTS_FILE, read_adapter
 from fedproxy.run_directory import RunDirectory, raise_outcome
@@ -65,7 +66,8 @@ class Listen:
         """Check that clients could be served, before anything is done for them; warn of certificates that end soon.
 
         Raises:
-            UsageError: plaintext beyond loopback, a partition, clients without names or keys, or the address is taken.
+            UsageError: plaintext beyond loopback, a partition, clients without names or keys, or as of `check_roster`;
+                or the address is taken.
             MissingExtraError: Flower is not installed.
             ArtifactError: the keys cannot be used.
         """
@@ -83,7 +85,7 @@ class Listen:
         if self.keys is None and not experiment.client:
             raise UsageError("Without keys the experiment must name its clients in [[client]] tables.")
         if self.keys is not None:
-            _check_members(self.keys, client_names(experiment))
+            check_roster(experiment.federate, _members(self.keys, client_names(experiment)))
             check_tls(*_certificates(self.keys))
             _warn_of_ends(self.keys)
         self.address.check_free()
@@ -215,7 +217,8 @@ def _certificates(keys: Path) -> tuple[Path, Path, Path]:
     return keys / SERVER, keys / SERVER_KEY, keys / CA
 
 
-def _check_members(keys: Path, names: list[str]) -> None:
+def _members(keys: Path, names: list[str]) -> Collection[str]:
+    """The clients that a run begins with: those named, which must have keys, or all that have."""
     there = {name for name, client in read_registry(keys).clients.items() if client.state == "active"}
     if missing := [name for name in names if name not in there]:
         raise UsageError(
@@ -223,6 +226,7 @@ def _check_members(keys: Path, names: list[str]) -> None:
         )
     if not there:
         raise UsageError(f"{keys} holds no client's key. Add one with: fedproxy keys add {keys} NAME")
+    return names or there
 
 
 def _register(

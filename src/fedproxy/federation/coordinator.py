@@ -141,7 +141,12 @@ class Coordinator:
     @property
     def least(self) -> int:
         """Clients that a round begins with, at least: a quorum, and as many as a secure sum has."""
-        return max(self.needed, LEAST) if self._form else self.needed
+        return max(self.needed, self._fewest)
+
+    @property
+    def _fewest(self) -> int:
+        """The lowest quorum that has an effect."""
+        return LEAST if self._form else 1
 
     @property
     def needed(self) -> int:
@@ -283,16 +288,19 @@ class Coordinator:
 
     def too_few(self, present: Collection[str]) -> str:
         """The sentence that says who is there and how many the next round needs."""
-        struck = sorted(set(self.clients) - self.eligible)
+        struck, missing = sorted(set(self.clients) - self.eligible), sorted(self.eligible.difference(present))
+        remedies = ["start the missing clients"] * bool(missing)
+        remedies += [f"lower [federate] quorum to {len(present)}"] * (len(present) >= self._fewest)
+        advice = f"{', or '.join(remedies)}, and go on with --resume." if remedies else ""
         return (
             f"Round {self.completed + 1} needs {self.least} clients (quorum {self.settings.quorum}), "
             f"there are {len(present)}: {', '.join(sorted(present)) or 'none'}. "
-            f"Missing: {', '.join(sorted(self.eligible.difference(present))) or 'none'}."
+            f"Missing: {', '.join(missing) or 'none'}."
             + f" No longer asked, after {self.settings.strikes} invalid replies or {FAILURES_IN_A_ROW} times in a row "
             f"without one that counts: {', '.join(struck)}."
             * bool(struck)
             + f" With secure sums no round has fewer than {LEAST}." * (self.least > self.needed)
-            + " Start the missing clients, or lower [federate] quorum, and go on with --resume."
+            + f" {advice[:1].upper()}{advice[1:]}".rstrip()
         )
 
     def receive(self, sender: str, answer: Answer) -> str | None:

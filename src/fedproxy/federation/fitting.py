@@ -1,5 +1,7 @@
 """Whether an experiment fits its LLM: what its configuration and tokenizer tell before a weight is read."""
 
+from collections.abc import Mapping
+
 from fedproxy.compression.heal import check_healing
 from fedproxy.compression.realign import emulator_blocks
 from fedproxy.compression.select import between, removed_count
@@ -11,6 +13,8 @@ from fedproxy.models.checkpoints import Model
 from fedproxy.models.families import blocks
 from fedproxy.models.lora import target_names
 from fedproxy.models.shape import open_shape
+from fedproxy.models.training import optimizer_steps
+from fedproxy.privacy.plan import Plan
 
 
 def check_compression(experiment: Experiment, decoder: Model) -> int:
@@ -52,7 +56,7 @@ def check_fit(experiment: Experiment, decoder: Model) -> None:
 
 
 def check_experiment(experiment: Experiment, rows: ClientRows) -> None:
-    """Check that an experiment fits its LLM, and that the tokenizer can render the clients' rows.
+    """Check that an experiment fits its LLM, that the tokenizer can render the clients' rows, and the clients' budgets.
 
     Args:
         experiment: The experiment.
@@ -60,8 +64,27 @@ def check_experiment(experiment: Experiment, rows: ClientRows) -> None:
 
     Raises:
         ArtifactError: the LLM is none, or of a sort that can be neither compressed nor fused; or as of `encode`.
-        UsageError: as of `check_fit` and of `encode`.
+        UsageError: as of `check_fit`, `encode` and `private_plans`.
     """
     shape = open_shape(experiment.llm.path, trust_remote_code=experiment.llm.trust_remote_code)
     check_fit(experiment, shape.decoder)
-    encode_for(shape.path, rows, experiment)
+    encoded = encode_for(shape.path, rows, experiment)[1]
+    private_plans(experiment, {name: len(examples) for name, examples in encoded.items()})
+
+
+def private_plans(experiment: Experiment, rows: Mapping[str, int]) -> dict[str, Plan]:
+    """What [train.privacy] makes of clients with so many rows each; nothing without.
+
+    Raises:
+        UsageError: as of `Plan.of`, with the client's name.
+    """
+    found = {}
+    for name, count in rows.items():
+        train, rounds = experiment.train_of(name), experiment.federate.rounds
+        if train.privacy is not None:
+            steps = optimizer_steps(count, train)
+            try:
+                found[name] = Plan.of(train.privacy, train, rows=count, steps=steps, rounds=rounds)
+            except UsageError as error:
+                raise UsageError(f"{name}: {error}") from error
+    return found

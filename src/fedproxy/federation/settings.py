@@ -1,4 +1,6 @@
-"""What of a [federate] table goes together."""
+"""What of a [federate] table goes together, and with how many clients."""
+
+from collections.abc import Collection
 
 from fedproxy.aggregation.merge import configured
 from fedproxy.aggregation.merge.clipping import CLIP_NORM
@@ -8,9 +10,9 @@ from fedproxy.aggregation.server_optimizer import server_optimizer
 from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Federate
 from fedproxy.errors import MissingExtraError, UsageError
-from fedproxy.federation.secure.form import check_secure
+from fedproxy.federation.secure.form import check_members, check_secure
 from fedproxy.federation.wire import ENCODINGS, encoding
-from fedproxy.privacy.accounting import require_accounting
+from fedproxy.privacy.client_noise import ClientNoise, check_delta
 
 
 def require_sums() -> None:
@@ -26,11 +28,15 @@ def require_sums() -> None:
         raise MissingExtraError("secure sums", "federation") from error
 
 
-def check_settings(federate: Federate) -> None:
-    """Check names, options, and combinations that have no meaning.
+def check_settings(federate: Federate, clients: Collection[str] = ()) -> None:
+    """Check names, options, combinations that have no meaning, and rounds that can never be held.
+
+    Args:
+        federate: The table.
+        clients: The clients' names; none if they are not known yet.
 
     Raises:
-        MissingExtraError: secure sums are asked for, and what they need is not installed.
+        MissingExtraError: secure sums or a budget are asked for, and what they need is not installed.
         UsageError: a name or option is unknown, a value is impossible, or two settings exclude each other.
     """
     configured(federate.merge, federate.merge_options)
@@ -39,10 +45,11 @@ def check_settings(federate: Federate) -> None:
     down, _ = encoding(federate.wire_down, {})
     check_secure(federate)
     check_client_privacy(federate)
-    if federate.privacy is not None:
-        require_accounting("[federate.privacy]")
+    ClientNoise.of(federate)
     if federate.secure:
         require_sums()
+    if clients:
+        check_roster(federate, clients)
     chosen, row = SPACES.choose(federate.space), REGULARISERS.choose(federate.regulariser)
     if down.by_share:
         raise UsageError(f'[federate] wire_down = "{down.name}" leaves values out; an adapter is sent whole.')
@@ -59,6 +66,21 @@ def check_settings(federate: Federate) -> None:
                 f'"{chosen.name}" turn into others from round to round. Choose {key} {" or ".join(alike)}, or one of '
                 f"the spaces {lasting}."
             )
+
+
+def check_roster(federate: Federate, clients: Collection[str]) -> None:
+    """Check that these clients can hold a round.
+
+    Raises:
+        UsageError: they are fewer than the quorum; or as of `check_members` and `check_delta`.
+    """
+    check_members(federate, len(clients))
+    check_delta(federate, len(clients))
+    if isinstance(federate.quorum, int) and len(clients) < federate.quorum:
+        raise UsageError(
+            f"[federate] quorum = {federate.quorum}: a round needs so many clients, and the number of clients is "
+            f"{len(clients)}. Add clients, or lower it."
+        )
 
 
 def check_client_privacy(federate: Federate) -> None:

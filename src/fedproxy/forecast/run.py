@@ -13,7 +13,7 @@ from fedproxy.evaluation.experiment import scored_tasks
 from fedproxy.evaluation.reading import Reading, reading_of
 from fedproxy.federation.client_rows import client_names, client_rows
 from fedproxy.federation.coordinator import Coordinator
-from fedproxy.federation.fitting import check_fit
+from fedproxy.federation.fitting import check_fit, private_plans
 from fedproxy.federation.tuning import steps_of_all
 from fedproxy.forecast.known import FLOAT, Known, ProxySize, count
 from fedproxy.forecast.rounds import ClientRound, rounds_of
@@ -23,10 +23,9 @@ from fedproxy.models.costs import training
 from fedproxy.models.encoding import Encoded
 from fedproxy.models.placement import ROOM
 from fedproxy.models.text_batches import Batch
-from fedproxy.models.training import optimizer_steps, trained_tokens
+from fedproxy.models.training import trained_tokens
 from fedproxy.pipeline import read_experiment
 from fedproxy.privacy.client_noise import ClientNoise
-from fedproxy.privacy.plan import Plan
 from fedproxy.seeds import derive_seed
 
 FEW = 0.2
@@ -72,6 +71,7 @@ def forecast_run(
     longest = known.readable(experiment.train.max_length)
     examples = rows.encoded(known.tokenizer, experiment, longest)
     scored = rows.validations(known.tokenizer, experiment, longest)
+    plans = private_plans(experiment, {name: len(part) for name, part in examples.items()})
     rounds = rounds_of(experiment, known, proxy, examples, scored, aligned=aligned)
     clients = {
         name: {
@@ -109,7 +109,7 @@ def forecast_run(
         "proxy": proxy.as_dict(),
         "rounds": experiment.federate.rounds,
         "clients": clients,
-        "privacy": privacy_of(experiment, {name: len(part) for name, part in examples.items()}),
+        "privacy": {name: plan.as_dict() for name, plan in plans.items()},
         "client_privacy": client_privacy_of(experiment, count(known.adapter(proxy, experiment.train))),
         "warnings": few_steps(
             experiment,
@@ -133,21 +133,6 @@ def forecast_run(
         "speed": asdict(speed),
         "seconds": {stage: count / speed.flops for stage, count in flops.items()},
     }
-
-
-def privacy_of(experiment: Experiment, rows: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """What [train.privacy] makes of clients with so many rows each, as `Plan.as_dict`; nothing without.
-
-    Raises:
-        UsageError: as of `Plan.of`.
-    """
-    found = {}
-    for name, count_ in rows.items():
-        train, rounds = experiment.train_of(name), experiment.federate.rounds
-        if train.privacy is not None:
-            steps = optimizer_steps(count_, train)
-            found[name] = Plan.of(train.privacy, train, rows=count_, steps=steps, rounds=rounds).as_dict()
-    return found
 
 
 def client_privacy_of(experiment: Experiment, parameters: int) -> dict[str, float] | None:

@@ -18,11 +18,25 @@ from dataclasses import dataclass
 import torch
 
 from fedproxy.config import Federate
-from fedproxy.privacy.accounting import Steps, epsilon_of, noise_for
+from fedproxy.errors import UsageError
+from fedproxy.privacy.accounting import Steps, epsilon_of, noise_for, require_accounting
 from fedproxy.privacy.randomness import Randomness
 
 REACH = 8.0
 """Noise beyond so many standard deviations does not occur: one value in 10^15."""
+
+
+def check_delta(federate: Federate, clients: int) -> None:
+    """Check that the δ of a [federate] table, if it has one, protects so many clients.
+
+    Raises:
+        UsageError: one of them could be told outright.
+    """
+    if federate.privacy is not None and federate.privacy.delta * clients >= 1:
+        raise UsageError(
+            f"[federate.privacy] delta = {federate.privacy.delta:g}: of {clients} clients one could be told outright. "
+            f"Give less than 1 in {clients}."
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,11 @@ class ClientNoise:
         if federate.privacy is None:
             return None
         budget = federate.privacy
-        z = noise_for(budget.epsilon, budget.delta, sampling=1.0, count=federate.rounds)
+        require_accounting("[federate.privacy]")
+        try:
+            z = noise_for(budget.epsilon, budget.delta, sampling=1.0, count=federate.rounds)
+        except UsageError as error:
+            raise UsageError(f"[federate.privacy] {error}") from error
         return ClientNoise(budget.clip, z, budget.delta)
 
     def spent(self, rounds: int) -> float:

@@ -16,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import fedproxy
 from fedproxy.artifacts import read_json
+from fedproxy.data import read_rows
 from fedproxy.deployment.certificates import load_private, public_openssh
 from fedproxy.deployment.flower import SETTINGS, introductions
 from fedproxy.deployment.flower.app import client, server
@@ -23,15 +24,17 @@ from fedproxy.deployment.flower.command import command
 from fedproxy.deployment.flower.exchange import ANSWER, LISTING, PARTS, READY, unpack
 from fedproxy.deployment.flower.introductions import Introductions
 from fedproxy.deployment.flower.site import Site
-from fedproxy.deployment.flower.superlink import free_port
 from fedproxy.deployment.handout.fetch import find_proxy, take_parts
 from fedproxy.deployment.handout.parts import describe, opened
 from fedproxy.deployment.keys import add_client, client_key_file, init_keys, read_client_key
+from fedproxy.deployment.purse import FOLDER
 from fedproxy.errors import ConfigError, UsageError
 from fedproxy.federation.offer import Limits
+from fedproxy.privacy.budget import Budget
 from fedproxy.run_directory import MEMBERS
 from tests.deployment.conftest import Process, eventually, executed
 from tests.deployment.handout.conftest import proxy  # noqa: F401
+from tests.docs.terminal import free_port
 from tests.test_pipeline import adapter_bytes, write_experiment
 
 ROOT = Path(__file__).parents[3]
@@ -343,7 +346,10 @@ def test_a_supernode_that_was_started_anew_is_asked_anew(introduced, tmp_path):
 
 @pytest.mark.long
 def test_a_stock_superlink_and_stock_supernodes(tmp_path, tiny_checkpoint, calibration, monkeypatch):
-    """The app of flower-hub, as Flower runs it: each message by a process of its own; and gone on with after a kill."""
+    """The app of flower-hub, as Flower runs it: each message by a process of its own; and gone on with after a kill.
+
+    Then the same sites with budgets of their own: whose does not suffice takes no part.
+    """
     whole = write_experiment(tmp_path, tiny_checkpoint(), calibration, rounds=3)
     app, port, home, keys = tmp_path / "app", free_port(), tmp_path / "home", tmp_path / "keys"
     shutil.copytree(ROOT / "flower-hub", app)
@@ -364,21 +370,25 @@ def test_a_stock_superlink_and_stock_supernodes(tmp_path, tiny_checkpoint, calib
             stack.callback(process.clear)
             return process
 
+        def site(name, limits, log):
+            config = f'client="{name}" data="{tmp_path / name}.jsonl" cache="{tmp_path / log}" {limits}'
+            own = ["--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", free_port()]
+            own += ["--root-certificates", keys / "ca.crt", "--auth-supernode-private-key", tmp_path / f"{name}.key"]
+            return start(log, scripts / "flower-supernode", *own, "--node-config", config)
+
         secure = [("--ssl-ca-certfile", "ca.crt"), ("--ssl-certfile", "server.crt"), ("--ssl-keyfile", "server.key")]
         files = [word for option, name in secure for word in (option, keys / name)]
         at = ["--host", "127.0.0.1", "--port", port]
         link = start("superlink", scripts / "flower-superlink", *at, *files, "--enable-supernode-auth")
         link.says("running on")
+        enough, sites = "min_rows=1 min_steps=1", {}
         for name in ("colours", "numbers"):
             private, public = tmp_path / f"{name}.key", tmp_path / f"{name}.pub"
             add_client(keys, name)
             private.write_bytes(read_client_key(client_key_file(keys, name)).private_openssh)
             public.write_text(public_openssh(load_private(private.read_bytes()).public_key()))
             start(f"register-{name}", *command("flwr", "supernode", "register", str(public), "stock")).ends()
-            config = f'client="{name}" data="{tmp_path / name}.jsonl" cache="{tmp_path / name}" min_rows=1 min_steps=1'
-            own = ["--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", free_port()]
-            own += ["--root-certificates", keys / "ca.crt", "--auth-supernode-private-key", private]
-            start(name, scripts / "flower-supernode", *own, "--node-config", config)
+            sites[name] = site(name, enough, name)
         submit = command("flwr", "run", str(app), "stock", "--run-config", f'out="{run}"')
         start("run", *submit).ends()
         assert eventually((run / "rounds" / "0001").is_dir, 400.0), link.said
@@ -388,5 +398,27 @@ def test_a_stock_superlink_and_stock_supernodes(tmp_path, tiny_checkpoint, calib
         assert not (run / "adapter").exists()
         start("again", *submit).ends()
         assert eventually((run / "adapter").is_dir, 400.0), link.said
+
+        for one in sites.values():
+            os.kill(one.pid, signal.SIGTERM)
+            assert eventually(lambda one=one: not one.family(), 30.0), one.said
+        text = bare.replace("max_length = 32\n[fed", "max_length = 32\npadding_free = false\n[fed")
+        text = text.replace("rounds = 3", "rounds = 1\nparticipation = 0.5\nquorum = 1")
+        (tmp_path / "private.toml").write_text(f"{text}[train.privacy]\nepsilon = 8.0\n")
+        site("numbers", f"{enough} max_epsilon=2.0", "poor")
+        private = tmp_path / "private"
+        config = f'out="{private}" experiment="{tmp_path / "private.toml"}"'
+        start("run-private", *command("flwr", "run", str(app), "stock", "--run-config", config)).ends()
+        assert eventually(lambda: (private / "events.jsonl").is_file() and events(private, "node_refused"), 400.0)
+        site("colours", f"{enough} max_epsilon=9.0", "rich")
+        assert eventually((private / "adapter").is_dir, 400.0), link.said
     fedproxy.federate(whole, tmp_path / "inline")
     assert adapter_bytes(run) == adapter_bytes(tmp_path / "inline")
+    [refused] = events(private, "node_refused")
+    assert refused["client"] == "numbers"
+    assert "this client allows 2 over all runs (max_epsilon)" in refused["reason"]
+    assert not list((tmp_path / "poor").rglob("*.safetensors"))
+    clients = read_json(private / "rounds" / "0001" / "round.json")["clients"]
+    assert clients.keys() == {"colours"}
+    rows = read_rows(tmp_path / "colours.jsonl")
+    assert Budget(tmp_path / "rich" / FOLDER, rows, 9.0).spent == clients["colours"]["epsilon"] <= 8.0

@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +30,70 @@ def test_a_run_that_flower_does_not_take_is_an_error_with_its_words(
 ) -> None:
     program = [sys.executable, "-c", f"print({said!r}); raise SystemExit({code})"]
     monkeypatch.setattr(module, "start", lambda command, *rest: start(program, *rest))
-    link = SuperLink(tmp_path, certificates=None, environment={})
-    with pytest.raises(FederationError, match="no room"):
+    with (
+        contextlib.closing(SuperLink(tmp_path, certificates=None, environment={})) as link,
+        pytest.raises(FederationError, match="no room"),
+    ):
         link.run()
+
+
+class Stranger(socketserver.ThreadingTCPServer):
+    """Listens at a port and answers all that comes with the same bytes."""
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self, port: int, answer: bytes) -> None:
+        super().__init__(("127.0.0.1", port), None)  # type: ignore[arg-type]
+        self._answer = answer
+        self.asked = 0
+
+    def finish_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        self.asked += 1
+        request.recv(1 << 16)
+        request.sendall(self._answer)
+
+
+@contextlib.contextmanager
+def stranger(port: int, answer: bytes) -> Iterator[Stranger]:
+    with Stranger(port, answer) as one:
+        threading.Thread(target=one.serve_forever, args=(0.05,), daemon=True).start()
+        yield one
+        one.shutdown()
+
+
+ENDS = "import time; time.sleep(1); raise SystemExit('the port is taken')"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"", id="hangs up"),
+        pytest.param(b"220 ready\r\n", id="not HTTP"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", id="a page"),
+        pytest.param(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", id="the SuperLink of another"),
+    ],
+)
+def test_whoever_else_listens_at_its_port_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    monkeypatch.setattr(module, "start", lambda command, *rest: start([sys.executable, "-c", ENDS], *rest))
+    with (
+        contextlib.closing(SuperLink(tmp_path, certificates=None, environment={})) as link,
+        stranger(link.port, answer) as other,
+    ):
+        with pytest.raises(FederationError, match=r"did not start(?s:.*)taken"):
+            link.start()
+        assert other.asked
+
+
+@pytest.mark.slow
+def test_a_superlink_whose_port_is_taken_ends_and_says_so(tmp_path: Path) -> None:
+    with (
+        contextlib.closing(SuperLink(tmp_path, certificates=None, environment={})) as link,
+        stranger(link.port, b""),
+        pytest.raises(FederationError, match=r"did not start(?s:.*)in use"),
+    ):
+        link.start()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import fedproxy
-from fedproxy.errors import FederationError
 from fedproxy.tensor_files import load_tensors
 from tests.test_pipeline import write_experiment
 
@@ -16,12 +15,11 @@ from tests.test_pipeline import write_experiment
 def experiment(tmp_path, tiny_checkpoint, calibration):
     """A function that writes an experiment of three clients."""
 
-    def write(extra: str, *, rounds: int = 2, clients: int = 3):
-        path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=rounds)
-        if clients == 3:
-            rows = [{"prompt": f"say fruit {i}:", "completion": " plum"} for i in range(12)]
-            (tmp_path / "fruits.jsonl").write_text("\n".join(map(json.dumps, rows)))
-            path.write_text(path.read_text() + '\n[[client]]\nname = "fruits"\ndata = "fruits.jsonl"\n')
+    def write(extra: str):
+        path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=2)
+        rows = [{"prompt": f"say fruit {i}:", "completion": " plum"} for i in range(12)]
+        (tmp_path / "fruits.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        path.write_text(path.read_text() + '\n[[client]]\nname = "fruits"\ndata = "fruits.jsonl"\n')
         return path
 
     return write
@@ -60,8 +58,3 @@ def test_a_killed_run_goes_on(experiment, tmp_path):
         one, other = (found.rounds[1]["analysis"][key] for found in (whole, resumed))
         assert one == pytest.approx(other, abs=1e-4)
     assert far(adapter(tmp_path / "whole"), adapter(tmp_path / "killed")) < 1e-4
-
-
-def test_of_two_clients_there_is_no_sum(experiment, tmp_path):
-    with pytest.raises(FederationError, match=r"needs 3 clients .*, there are 2"):
-        fedproxy.federate(experiment("secure = true\n", clients=2), tmp_path / "run")

@@ -8,6 +8,7 @@
     superlink.py   the processes of the owner: SuperLink, and the ServerApp of the run on it
     supernode.py   the process of a data owner: a SuperNode
     command.py     runs Flower's commands;  process.py lets nothing of them outlive their owner
+    ports.py       the ports they listen at, which nobody else gets before
     app.py         what Flower loads: ServerApp and ClientApp
     introductions.py, site.py    the two sides where SuperLink and SuperNodes are Flower's own, and other people's
 

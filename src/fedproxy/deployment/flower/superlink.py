@@ -1,8 +1,8 @@
 """Flower's SuperLink as a process of ours, on loopback, and what it is told over its Control API."""
 
+import contextlib
 import json
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Collection, Mapping
@@ -12,6 +12,7 @@ from typing import Any
 from fedproxy.artifacts import write_secret
 from fedproxy.deployment.flower import SETTINGS, prepare
 from fedproxy.deployment.flower.command import command
+from fedproxy.deployment.flower.ports import reserve_port
 from fedproxy.deployment.flower.process import start, stop, tail
 from fedproxy.deployment.flower.runtime import SERVER_APP, SIMULATION, Runtime, isolated
 from fedproxy.errors import FederationError
@@ -43,13 +44,6 @@ clientapp = "fedproxy.deployment.flower.app:client"
 """
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class SuperLink:
     """A SuperLink with its ServerApp, from `start` to `close`.
 
@@ -69,7 +63,8 @@ class SuperLink:
         environment: Mapping[str, str],
     ) -> None:
         prepare()
-        self.port = free_port()
+        self._reserved = reserve_port()
+        self.port = int(self._reserved.getsockname()[1])
         self.log = folder / "superlink.log"
         self.ca = certificates[2] if certificates else None
         self._folder, self._certificates, self._simulation = folder, certificates, simulation
@@ -83,7 +78,7 @@ class SuperLink:
         self._ended = False
 
     def start(self) -> "SuperLink":
-        """Start the process and wait until it listens.
+        """Start the process and wait until it answers: whoever else listens at its port does not know its secret.
 
         Raises:
             FederationError: it does not.
@@ -106,12 +101,13 @@ class SuperLink:
             self._folder,
         )
         until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until and self.alive:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1.0).close()
-                return self
-            except OSError:
-                time.sleep(0.1)
+        with contextlib.closing(self._runtime()) as runtime:
+            while time.monotonic() < until and self.alive:
+                try:
+                    runtime.acquire(())
+                    return self
+                except (ConnectionError, FederationError):
+                    time.sleep(0.1)
         self.close()
         raise FederationError(f"Flower's SuperLink did not start. The end of {self.log}:\n{tail(self.log)}")
 
@@ -130,6 +126,9 @@ class SuperLink:
                 client.RegisterNode(RegisterNodeRequest(public_key=key))
         finally:
             client.close()
+
+    def _runtime(self) -> Runtime:
+        return Runtime(f"127.0.0.1:{self.port}", self._secret, None if self.ca is None else self.ca.read_bytes())
 
     def _control(self) -> Any:
         from flwr.supercore.control import ControlHttpClient
@@ -180,9 +179,8 @@ class SuperLink:
         self._start_app(int(number[1]))
 
     def _start_app(self, run: int) -> None:
-        address = f"127.0.0.1:{self.port}"
         kind = SIMULATION if self._simulation else SERVER_APP
-        runtime = Runtime(address, self._secret, None if self.ca is None else self.ca.read_bytes())
+        runtime = self._runtime()
         until = time.monotonic() + ACQUIRE_SECONDS
         try:
             while (task := runtime.acquire([kind])) is None or task.run != run:
@@ -195,7 +193,7 @@ class SuperLink:
             runtime.close()
         token = self._folder / "token"
         write_secret(token, task.token.encode())
-        where = ["--runtime-api-address", address, "--token-file", str(token)]
+        where = ["--runtime-api-address", f"127.0.0.1:{self.port}", "--token-file", str(token)]
         secure = ["--insecure"] if self.ca is None else ["--root-certificates", str(self.ca)]
         self._app = start(command(kind, *where, *secure), self.log, self._environment, self._folder)
 
@@ -217,8 +215,9 @@ class SuperLink:
             self._ended = True  # what it noted on its way out was not looked for since
 
     def close(self) -> None:
-        """End ServerApp and SuperLink, and all that they started."""
+        """End ServerApp and SuperLink, and all that they started, and give the port back."""
         for process in (self._app, self._process):
             if process is not None:
                 stop(process)
         self._app = self._process = None
+        self._reserved.close()

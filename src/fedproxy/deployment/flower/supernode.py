@@ -1,6 +1,7 @@
 """A SuperNode of a data owner as a process: Flower's own command, which starts no program for what a server sends."""
 
 import logging
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -8,9 +9,9 @@ from pathlib import Path
 from fedproxy.artifacts import write_secret
 from fedproxy.deployment.flower import CLIENT_SETTINGS
 from fedproxy.deployment.flower.command import command
+from fedproxy.deployment.flower.ports import reserve_port
 from fedproxy.deployment.flower.process import start, stop, tail
 from fedproxy.deployment.flower.runtime import Runtime, isolated
-from fedproxy.deployment.flower.superlink import free_port
 from fedproxy.errors import FederationError
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class SuperNode:
             self._environment["SSL_CERT_FILE"] = str(folder / "ca.crt")
         self._command = command("flower-supernode", "--superlink", superlink, *alone, *secure)
         self._process: subprocess.Popen[bytes] | None = None
+        self._reserved: socket.socket | None = None
         self._runtime: Runtime | None = None
         self._began = self._well = time.monotonic()
 
@@ -59,11 +61,11 @@ class SuperNode:
 
     def start(self) -> None:
         """Start the process, at a port of its own."""
-        port = free_port()
-        if self._runtime is not None:
-            self._runtime.close()
+        self._leave()
+        self._reserved = reserve_port()
+        port = str(self._reserved.getsockname()[1])
         self._runtime = Runtime(f"127.0.0.1:{port}", self._secret)
-        where = ["--host", "127.0.0.1", "--port", str(port)]
+        where = ["--host", "127.0.0.1", "--port", port]
         self._began = time.monotonic()
         self._process = start([*self._command, *where], self.log, self._environment, self._folder)
 
@@ -89,13 +91,17 @@ class SuperNode:
         log.warning("Flower's SuperNode ended. It is started again. The end of its log:\n%s", end)
         self.start()
 
+    def _leave(self) -> None:
+        for held in (self._runtime, self._reserved):
+            if held is not None:
+                held.close()
+
     def close(self) -> None:
         """End the process."""
-        if self._runtime is not None:
-            self._runtime.close()
         if self._process is not None:
             stop(self._process)
             self._process = None
+        self._leave()
 
 
 class OtherSuperNode:

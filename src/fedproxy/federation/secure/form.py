@@ -12,6 +12,7 @@ from fedproxy.aggregation.sums import weight
 from fedproxy.config import Federate
 from fedproxy.errors import SumsError, UsageError
 from fedproxy.federation.messages import Ask
+from fedproxy.federation.secure.asks import MOST_MEMBERS
 from fedproxy.federation.wire import ENCODINGS
 from fedproxy.privacy.client_noise import REACH, ClientNoise
 
@@ -91,7 +92,8 @@ def check_secure(federate: Federate) -> None:
     """Check that what a [federate] table asks for goes with its secure sums, if it has them.
 
     Raises:
-        UsageError: a rule, an option, a space, a regulariser or an encoding needs single updates, or is none of sums.
+        UsageError: a rule, an option, a space, a regulariser or an encoding needs single updates; or the quorum is more
+            than a sum has.
     """
     if not federate.secure:
         return
@@ -109,10 +111,30 @@ def check_secure(federate: Federate) -> None:
         "sum would be one client's value; leave them out, nothing is trimmed": bool(
             _TRIMMING & {*federate.merge_options}
         ),
+        f"quorum = {federate.quorum} asks for more replies than a secure sum has, {MOST_MEMBERS}": federate.quorum
+        > MOST_MEMBERS,
         f'wire = "{wire.name}" shortens updates, and masked words cannot be shortened; choose fp32': not wire.plain,
     }
     if problems := [text for text, wrong in found.items() if wrong]:
         raise UsageError("[federate] secure = true lets nobody see a single update. " + "; ".join(problems) + ".")
+
+
+def check_members(federate: Federate, clients: int) -> None:
+    """Check that so many clients can hold a round of secure sums, if a [federate] table asks for them.
+
+    Raises:
+        UsageError: they are too few for a sum, or a full round asks too many.
+    """
+    if federate.secure and clients < LEAST:
+        raise UsageError(
+            f"[federate] secure = true: a secure sum needs {LEAST} clients, and the number of clients is {clients}. Of "
+            "a sum of two, each knows the other's part. Add clients, or set secure = false."
+        )
+    if federate.secure and federate.participation * clients > MOST_MEMBERS + 1e-9:
+        raise UsageError(
+            f"[federate] participation = {federate.participation:g}: a full round would ask that share of {clients} "
+            f"clients, and with secure = true {MOST_MEMBERS} are the most. Lower it."
+        )
 
 
 def context(start: str, number: int, attempt: int) -> bytes:
