@@ -8,7 +8,7 @@ from fedproxy.aggregation.merge import RULES, configured
 from fedproxy.aggregation.merge.clipping import CLIP_NORM
 from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.space import SPACES
-from fedproxy.aggregation.sums import weight
+from fedproxy.aggregation.sums import LEAST, weight
 from fedproxy.config import Federate
 from fedproxy.errors import SumsError, UsageError
 from fedproxy.federation.messages import Ask
