@@ -46,7 +46,9 @@ def secrets(monkeypatch):
 
     def recorded(self, label, words, *rest):
         masked = mask(self, label, words, *rest)
-        found.extend(part.tobytes() for part in (words, masked - words, words[:24], (masked - words)[:24]))
+        for part in (slice(None), slice(24)):
+            if words[part].any():  # else the masked words are the mask, and hide nothing
+                found.extend([words[part].tobytes(), (masked - words)[part].tobytes()])
         return masked
 
     monkeypatch.setattr(client_module.Member, "mask", recorded)
