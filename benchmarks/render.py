@@ -471,12 +471,15 @@ Two updates of ten million float32 parameters, file to file.
     drawing, text = outcome()
     readme = filled((ROOT / "README.md").read_text(), "outcome", text)
     secure = filled((ROOT / "docs" / "secure_sums.md").read_text(), "secure", secured(load("secure_sums")))
+    secure = filled(secure, "compared", "\n\n".join(map(comparison, ("secure_lab", "secure_demo"))))
+    budget = filled((ROOT / "docs" / "privacy_budget.md").read_text(), "private", comparison("private_demo"))
     privacy = filled((ROOT / "docs" / "privacy.md").read_text(), "audit", audited(load("audit")))
     return {
         "docs/benchmarks.md": page,
         "docs/images/demo.svg": drawing,
         "README.md": readme,
         "docs/privacy.md": privacy,
+        "docs/privacy_budget.md": budget,
         "docs/secure_sums.md": secure,
     }
 
