@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from render_audit import audited
-from render_comparison import comparison, comparison_by_task, difference
+from render_audit import audited, beside
+from render_comparison import LAB, comparison, comparison_by_task, difference
 from render_demo import outcome, percent, quality
 from render_secure import secured
 
@@ -473,6 +473,7 @@ Two updates of ten million float32 parameters, file to file.
     secure = filled((ROOT / "docs" / "secure_sums.md").read_text(), "secure", secured(load("secure_sums")))
     secure = filled(secure, "compared", "\n\n".join(map(comparison, ("secure_lab", "secure_demo"))))
     budget = filled((ROOT / "docs" / "privacy_budget.md").read_text(), "private", comparison("private_demo"))
+    budget = filled(budget, "beside", beside(load("audit"), json.loads((LAB / "private_attacks.json").read_text())))
     privacy = filled((ROOT / "docs" / "privacy.md").read_text(), "audit", audited(load("audit")))
     return {
         "docs/benchmarks.md": page,

