@@ -7,7 +7,9 @@ from typing import Any
 from render_audit import audited, beside
 from render_comparison import LAB, comparison, comparison_by_task, difference
 from render_demo import outcome, percent, quality
+from render_evidence import evidence
 from render_secure import secured
+from sections import filled
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -477,22 +479,13 @@ Two updates of ten million float32 parameters, file to file.
     privacy = filled((ROOT / "docs" / "privacy.md").read_text(), "audit", audited(load("audit")))
     return {
         "docs/benchmarks.md": page,
+        "docs/evidence.md": evidence(),
         "docs/images/demo.svg": drawing,
         "README.md": readme,
         "docs/privacy.md": privacy,
         "docs/privacy_budget.md": budget,
         "docs/secure_sums.md": secure,
     }
-
-
-def filled(page: str, name: str, section: str) -> str:
-    """The page with the section of that name replaced."""
-    start, end = f"<!-- {name}: rendered by make docs -->", f"<!-- end of {name} -->"
-    before, _, rest = page.partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"The page has no section {name!r} to fill.")
-    return f"{before}{start}\n\n{section}\n\n{end}{after}"
 
 
 if __name__ == "__main__":
