@@ -157,11 +157,11 @@ class SecureRound:
         """
         step, label = self.step
         left = tuple(name for name in self.asked if name in self._answered)
-        if len(left) < self.needed and label == POSITIVE:
+        if len(left) < self.needed:
+            if label != POSITIVE:
+                raise SumsError(f"{len(left)} clients are left in the step {step}, a sum needs {self.needed}.")
             self._steps.clear()
             return False
-        if len(left) < self.needed:
-            raise SumsError(f"{len(left)} clients are left in the step {step}, a sum needs {self.needed}.")
         if step == "reveal":
             self._opened[label] = self._tally.opened(label, self._terms[label])
         elif step == "share":
