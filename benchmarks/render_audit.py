@@ -32,7 +32,7 @@ def beside(result: dict[str, Any], private: dict[str, Any]) -> str:
 
     Args:
         result: What benchmarks/results/audit.json holds.
-        private: What experiments/lab/results/private_attacks.json holds.
+        private: What experiments/lab/audits/private_run.json holds.
     """
     lines = ["| attack | where | measure | without | ε = 8 | by chance |", "|---" * 6 + "|"]
     for name, attack in private["attacks"].items():
