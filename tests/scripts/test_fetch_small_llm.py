@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 import zipfile
 from hashlib import sha256
 from pathlib import Path
 
+import openai
 import pytest
 import torch
 import xllamacpp
@@ -200,6 +204,44 @@ def test_llama_cpp_serves_the_adapter_and_the_checkpoint_alike(smollm2, tuned, l
     whole = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     of_merged = completed(converted(llama_cpp, "hf", merged, tmp_path / "merged.gguf"), None, prompts)
     assert of_merged == [greedy(whole, prompt) for prompt in prompts]
+
+
+@pytest.mark.long
+def test_transformers_serves_the_adapter_beside_the_checkpoint(smollm2, tuned, tmp_path):
+    """`transformers serve` goes on with the greedy words of the same model in a program."""
+    run, _ = tuned
+    served = tmp_path / "served"
+    served.mkdir()
+    for file in smollm2.iterdir():
+        (served / file.name).symlink_to(file)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run / "fused" / name, served)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    plain = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    prompts = ["Once upon a time there was", "The sun is"]
+    untuned = [greedy(plain, tokenizer(prompt).input_ids) for prompt in prompts]
+    fused = PeftModel.from_pretrained(plain, run / "fused")
+    expected = [greedy(fused, tokenizer(prompt).input_ids) for prompt in prompts]
+    assert expected != untuned
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    where = ["--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
+    command = [Path(sys.executable).parent / "transformers", "serve", served, *where]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT)
+    try:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=100)
+        while "Uvicorn running" not in (tmp_path / "log").read_text():
+            assert server.poll() is None
+            time.sleep(0.2)
+        ask = {"model": str(served), "max_tokens": 32, "temperature": 0}
+        said = [client.completions.create(prompt=prompt, **ask).choices[0].text for prompt in prompts]
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+    assert all(map(str.strip, said))
+    for text, tokens in zip(said, expected, strict=True):
+        assert tokenizer.decode(tokens).startswith(text)  # the server ends where the model ends its answer
 
 
 def greedy(model, prompt):
