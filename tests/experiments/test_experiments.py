@@ -21,7 +21,7 @@ FOLDERS = ("lab", "smollm2")
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder).glob("*.toml"))]
 RESULTS = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder / "results").glob("*.json"))]
 AUDITS = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder / "audits").glob("*.json"))]
-STOCK = ("clinc150", "banking77", "ag_news", "trec", "sst2", "rte")
+STOCK = ("clinc150", "banking77", "ag_news", "trec", "sst2", "rte", "snips")
 Cli = Callable[..., tuple[int, str, str]]
 
 
