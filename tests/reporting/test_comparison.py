@@ -6,6 +6,7 @@ import pytest
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.reporting import compare_runs
 from fedproxy.reporting.comparison import differences, labels, sentences, worst_change
+from fedproxy.reporting.hindrances import hindrances
 from fedproxy.reporting.plots import front
 
 from .html_page import check
@@ -18,7 +19,7 @@ def runs(folder, *changes):
         raw = sample(rounds=2)
         change(raw)
         folders.append(folder / f"run{index}")
-        folders[-1].mkdir()
+        folders[-1].mkdir(parents=True)
         (folders[-1] / "results.json").write_text(json.dumps(raw))
     return folders
 
@@ -60,6 +61,27 @@ def test_runs_stand_side_by_side(tmp_path):
     assert "[federate] quorum 0.75 –" in page.text
     assert "same seed" not in page.text
     assert len(page.labels) == 4
+
+
+def lost_by_plugging_in(raw):
+    raw["evaluation"]["fused"] = raw["evaluation"]["llm"]
+
+
+def all_reached(raw):
+    raw["evaluation"]["fused"] = raw["evaluation"]["centralized"]
+    raw["gap_closed"] = 1.0
+
+
+def test_what_holds_a_run_back_is_said_of_that_run_alone(tmp_path):
+    page = check(compare_runs(runs(tmp_path, all_reached, lost_by_plugging_in), tmp_path / "all.html").read_text())
+    found = parse(json.loads((tmp_path / "run1" / "results.json").read_text()))
+    assert [one.kind for one in hindrances(found)]
+    section = page.text.split("What holds them back")[-1].split("Settings")[0]
+    assert all(one.advice in section for one in hindrances(found))
+    assert "run1" in section
+    assert "run0" not in section
+    page = check(compare_runs(runs(tmp_path / "b", all_reached, all_reached), tmp_path / "b.html").read_text())
+    assert "What holds them back" not in page.text
 
 
 @pytest.mark.parametrize("changes", [(no_scores, no_scores), (same, no_scores)])

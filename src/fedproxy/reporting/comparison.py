@@ -9,6 +9,7 @@ from urllib.parse import quote
 from fedproxy.errors import UsageError
 from fedproxy.records import MODELS, Results, read_run
 from fedproxy.reporting import plots
+from fedproxy.reporting.hindrances import hindrances
 from fedproxy.reporting.html import Column, column_of, fill, write_page
 from fedproxy.reporting.page import argument, grouped, plain
 from fedproxy.reporting.rows import Spread
@@ -73,16 +74,18 @@ def render_comparison(runs: Mapping[str, Results], pages: Mapping[str, str]) -> 
     """
     fused = {name: run.evaluation["fused"].tasks if "fused" in run.evaluation else {} for name, run in runs.items()}
     tasks = dict.fromkeys(task for scores in fused.values() for task in scores)
+    held_back = {name: found for name, run in runs.items() if (found := hindrances(run))}
     return fill(
         "comparison.html.j2",
         title=f"{len(runs)} runs compared",
-        contents=["Summary", "Results", "Settings", "Reproduce"],
+        contents=["Summary", "Results", *(["What holds them back"] if held_back else []), "Settings", "Reproduce"],
         sentences=sentences(runs),
         columns=_columns(runs),
         links={name: quote(page) for name, page in pages.items()},
         folders={name: argument(os.path.dirname(page) or ".") for name, page in pages.items()},
         tasks={task: {name: scores.get(task) for name, scores in fused.items()} for task in tasks},
         figures=_figures(runs),
+        held_back=held_back,
         differences=differences(runs),
     )
 

@@ -127,7 +127,7 @@ def render(
         results=results,
         models=MODELS,
         sentences=sentences(results),
-        hindrances=held_back,
+        held_back=held_back,
         figures=figures,
         validated=validated,
         stated=validation.scored_models(validated),
