@@ -475,7 +475,9 @@ Two updates of ten million float32 parameters, file to file.
     secure = filled((ROOT / "docs" / "secure_sums.md").read_text(), "secure", secured(load("secure_sums")))
     secure = filled(secure, "compared", "\n\n".join(map(comparison, ("secure", "secure_demo"))))
     budget = filled((ROOT / "docs" / "privacy_budget.md").read_text(), "private", comparison("private_demo"))
-    budget = filled(budget, "beside", beside(load("audit"), json.loads((LAB.parent / "audits" / "private_run.json").read_text())))
+    budget = filled(
+        budget, "beside", beside(load("audit"), json.loads((LAB.parent / "audits" / "private_run.json").read_text()))
+    )
     privacy = filled((ROOT / "docs" / "privacy.md").read_text(), "audit", audited(load("audit")))
     return {
         "docs/benchmarks.md": page,

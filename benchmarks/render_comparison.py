@@ -5,12 +5,19 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-LAB = Path(__file__).parent.parent / "experiments" / "lab" / "results"
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+LAB = EXPERIMENTS / "lab" / "results"
+SMOLLM2 = EXPERIMENTS / "smollm2"
 
 
-def comparison(name: str) -> str:
-    """A laboratory comparison: every method's means over the seeds, and whether FedProxy is told apart from it."""
-    result = json.loads((LAB / f"{name}.json").read_text())
+def loaded(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def comparison(name: str, folder: Path = LAB) -> str:
+    """A comparison: every method's means over the seeds, and whether FedProxy is told apart from it."""
+    result = loaded(folder / f"{name}.json")
     several = len(result["compare"]["ratios"]) > 1
     against = {(row["method"], row["remove"]): row for row in result["differences"] if row["against"] == "fedproxy"}
     columns = (
@@ -50,7 +57,7 @@ def comparison(name: str) -> str:
 
 def comparison_by_task(name: str) -> str:
     """A laboratory comparison's means for each task."""
-    result = json.loads((LAB / f"{name}.json").read_text())
+    result = loaded(LAB / f"{name}.json")
     tasks = list(result["summary"][0]["tasks"])
     lines = ["| accuracy by task, % | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
     for row in result["summary"]:

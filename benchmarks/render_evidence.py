@@ -1,12 +1,7 @@
 """docs/evidence.md: whether the claim holds, on which LLM, and what is known of the reasons."""
 
-import json
-from pathlib import Path
-from typing import Any
+from render_comparison import LAB, SMOLLM2, difference, loaded, ranged
 
-from render_comparison import LAB, difference, ranged
-
-SMOLLM2 = LAB.parent.parent / "smollm2"
 GOALS = {0.5: 0.95, 0.75: 0.85}
 """Share of the gap that the fused LLM shall close, by the share of blocks removed."""
 POINTS = 10
@@ -124,8 +119,3 @@ def first() -> str:
         values = [f"{100 * found[model]['tasks'][task]['acc']:.0f}" for task in tasks]
         lines.append(f"| {name} | {' | '.join(values)} |")
     return "\n".join(lines)
-
-
-def loaded(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
