@@ -15,7 +15,7 @@ from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.federation.client_rows import client_rows
 from fedproxy.federation.wire import packed_bytes
 from fedproxy.forecast import Speed, forecast_run, given_speed, measure_speed
-from fedproxy.forecast.run import few_steps
+from fedproxy.forecast.run import few_steps, loud_noise
 from fedproxy.models.costs import matrices, training
 from fedproxy.pipeline import federate, read_experiment
 from tests.conftest import make_tokenizer
@@ -227,3 +227,10 @@ def test_few_steps_for_what_the_proxy_lacks_are_warned_of(tmp_path: Path) -> Non
     assert len(few_steps(experiment, 0.9, steps)) == 1
     assert few_steps(experiment, 0.9, {"colours": 0, "numbers": 1000}) == []  # one is never asked
     assert few_steps(replace(experiment, heal=Heal(steps=10)), 0.9, steps) == []
+
+
+def test_noise_that_is_longer_than_the_gradients_is_warned_of() -> None:
+    [warning] = loud_noise({"colours": 0.9, "numbers": 1.1, "sounds": 18.6})
+    assert "2 of 3 clients" in warning
+    assert "sounds the noise is 18.6 times" in warning
+    assert loud_noise({"colours": 0.9}) == loud_noise({}) == []

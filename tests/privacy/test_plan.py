@@ -92,3 +92,11 @@ def test_fewer_rows_than_a_batch_all_take_part():
 def test_a_delta_that_protects_nobody_is_refused():
     with pytest.raises(UsageError, match="Give less than 1 in 100"):
         Plan.of(Privacy(epsilon=3.0, delta=0.02), Train(), rows=100, steps=1, rounds=1)
+
+
+def test_the_norm_of_the_noise_by_hand_and_as_it_falls():
+    plan = Plan(clip=2.0, epsilon=8.0, delta=1e-4, rows=100, batch=8, steps=1, rounds=1, noise=0.5)
+    assert plan.norms(64) == 0.5 * 8 / 8
+    zeros = torch.zeros(10_000)
+    fallen = noisy_mean(zeros, bound=plan.clip, noise=plan.noise, expected=plan.batch, randomness=Randomness(0))
+    assert float(fallen.norm()) / plan.clip == pytest.approx(plan.norms(10_000), rel=0.03)

@@ -64,7 +64,8 @@ def show_run(target: Console, found: Mapping[str, Any]) -> None:
     for name, plan in found["privacy"].items():
         target.print(
             f"{name}: noise σ = {plan['noise']:.3f} of the clipped norm, some {plan['batch']} rows a step; all rounds "
-            f"cost ε = {plan['epsilon']:.3f} at δ = {plan['delta']:.2g}."
+            f"cost ε = {plan['epsilon']:.3f} at δ = {plan['delta']:.2g}. Its norm in the mean of a step is "
+            f"{plan['norms']:.3g} clips, where the gradients have 1 at most."
         )
     if (whole := found["client_privacy"]) is not None:
         target.print(

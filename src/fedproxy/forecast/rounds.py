@@ -71,7 +71,7 @@ def rounds_of(
     voters = Coordinator(examples, {}, experiment.federate).target
     found: dict[str, list[ClientRound]] = {}
     for name, asked in turns(experiment, examples).items():
-        train, shapes, found[name] = experiment.train_of(name), _trained(experiment, name, known, proxy), []
+        train, shapes, found[name] = experiment.train_of(name), trained_shapes(experiment, name, known, proxy), []
         scored = validations.get(name)
         for number in asked:
             tokens = trained_tokens(examples[name], train, derive_seed(experiment.seed, "train", number, name))
@@ -118,8 +118,12 @@ def scoring_flops(tokens: int, passed: int, proxy: Matrices, *, untuned: bool, a
     return 2.0 * passed * tokens * scores + reading(tokens, proxy) * untuned + (alone or 0.0)
 
 
-def _trained(experiment: Experiment, client: str, known: Known, proxy: ProxySize) -> Shapes:
-    """The tensors that a client trains and sends."""
+def trained_shapes(experiment: Experiment, client: str, known: Known, proxy: ProxySize) -> Shapes:
+    """The tensors that a client trains and sends.
+
+    Raises:
+        UsageError: [train] does not fit the proxy.
+    """
     shapes = known.adapter(proxy, experiment.train_of(client))
     return {name: shape for name, shape in shapes.items() if SPACES.choose(experiment.federate.space).trains(name)}
 

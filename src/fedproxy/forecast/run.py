@@ -16,7 +16,7 @@ from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.fitting import check_fit, private_plans
 from fedproxy.federation.tuning import steps_of_all
 from fedproxy.forecast.known import FLOAT, Known, ProxySize, count
-from fedproxy.forecast.rounds import ClientRound, rounds_of
+from fedproxy.forecast.rounds import ClientRound, rounds_of, trained_shapes
 from fedproxy.forecast.speed import Speed
 from fedproxy.forecast.texts import texts_of
 from fedproxy.models.costs import training
@@ -32,6 +32,9 @@ FEW = 0.2
 """Steps × learning rate × α/r: about how far Adam can move LoRA's update, and how much of that a proxy takes that lacks
 all of its blocks; one that lacks half takes half. SmolLM2 without half of its blocks closes 0.15 of the gap at 0.08;
 without a quarter 0.09 moves four tasks from 60 % right to 87 % (experiments/smollm2)."""
+LOUD = 1.0
+"""Noise of a step in norms of the clipped gradients' mean, which has 1 at most. In the laboratory 0.3 keeps three
+quarters of what tuning gains, 0.8 two fifths, 3 and more a quarter (docs/privacy_budget.md)."""
 _SUMMED = ("steps", "tokens", "flops", "scoring_flops", "bytes_up", "bytes_down")
 OnProgress = Callable[[float, str], None]
 
@@ -49,10 +52,10 @@ def forecast_run(
     Returns:
         "clients": by name, its `Texts`, the "memory" of training as bytes on a CPU in float32 and on a GPU in bfloat16,
         beside the program itself, as "scored" the rows that it keeps back, and its "rounds", each a `ClientRound`, with
-        their sums; "privacy": by client, what [train.privacy] makes of it; "client_privacy": what [federate.privacy]
-        does; "warnings": what to think over before the run, in sentences; "tasks": documents and tokens that scoring
-        reads; "memory": bytes on a CPU and on a GPU, by party and stage; "flops" and "seconds" by stage; "bytes" of all
-        clients and rounds, and of the proxy that each gets once.
+        their sums; "privacy": by client, what [train.privacy] makes of it (`Plan.as_dict`); "client_privacy": what
+        [federate.privacy] does; "warnings": what to think over before the run, in sentences; "tasks": documents and
+        tokens that scoring reads; "memory": bytes on a CPU and on a GPU, by party and stage; "flops" and "seconds" by
+        stage; "bytes" of all clients and rounds, and of the proxy that each gets once.
 
     Raises:
         ConfigError, UsageError: the experiment cannot be used.
@@ -71,7 +74,10 @@ def forecast_run(
     longest = known.readable(experiment.train.max_length)
     examples = rows.encoded(known.tokenizer, experiment, longest)
     scored = rows.validations(known.tokenizer, experiment, longest)
-    plans = private_plans(experiment, {name: len(part) for name, part in examples.items()})
+    privacy = {
+        name: plan.as_dict(count(trained_shapes(experiment, name, known, proxy)))
+        for name, plan in private_plans(experiment, {name: len(part) for name, part in examples.items()}).items()
+    }
     rounds = rounds_of(experiment, known, proxy, examples, scored, aligned=aligned)
     clients = {
         name: {
@@ -109,13 +115,14 @@ def forecast_run(
         "proxy": proxy.as_dict(),
         "rounds": experiment.federate.rounds,
         "clients": clients,
-        "privacy": {name: plan.as_dict() for name, plan in plans.items()},
+        "privacy": privacy,
         "client_privacy": client_privacy_of(experiment, count(known.adapter(proxy, experiment.train))),
         "warnings": few_steps(
             experiment,
             1 - len(proxy.keep) / known.shape.count,
             {name: client["steps"] for name, client in clients.items()},
-        ),
+        )
+        + loud_noise({name: plan["norms"] for name, plan in privacy.items()}),
         "tasks": {name: asdict(one) for name, one in tasks.items()},
         "models": models,
         "memory": {
@@ -176,6 +183,26 @@ def few_steps(experiment: Experiment, lacks: float, steps: Mapping[str, int]) ->
         f"{len(few)} of {len(steps)} clients take few steps for a proxy that lacks {lacks:.0%} of the blocks: {name} "
         f"takes {steps[name]} at the learning rate {train[name].learning_rate:g}, and {FEW * lacks / reach[name]:.1f} "
         "times as many are advised. Give more rounds, rows or epochs, a higher learning rate, or heal the proxy."
+    ]
+
+
+def loud_noise(norms: Mapping[str, float]) -> list[str]:
+    """Warn where the noise of differential privacy is longer than the gradients that it covers.
+
+    Args:
+        norms: `Plan.norms` by client.
+
+    Returns:
+        One sentence, or none.
+    """
+    loud = [name for name, value in norms.items() if value > LOUD]
+    if not loud:
+        return []
+    name = max(loud, key=lambda one: norms[one])
+    return [
+        f"Differential privacy will cost {len(loud)} of {len(norms)} clients most of what they learn: in each step of "
+        f"{name} the noise is {norms[name]:.3g} times as long as its rows' mean gradient may be. Larger batches of "
+        "more rows make it shorter, and so do fewer trained values ([train] lora_r, lora_targets) or a larger epsilon."
     ]
 
 

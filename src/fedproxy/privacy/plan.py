@@ -7,6 +7,7 @@ Reference:
     Abadi et al., "Deep Learning with Differential Privacy", CCS 2016 (arXiv 1607.00133), Algorithm 1.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,9 +85,25 @@ class Plan:
         """The ε at δ that so many trainings cost."""
         return epsilon_of([self.cost(trainings)], self.delta)
 
-    def as_dict(self) -> dict[str, Any]:
-        """What a dry run tells of it."""
-        return {"noise": self.noise, "epsilon": self.spent(self.rounds), "delta": self.delta, "batch": self.batch}
+    def norms(self, parameters: int) -> float:
+        """The expected norm of the noise in a step's mean gradient, in norms of `clip`: σ √P / batch.
+
+        The mean of the clipped gradients themselves has 1 at most.
+
+        Args:
+            parameters: P, the trained values.
+        """
+        return self.noise * math.sqrt(parameters) / self.batch
+
+    def as_dict(self, parameters: int) -> dict[str, Any]:
+        """What a dry run tells of it, for so many trained values."""
+        return {
+            "noise": self.noise,
+            "norms": self.norms(parameters),
+            "epsilon": self.spent(self.rounds),
+            "delta": self.delta,
+            "batch": self.batch,
+        }
 
 
 def clipped_sum(gradients: Mapping[str, torch.Tensor], bound: float) -> dict[str, torch.Tensor]:
