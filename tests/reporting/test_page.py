@@ -124,6 +124,14 @@ def test_missing_parts_leave_a_page(tmp_path, parts):
     assert "Reproduce" in "".join(page.texts)
 
 
+@pytest.mark.parametrize("table", ["train", "federate"])
+def test_a_private_run_is_not_said_to_give_the_same_adapter_again(tmp_path, table):
+    raw = sample(rounds=1)
+    assert "give the same adapter" in write(tmp_path, raw)[1].text
+    raw["experiment"][table]["privacy"] = {"epsilon": 8.0}
+    assert "give the same adapter" not in write(tmp_path, raw)[1].text
+
+
 @pytest.mark.parametrize("missing", [["centralized"], ["fused", "centralized"], ["llm", "proxy", "proxy_tuned"]])
 def test_models_that_were_not_asked_for_have_no_column(tmp_path, missing):
     raw = sample(rounds=1)
