@@ -83,7 +83,12 @@ def test_compare_prints_one_json_object_and_no_table_without_a_terminal(cli, tmp
     file = experiment_file('seeds = [0]\nmethods = ["zero-shot", "zero-shot-proxy"]\n', blocks=4)
     code, out, err = cli("compare", file, "--out", tmp_path / "out", "--jobs", 1, "--json")
     assert (code, "accuracy" in err) == (0, False)
-    assert [cell["method"] for cell in json.loads(out)["cells"]] == ["zero-shot", "zero-shot-proxy"]
+    cells = json.loads(out)["cells"]
+    assert [cell["method"] for cell in cells] == ["zero-shot", "zero-shot-proxy"]
+    for number, cell in enumerate(cells, 1):  # a log shows each cell when it is done
+        [line] = [line for line in err.splitlines() if line.startswith(f"{number} of 2 cells")]
+        assert f"{cell['method']}, seed 0, " in line
+        assert line.endswith(f": {cell['accuracy']['average']:.3f}")
     code, out, err = cli("compare", file, "--out", tmp_path / "out", "--resume")
     assert (code, out) == (0, "")
     assert "zero-shot-proxy" in err

@@ -78,7 +78,7 @@ def differences(found: Sequence[Mapping[str, Any]]) -> list[str]:
 def comparison_table(
     keys: Sequence[Key],
 ) -> Iterator[tuple[Callable[[Key, str, float, str], None], Callable[[dict[str, Any]], None]]]:
-    """Show a table that fills, on a terminal.
+    """Show a table that fills, on a terminal; elsewhere a line for each cell.
 
     Yields:
         What is to be told of progress (cell, stage, fraction, text), and of each cell's record.
@@ -93,13 +93,20 @@ def comparison_table(
             began = began or (time.monotonic(), len(cells))
             if shown.console.is_terminal and time.monotonic() - looked >= _LOOK_SECONDS:
                 looked = time.monotonic()
-                left = time_left(looked - began[0], len(cells) - began[1], len(keys) - len(cells))
-                title = "\n".join([f"{len(cells)} of {len(keys)} cells{left}", *doing.values()])
+                title = "\n".join([reached(), *doing.values()])
                 shown.update(table(keys, cells, shown.console.width, title), refresh=True)
+
+        def reached() -> str:
+            passed, made = (time.monotonic() - began[0], len(cells) - began[1]) if began else (0.0, 0)
+            return f"{len(cells)} of {len(keys)} cells{time_left(passed, made, len(keys) - len(cells))}"
 
         def done(cell: dict[str, Any]) -> None:
             cells.append(cell)
             doing.pop((cell["method"], cell["seed"], cell["remove"]), None)
+            if not shown.console.is_terminal:
+                mean = _shown("accuracy", [cell["accuracy"]["average"]])
+                which = f"{cell['method']}, seed {cell['seed']}, {cell['remove']:.0%} removed"
+                shown.console.print(f"{reached()} · {which}: {mean}", soft_wrap=True)
 
         yield show, done
 
