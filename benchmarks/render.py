@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from render_audit import audited, beside
-from render_comparison import LAB, comparison, comparison_by_task, difference
+from render_comparison import comparison, comparison_by_task, difference
 from render_demo import outcome, percent, quality
 from render_evidence import evidence
-from render_secure import secured
+from render_privacy import privacy_pages
+from render_shares import shares
 from sections import filled
 
 ROOT = Path(__file__).parent.parent
@@ -472,21 +472,13 @@ Two updates of ten million float32 parameters, file to file.
 """
     drawing, text = outcome()
     readme = filled((ROOT / "README.md").read_text(), "outcome", text)
-    secure = filled((ROOT / "docs" / "secure_sums.md").read_text(), "secure", secured(load("secure_sums")))
-    secure = filled(secure, "compared", "\n\n".join(map(comparison, ("secure", "secure_demo"))))
-    budget = filled((ROOT / "docs" / "privacy_budget.md").read_text(), "private", comparison("private_demo"))
-    budget = filled(
-        budget, "beside", beside(load("audit"), json.loads((LAB.parent / "audits" / "private_run.json").read_text()))
-    )
-    privacy = filled((ROOT / "docs" / "privacy.md").read_text(), "audit", audited(load("audit")))
     return {
         "docs/benchmarks.md": page,
         "docs/evidence.md": evidence(),
         "docs/images/demo.svg": drawing,
+        "docs/images/shares.svg": shares(),
         "README.md": readme,
-        "docs/privacy.md": privacy,
-        "docs/privacy_budget.md": budget,
-        "docs/secure_sums.md": secure,
+        **privacy_pages(),
     }
 
 

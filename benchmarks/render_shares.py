@@ -39,8 +39,7 @@ class Line:
 
 
 LINES = (
-    Line("H-TIES of the products", LAB / "product.json", "product", 1),
-    Line("FedProxy", LAB / "product.json", "fedproxy", 0),
+    Line("FedProxy", LAB / "shares.json", "fedproxy", 0),
     Line("FedAvg", LAB / "shares.json", "fedavg", 2),
     Line("SmolLM2, products", SMOLLM2 / "half.json", "product", 1),
     Line("SmolLM2, FedProxy", SMOLLM2 / "half.json", "fedproxy", 0),
