@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,14 @@ def loaded(path: Path) -> dict[str, Any]:
     return found
 
 
-def comparison(name: str, folder: Path = LAB) -> str:
-    """A comparison: every method's means over the seeds, and whether FedProxy is told apart from it."""
+def comparison(name: str, folder: Path = LAB, without: Collection[str] = ()) -> str:
+    """A comparison: every method's means over the seeds, and whether FedProxy is told apart from it.
+
+    Args:
+        name: Of its result file.
+        folder: Where that lies.
+        without: Columns that are left out.
+    """
     result = loaded(folder / f"{name}.json")
     several = len(result["compare"]["ratios"]) > 1
     against = {(row["method"], row["remove"]): row for row in result["differences"] if row["against"] == "fedproxy"}
@@ -39,7 +46,7 @@ def comparison(name: str, folder: Path = LAB) -> str:
         sent = [statistics.fmean(cell["bytes_up"] for cell in cells) / 1e6]
         sent.append(statistics.fmean(cell["bytes_down"] for cell in cells) / 1e6)
         values = [
-            result["methods"][row["method"]].get("sets", ""),
+            sets(result, row["method"]),
             ranged(row["accuracy"]),
             f"{100 * tuned['mean']:.1f}" if tuned else "",
             f"{100 * gap['mean']:.0f} ({100 * gap['low']:.0f}–{100 * gap['high']:.0f})" if gap else "",
@@ -49,8 +56,9 @@ def comparison(name: str, folder: Path = LAB) -> str:
             difference(against[key]) if key in against else "",
         ]
         rows.append([f"{row['method']}, {row['remove']:.0%} removed" if several else row["method"], *values])
-    told = [place for place, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
-    lines = ["| " + " | ".join(["%", *columns][place] for place in told) + " |", "|---" * len(told) + "|"]
+    titles = ["%", *columns]
+    told = [place for place, cells in enumerate(zip(*rows, strict=True)) if any(cells) and titles[place] not in without]
+    lines = ["| " + " | ".join(titles[place] for place in told) + " |", "|---" * len(told) + "|"]
     lines += ["| " + " | ".join(row[place] for place in told) + " |" for row in rows]
     return "\n".join(lines)
 
@@ -64,6 +72,12 @@ def comparison_by_task(name: str) -> str:
         means = " | ".join(f"{100 * row['tasks'][task]['mean']:.1f}" for task in tasks)
         lines.append(f"| {row['method']} | {means} |")
     return "\n".join(lines)
+
+
+def sets(result: dict[str, Any], method: str) -> str:
+    """What a variant sets, as code: braces would be taken for marks of the page."""
+    found = result["methods"][method].get("sets", "")
+    return f"`{found}`" if found else ""
 
 
 def ranged(spread: dict[str, float]) -> str:

@@ -1,6 +1,6 @@
 """docs/evidence.md: whether the claim holds, on which LLM, and what is known of the reasons."""
 
-from render_comparison import LAB, SMOLLM2, difference, loaded, ranged
+from render_comparison import LAB, SMOLLM2, difference, loaded, ranged, sets
 
 HALF = SMOLLM2 / "half.json"
 GOALS = {0.5: 0.95, 0.75: 0.85}
@@ -94,7 +94,7 @@ def half() -> str:
         name, tuned = row["method"], row["proxy_tuned"]
         cells = [
             name,
-            result["methods"][name].get("sets", ""),
+            sets(result, name),
             f"{100 * tuned['mean']:.1f}" if tuned else "",
             f"{100 * row['accuracy']['mean']:.1f}",
             f"{100 * row['gap_closed']['mean']:.0f}",

@@ -15,6 +15,8 @@ from fedproxy.privacy.plan import Plan
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FLOAT = 4
+SHORT = ("sets", "exposed", "MB up", "MB down")
+"""Columns that the page on budgets does without: its text says what the rows set."""
 _BUDGETS = {f"epsilon-{budget}": "fedproxy" for budget in (8, 3, 1)}
 PAIRS = {
     ("laboratory", LAB / "private.json"): _BUDGETS,
@@ -37,13 +39,16 @@ def privacy_pages() -> dict[str, str]:
     sections = {
         "docs/privacy.md": {"audit": audited(audit)},
         "docs/privacy_budget.md": {
-            "private": _comparisons("private", "private_demo"),
-            "rows": _comparisons("private_rows"),
+            "private": "\n\n".join(comparison(name, without=SHORT) for name in ("private", "private_demo")),
+            "rows": comparison("private_rows", without=SHORT),
             "noise": noise_and_cost(),
-            "real": comparison("private", SMOLLM2),
+            "real": comparison("private", SMOLLM2, SHORT),
             "beside": beside(audit, loaded(LAB.parent / "audits" / "private_run.json")),
         },
-        "docs/secure_sums.md": {"secure": secured(sums), "compared": _comparisons("secure", "secure_demo")},
+        "docs/secure_sums.md": {
+            "secure": secured(sums),
+            "compared": "\n\n".join(map(comparison, ("secure", "secure_demo"))),
+        },
     }
     pages = {}
     for path, rendered in sections.items():
@@ -51,10 +56,6 @@ def privacy_pages() -> dict[str, str]:
         for name, section in rendered.items():
             pages[path] = filled(pages[path], name, section)
     return pages
-
-
-def _comparisons(*names: str) -> str:
-    return "\n\n".join(map(comparison, names))
 
 
 def noise_and_cost() -> str:
