@@ -1,23 +1,19 @@
 """Render docs/benchmarks.md, and the demo's outcome in README.md, from benchmarks/results/*.json: `make docs`."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from render_comparison import comparison, comparison_by_task, difference
+from render_comparison import RESULTS, ROOT, comparison, comparison_by_task, difference, loaded
 from render_demo import outcome, percent, quality
 from render_evidence import evidence
 from render_privacy import privacy_pages
 from render_shares import shares
 from sections import filled
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 PEFTS = "PEFT's"
 
 
 def load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return loaded(RESULTS / f"{name}.json")
 
 
 def memory() -> str:

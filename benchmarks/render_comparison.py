@@ -6,9 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-LAB = EXPERIMENTS / "lab" / "results"
-SMOLLM2 = EXPERIMENTS / "smollm2"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+LAB = ROOT / "experiments" / "lab" / "results"
+SMOLLM2 = ROOT / "experiments" / "smollm2"
 
 
 def loaded(path: Path) -> dict[str, Any]:

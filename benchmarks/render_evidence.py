@@ -45,7 +45,7 @@ With a quarter removed, and tasks that are more alike, a first run brings all cl
 
 ## What failed or is not known
 
-- SmolLM2 has one seed and four clients. Eight clients, three seeds and a quarter or three quarters removed were not run on it ([quarter.toml](../experiments/smollm2/quarter.toml) is ready).
+- SmolLM2 has one seed and four clients. Eight clients, three seeds, and a quarter or three quarters removed beside central tuning were not run on it ([quarter.toml](../experiments/smollm2/quarter.toml) is ready).
 - Whether H-TIES is more than a larger step was asked on SmolLM2 with one seed (the table above). The same with three seeds in the laboratory was not run ([steps.toml](../experiments/lab/steps.toml) is ready).
 - More and shorter rounds, 100 steps of healing, and steps times 1.5 did not help at one half (the table above).
 - Nothing was tuned at 1B parameters or more. At 7B compressing and fusing were measured, in time and memory alone ([benchmarks](benchmarks.md#compress-and-fuse-at-7b-benchmarkslarge_modelpy)). Expect there what SmolLM2

@@ -1,10 +1,9 @@
 """The pages on privacy, for render.py; and what a budget costs, beside how long its noise is."""
 
-from pathlib import Path
 from typing import Any
 
 from render_audit import audited, beside
-from render_comparison import LAB, SMOLLM2, comparison, loaded, ranged
+from render_comparison import LAB, RESULTS, ROOT, SMOLLM2, comparison, loaded, ranged
 from render_secure import secured
 from sections import filled
 
@@ -12,8 +11,6 @@ from fedproxy.config import Privacy, Train
 from fedproxy.models.training import optimizer_steps
 from fedproxy.privacy.plan import Plan
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 FLOAT = 4
 SHORT = ("sets", "exposed", "MB up", "MB down")
 """Columns that the page on budgets does without: its text says what the rows set."""

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 PREFIX = "base_model.model."
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What `--max-lora-rank` may be."""
+MOST = 512
+"""The largest `--max-lora-rank`."""
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """`init_lora_weights` that leave the LLM's own weights alone."""
 UNKNOWN = (
@@ -24,10 +24,11 @@ def broken_rules(adapter: Path, llm: torch.nn.Module) -> list[str]:
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
     found = [f"{name} = {config[name]}" for name in UNKNOWN if config.get(name)]
-    found += [f"bias = {config['bias']}" for _ in range(config.get("bias", "none") != "none")]
+    if config.get("bias", "none") != "none":
+        found.append(f"bias = {config['bias']}")
     if config.get("init_lora_weights") not in PLAIN_INITS:
         found.append(f"init_lora_weights = {config['init_lora_weights']}")
-    if not 0 < config["r"] <= max(RANKS):
+    if not 0 < config["r"] <= MOST:
         found.append(f"r = {config['r']}")
     modules = dict(llm.named_modules())
     sides = Counter[str]()

@@ -231,8 +231,10 @@ def test_transformers_serves_the_adapter_beside_the_checkpoint(smollm2, tuned, t
         server = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT)
     try:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=100)
+        began = time.monotonic()
         while "Uvicorn running" not in (tmp_path / "log").read_text():
             assert server.poll() is None
+            assert time.monotonic() - began < 300
             time.sleep(0.2)
         ask = {"model": str(served), "max_tokens": 32, "temperature": 0}
         said = [client.completions.create(prompt=prompt, **ask).choices[0].text for prompt in prompts]

@@ -40,18 +40,23 @@ def table(keys: Sequence[Key], cells: Sequence[Mapping[str, Any]], width: int, d
         doing: What is being done.
     """
     ends = itertools.accumulate((_WIDTHS.get(name, len(name)) + 3 for name in _COLUMNS), initial=_FIRST)
-    columns = {name: read for (name, read), end in zip(_COLUMNS.items(), [*ends][1:], strict=True) if end <= width}
+    columns = [name for name, end in zip(_COLUMNS, [*ends][1:], strict=True) if end <= width]
     shown = Table(title=doing or None, title_justify="left")
     for name in ("method", "removed", "seeds", *columns):
         shown.add_column(name, no_wrap=True)
     for method, remove in dict.fromkeys((method, remove) for method, _, remove in keys):
         seeds = sum((method, remove) == (key[0], key[2]) for key in keys)
         done = [cell for cell in cells if (cell["method"], cell["remove"]) == (method, remove)]
-        values = {name: [value for cell in done if (value := read(cell)) is not None] for name, read in columns.items()}
+        values = {name: _values(name, done) for name in columns}
         shown.add_row(
             method, f"{remove:.0%}", f"{len(done)}/{seeds}", *(_shown(name, found) for name, found in values.items())
         )
     return shown
+
+
+def _values(name: str, cells: Sequence[Mapping[str, Any]]) -> list[float]:
+    """What the cells that have it say in a column."""
+    return [value for cell in cells if (value := _COLUMNS[name](cell)) is not None]
 
 
 def _shown(name: str, values: Sequence[float]) -> str:
@@ -104,7 +109,7 @@ def comparison_table(
             cells.append(cell)
             doing.pop((cell["method"], cell["seed"], cell["remove"]), None)
             if not shown.console.is_terminal:
-                mean = _shown("accuracy", [cell["accuracy"]["average"]])
+                mean = _shown("accuracy", _values("accuracy", [cell]))
                 which = f"{cell['method']}, seed {cell['seed']}, {cell['remove']:.0%} removed"
                 shown.console.print(f"{reached()} · {which}: {mean}", soft_wrap=True)
 

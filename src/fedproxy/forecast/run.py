@@ -1,6 +1,5 @@
 """The forecast of one run."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from fedproxy.models.text_batches import Batch
 from fedproxy.models.training import trained_tokens
 from fedproxy.pipeline import read_experiment
 from fedproxy.privacy.client_noise import ClientNoise
+from fedproxy.privacy.plan import norm_of_noise
 from fedproxy.seeds import derive_seed
 
 FEW = 0.2
@@ -147,14 +147,14 @@ def client_privacy_of(experiment: Experiment, parameters: int) -> dict[str, floa
 
     Returns:
         "noise", the noise z of a sum in norms of `clip`; "epsilon" of all rounds; "norms", the expected norm of the
-        noise in the mean of a full round's updates, in norms of `clip`: z √P / n.
+        noise in the mean of a full round's updates, in norms of `clip`.
     """
     noise = ClientNoise.of(experiment.federate)
     if noise is None:
         return None
     clients = Coordinator(client_names(experiment), {}, experiment.federate).target
     rounds = experiment.federate.rounds
-    norms = noise.multiplier * math.sqrt(parameters) / clients
+    norms = norm_of_noise(noise.multiplier, parameters, clients)
     return {"noise": noise.multiplier, "epsilon": noise.spent(rounds), "norms": norms}
 
 

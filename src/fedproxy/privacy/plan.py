@@ -86,14 +86,12 @@ class Plan:
         return epsilon_of([self.cost(trainings)], self.delta)
 
     def norms(self, parameters: int) -> float:
-        """The expected norm of the noise in a step's mean gradient, in norms of `clip`: σ √P / batch.
-
-        The mean of the clipped gradients themselves has 1 at most.
+        """The expected norm of the noise in a step's mean gradient, in norms of `clip`: see `norm_of_noise`.
 
         Args:
-            parameters: P, the trained values.
+            parameters: The trained values.
         """
-        return self.noise * math.sqrt(parameters) / self.batch
+        return norm_of_noise(self.noise, parameters, self.batch)
 
     def as_dict(self, parameters: int) -> dict[str, Any]:
         """What a dry run tells of it, for so many trained values."""
@@ -104,6 +102,19 @@ class Plan:
             "delta": self.delta,
             "batch": self.batch,
         }
+
+
+def norm_of_noise(noise: float, parameters: int, count: int) -> float:
+    """The expected norm of the noise in a mean of clipped vectors, in norms of the clip: σ √P / n.
+
+    The mean of the vectors themselves has 1 at most.
+
+    Args:
+        noise: σ, the standard deviation on the sum, in norms of the clip.
+        parameters: P, values of a vector.
+        count: n, vectors in the mean.
+    """
+    return noise * math.sqrt(parameters) / count
 
 
 def clipped_sum(gradients: Mapping[str, torch.Tensor], bound: float) -> dict[str, torch.Tensor]:
