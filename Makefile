@@ -8,8 +8,10 @@ RELEASE := build/release
 # the environment that has the oldest release of Flower that is supported, over .venv, which has the newest
 FLOWER := .venv/flower
 FLOWER_VERSION := 1.41.0
-# the tests that stand on Flower's own behaviour: its messages, its processes, and how these end
-FLOWER_TESTS := tests/deployment/flower $(addprefix tests/deployment/test_,$(addsuffix .py,whole_run kills foreign joining serving))
+# what stands on Flower's own behaviour: its messages, its processes, and how these end; of whole runs, one of each kind
+FLOWER_TESTS := tests/deployment/flower tests/deployment/test_joining.py tests/deployment/test_serving.py \
+	tests/deployment/test_whole_run.py::test_the_whole_run_over_tls \
+	tests/deployment/test_kills.py::test_a_killed_client_costs_the_round_its_reply_and_may_come_back
 # the environment that has the tools of the site, over .venv
 DOCS := .venv/docs
 # a folder for each public data set, as benchmarks/training_loop.py reads it

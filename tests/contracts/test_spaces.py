@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fedproxy.aggregation.merge import RULES, merge
+from fedproxy.aggregation.merge import RULES, merge, merge_round
 from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.errors import ArtifactError, UsageError
 from tests.aggregation.space.adapters import adapter, distance, plus, products, same_bits, zeros
@@ -134,6 +134,21 @@ def test_the_merged_coordinates_are_trained_parameters_where_they_last(row):
     vector = row.vector(start, update)
     fits = vector.keys() == update.keys() and all(vector[name].shape == update[name].shape for name in update)
     assert row.lasting == fits
+
+
+@every
+def test_disagreement_is_told_of_each_trained_parameter_and_is_nowhere_more_or_less_than_what_is_merged_has(row):
+    start = adapter()
+    vectors = [row.vector(start, update) for update in updates_of(row, start)]
+    merged, levels, _ = merge_round(vectors)
+    after = row.apply(start, merged)
+    told = row.levels(after, levels)
+    assert {name: t.shape for name, t in told.items()} == {name: t.shape for name, t in trained(row, after).items()}
+    assert all(not tensor.is_floating_point() for tensor in told.values())
+    for level in (0, 4):
+        same = row.levels(after, {name: torch.full_like(tensor, level) for name, tensor in levels.items()})
+        assert all(bool((tensor == level).all()) for tensor in same.values())
+    assert row.levels(after, {}) == {}
 
 
 @every

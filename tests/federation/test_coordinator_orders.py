@@ -185,7 +185,21 @@ def test_in_the_product_space_the_mean_is_that_of_the_products():
     expected = ((b + 0.5) @ (a + 0.5) + (b - 0.5) @ (a - 0.5)) / 2
     product = closed.adapter["l.lora_B.weight"] @ closed.adapter["l.lora_A.weight"]
     assert torch.allclose(product, expected, atol=1e-5)
-    assert closed.conflict == {}
+
+
+@pytest.mark.parametrize(("y", "conflict"), [(-0.5, 1.0), (0.5, 0.0)])
+def test_in_the_product_space_the_conflict_of_the_products_travels_as_that_of_factors(y, conflict):
+    # With -0.5 for 0.5 every coordinate of y's product falls, where x's rises.
+    server = pair_server("product", ranks={"x": 1}, regulariser="pcr")
+    server.begin("xy")
+    assert server.order("y").conflict is None
+    answers(server, {"x": 0.5, "y": y})
+    server.begin("xy")
+    for name in "xy":
+        order = server.order(name)
+        read = decode_order(encode_order(order), order.adapter, "fp32")
+        assert {key: t.shape for key, t in read.conflict.items()} == {key: t.shape for key, t in order.adapter.items()}
+        assert all(bool((tensor == conflict).all()) for tensor in read.conflict.values())
 
 
 def test_an_update_whose_product_overflows_is_left_out():

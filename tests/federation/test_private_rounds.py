@@ -169,7 +169,7 @@ def test_rounds_say_what_they_cost(tmp_path, tiny_checkpoint, calibration, space
         tmp_path,
         tiny_checkpoint(num_hidden_layers=2),
         calibration,
-        extra=f'space = "{space}"\nregulariser = "{regulariser if space != "product" else "none"}"\n',
+        extra=f'space = "{space}"\nregulariser = "{regulariser}"\n',
     )
     run = fedproxy.federate(path, tmp_path / "run")
     spent = [[client["epsilon"] for client in record["clients"].values()] for record in run.rounds]

@@ -34,8 +34,7 @@ def test_every_encoding_goes_up_and_those_that_send_all_values_down(wire):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"space": "product"}, '"pcr".*"product".*none or fedprox.*factors, frozen-a'),
-        ({"space": "product", "regulariser": "scaffold"}, '"scaffold".*"product"'),
+        ({"space": "product", "regulariser": "scaffold"}, '"scaffold".*"product".*fedprox.*factors, frozen-a'),
         ({"space": "product", "regulariser": "none", "wire_down": "int8"}, 'wire_down = "int8".*"product".*fp32'),
         ({"wire": "int4", "wire_options": {"blok": 64}}, "blok.*block"),
         ({"wire": "int3"}, "wire = 'int3'"),

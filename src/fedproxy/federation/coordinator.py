@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fedproxy.aggregation.analyse import conflict_of
-from fedproxy.aggregation.merge import configured, merge, merge_round
+from fedproxy.aggregation.merge import configured, merge_round
 from fedproxy.aggregation.merge.clipping import CLIP_NORM
 from fedproxy.aggregation.regularise import REGULARISERS
 from fedproxy.aggregation.server_optimizer import server_optimizer
@@ -283,6 +283,8 @@ class Coordinator:
     def _order(self, number: int, rank: int | None, share: float) -> Order:
         parcel, adapter = self._travelling(number, rank)
         conflict = self._conflict if self._regulariser.conflict else None
+        if conflict and rank is not None:
+            conflict = {name: conflict[name][*map(slice, tensor.shape)] for name, tensor in adapter.items()}
         voters = self._voters if conflict else 0
         return Order(number, adapter, conflict, voters, self._state, share, parcel)
 
@@ -398,9 +400,10 @@ class Coordinator:
         if len(state.replies) < state.needed:
             raise self._missed(state)
         replies = [state.replies[name] for name in sorted(state.replies)]
-        merged, conflict, analysis = self._merged(state, replies)
+        merged, levels, analysis = self._merged(state, replies)
         update, server_state = self._optimizer.step(merged, self._server_state, self._options)
         adapter = self._space.apply(self.adapter, update)
+        conflict = conflict_of(self._space.levels(adapter, levels), len(replies))
         carried_on = carried.server(self._state, replies, len(self.clients)) if carried else {}
         scores = {reply.client: self._scored(reply) for reply in replies}
         record = state.closed(replies, scores, self._attempts, analysis)
@@ -419,11 +422,11 @@ class Coordinator:
 
     def _merged(
         self, state: OpenRound, replies: Sequence[Reply]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
-        """The merged update, the conflict (empty where there is none) and the analysis of a round."""
+    ) -> tuple[dict[str, torch.Tensor], Tensors, dict[str, Any]]:
+        """The merged update, the disagreement at its coordinates (empty if none is told) and the round's analysis."""
         if state.sums is not None:
             summed = state.sums.summed()
-            return summed.merged, conflict_of(summed.levels, len(replies)), summed.analysis
+            return summed.merged, summed.levels, summed.analysis
         vectors = [self._space.vector(state.orders[reply.client].adapter, reply.update) for reply in replies]
         how: dict[str, Any] = {
             "rows": [reply.rows for reply in replies],
@@ -431,13 +434,10 @@ class Coordinator:
             **self.settings.merge_options,
             **({} if self._noise is None else {CLIP_NORM: self._noise.clip}),
         }
-        if not self._space.lasting:
-            merged, analysis = merge(vectors, self.settings.merge, **how)
-            return merged, {}, analysis.as_dict()
         merged, levels, analysis = merge_round(vectors, self.settings.merge, **how)
         if self._noise is not None:
             return self._noise.added(merged, len(vectors)), {}, analysis.as_dict()
-        return merged, conflict_of(levels, len(vectors)), analysis.as_dict()
+        return merged, levels, analysis.as_dict()
 
     def scoring(self, closed: Closed) -> Scoring | None:
         """Let the clients whose replies counted and brought scores score the round's adapter; none without validation.

@@ -96,7 +96,7 @@ def check_client_privacy(federate: Federate) -> None:
     found = {
         f'merge = "{federate.merge}" has no known sensitivity; choose "{MEAN.name}" with merge_options.weights = '
         '"uniform"': federate.merge != MEAN.name or not uniform,
-        f'regulariser = "{row.name}" tells every client of the others\' updates; choose fedprox or none': row.lasting,
+        f'regulariser = "{row.name}" tells every client of the others\' updates; choose fedprox or none': row.tells,
         f'space = "{federate.space}" merges products, whose norm no clip bounds; choose factors or '
         "frozen-a": not SPACES.choose(federate.space).lasting,
         "validation has clients send scores, which the budget does not cover; set it to 0": federate.validation > 0,

@@ -21,7 +21,7 @@ class RoundStore:
     """The folder RUN/rounds: 0001/, 0002/, ..., each with adapter.safetensors, conflict.safetensors and round.json.
 
     With a server optimizer that has a state there is server_optimizer.safetensors, too, and regulariser.safetensors
-    with a regulariser that has one; where the space is not lasting there is no conflict.
+    with a regulariser that has one; where the space of the merge has none there is no conflict.
 
     Args:
         folder: The folder.

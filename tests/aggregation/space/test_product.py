@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fedproxy.aggregation.merge import kernels, merge, merge_round
-from fedproxy.aggregation.space.product import PRODUCT, change, factored, truncated
+from fedproxy.aggregation.space.product import PRODUCT, change, disputed, factored, truncated
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.tensor_files import load_tensors, save_tensors
 from tests.aggregation.space.adapters import adapter, distance, minus, plus, products, same_bits, zeros
@@ -25,6 +25,37 @@ def test_the_product_by_hand():
     # B A + D = (1, 0.5; 0.5, 0.5): its larger eigenvalue is (1.5 + √1.25) / 2, by trace 1.5 and determinant 0.25.
     after = factored(start, merged)
     assert (after[B] @ after[A]).trace().item() == pytest.approx((1.5 + 1.25**0.5) / 2)
+
+
+def test_disagreement_of_factors_by_hand():
+    # A step in B_1 moves row 1 of the product by A = (1, 2): its level is (1 · 4 + 4 · 0) / 5 = 0.8. One in B_2 moves
+    # row 2 with the levels (2, 4): (1 · 2 + 4 · 4) / 5 = 3.6. One in A_1 moves column 1 by B = (0, 1): 2; in A_2 4.
+    start = {A: torch.tensor([[1.0, 2.0]]), B: torch.tensor([[0.0], [1.0]])}
+    found = disputed(start, {"l": torch.tensor([[4, 0], [2, 4]], dtype=torch.uint8)})
+    assert found[B].tolist() == [[1], [4]]
+    assert found[A].tolist() == [[2, 4]]
+
+
+def test_disagreement_of_a_coordinate_is_the_mean_over_what_a_step_in_it_moves():
+    start, generator = adapter(), torch.Generator().manual_seed(3)
+    before = products(start)
+    levels = {layer: torch.randint(0, 9, p.shape, generator=generator).to(torch.uint8) for layer, p in before.items()}
+    found = disputed(start, levels)
+    for name, tensor in start.items():
+        layer = name.rsplit(".lora_", 1)[0]
+        for place in [(0, 0), (1, 2), (2, 1)]:
+            stepped = {**start, name: tensor.double().clone()}
+            stepped[name][place] += 1.0
+            moved = (products(stepped)[layer] - before[layer]).square()
+            assert found[name][place].item() == round(float((moved * levels[layer]).sum() / moved.sum()))
+
+
+def test_a_coordinate_that_moves_nothing_is_not_disputed():
+    # A component without a singular value has a zero column in B: its row of A moves nothing yet.
+    start = {A: torch.tensor([[1.0, 2.0], [3.0, 1.0]]), B: torch.tensor([[1.0, 0.0], [1.0, 0.0]])}
+    found = disputed(start, {"l": torch.full((2, 2), 3, dtype=torch.uint8)})
+    assert found[A].tolist() == [[3, 3], [0, 0]]
+    assert found[B].tolist() == [[3, 3], [3, 3]]
 
 
 def test_the_largest_component_survives_by_hand():

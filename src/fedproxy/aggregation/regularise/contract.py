@@ -78,7 +78,12 @@ class Regulariser:
 
     @property
     def lasting(self) -> bool:
-        """Whether it builds on rounds before: on what a space trains, which must keep its meaning (`Space.lasting`)."""
+        """Whether it carries on what a space trains, which must keep its meaning then (`Space.lasting`)."""
+        return self.carried is not None
+
+    @property
+    def tells(self) -> bool:
+        """Whether orders tell clients of the others' updates, beyond the adapter."""
         return self.conflict or self.carried is not None
 
     def term(

@@ -24,9 +24,12 @@ class Space:
             not fit.
         apply: The adapter φ_t and the merged vector (as a server optimizer leaves it) → all of φ_{t+1}; nothing given
             is changed. ArtifactError if they do not fit.
-        for_rank: The adapter and a client's rank → the adapter as that client gets it. None: all have one rank.
+        for_rank: The adapter and a client's rank → the adapter as that client gets it, with the leading rows of A and
+            columns of B. None: all have one rank.
         lasting: Whether what is merged are trained parameters that keep their meaning from round to round, so that the
             conflict of a merge (Eq. 7), what regularisers carry, and differences from the first adapter go by them.
+        disputed: Where it is not lasting: φ_{t+1} and the disagreement K - |Σ sign| at each merged coordinate → that at
+            each trained parameter of φ_{t+1}, in whole numbers too. None: there is no conflict.
     """
 
     name: str
@@ -35,6 +38,21 @@ class Space:
     apply: Callable[[Tensors, Tensors], dict[str, torch.Tensor]]
     for_rank: Callable[[Tensors, int], dict[str, torch.Tensor]] | None
     lasting: bool
+    disputed: Callable[[Tensors, Tensors], dict[str, torch.Tensor]] | None = None
+
+    def levels(self, adapter: Tensors, merged: Tensors) -> Tensors:
+        """The clients' disagreement at each trained parameter, of which the next round's conflict (Eq. 7) is made.
+
+        Args:
+            adapter: φ_{t+1}.
+            merged: The disagreement at each merged coordinate; empty if none was counted.
+
+        Returns:
+            Name of a trained tensor → whole numbers of its shape; empty where there is no such thing.
+        """
+        if self.lasting or not merged:
+            return merged
+        return self.disputed(adapter, merged) if self.disputed else {}
 
 
 def trained(space: Space, adapter: Tensors) -> dict[str, torch.Tensor]:

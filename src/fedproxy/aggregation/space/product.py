@@ -110,6 +110,36 @@ def truncated(adapter: Tensors, rank: int) -> dict[str, torch.Tensor]:
     return result
 
 
+def disputed(adapter: Tensors, levels: Tensors) -> dict[str, torch.Tensor]:
+    """How far the clients disagree at each coordinate of A and B: the mean over what it moves in the product.
+
+    A step in B_il moves row i of the product by row l of A, so that its level is the mean of that row's levels with the
+    weights A_lj². A step in A_lj moves column j by column l of B, whose weights are B_il².
+
+    Args:
+        adapter: φ_{t+1}, whose coordinates are meant: `factored` turns the basis in every round.
+        levels: LAYER → K - |Σ sign| at each coordinate of the product, [m, n], whole numbers.
+
+    Returns:
+        Names and shapes of the adapter, rounded to whole numbers, in the dtype of `levels`; 0 for a coordinate that
+        moves nothing.
+    """
+    result: dict[str, torch.Tensor] = {}
+    for layer in layers(adapter):
+        a, b = (half.double().square() for half in pair(adapter, layer))
+        found = levels[layer].float()
+        of_a = _shares(b, 0).T.float() @ found
+        of_b = found @ _shares(a, 1).T.float()
+        for suffix, mean in ((A_SUFFIX, of_a), (B_SUFFIX, of_b)):
+            result[layer + suffix] = mean.round().to(levels[layer].dtype)
+    return result
+
+
+def _shares(squares: torch.Tensor, dim: int) -> torch.Tensor:
+    """Each value's share of the sum along `dim`; 0 where that is 0."""
+    return (squares / squares.sum(dim, keepdim=True)).nan_to_num(0.0)
+
+
 def _put(
     result: dict[str, torch.Tensor], layer: str, factors: tuple[torch.Tensor, torch.Tensor], like: Tensors
 ) -> None:
@@ -118,5 +148,11 @@ def _put(
 
 
 PRODUCT = Space(
-    name="product", trains=lambda name: True, vector=change, apply=factored, for_rank=truncated, lasting=False
+    name="product",
+    trains=lambda name: True,
+    vector=change,
+    apply=factored,
+    for_rank=truncated,
+    lasting=False,
+    disputed=disputed,
 )
