@@ -18,8 +18,8 @@ DOCS := .venv/docs
 DATA ?= ../shared/data
 
 # Tests run side by side, a thread each: two trainings of two threads on two cores slow each other down fourfold. A file's
-# stay together, so that they share what they made. Those that train or start processes run two at a time, however many
-# cores there are.
+# stay together, so that they share what they made. Those that train or start processes run three at a time, however many
+# cores there are: they wait for others now and then.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 BASE := tests/aggregation tests/contracts tests/test_artifacts.py tests/test_checkpoint_files.py tests/test_config.py \
 	tests/test_data.py tests/test_layer_map.py tests/test_seeds.py tests/test_tensor_files.py tests/test_tensors.py
@@ -46,17 +46,17 @@ check: lint  ## lint, types, maths, contracts, configuration
 
 test: setup  ## all but the long tests
 	$(PYTEST) -n auto -m "not slow and not long"
-	$(PYTEST) -n 2 -m "slow and not long"
+	$(PYTEST) -n 3 -m "slow and not long"
 
 test-all: setup qlora flower docs  ## everything, as CI runs it
 	$(PYTEST) -n auto -m "not slow and not long"
-	$(PYTEST) -n 2 -m "slow or long"
+	$(PYTEST) -n 3 -m "slow or long"
 
 qlora: $(QLORA)/.ready  ## the tests of 4-bit weights, in an environment that has bitsandbytes
 	$(QLORA)/bin/python -m pytest -m qlora -W 'ignore:.torch.jit.script:DeprecationWarning' tests/models
 
 flower: $(FLOWER)/.ready  ## the tests that stand on Flower, with the oldest release of it that is supported
-	$(subst $(BIN)/,$(FLOWER)/bin/,$(PYTEST)) -n 2 $(FLOWER_TESTS)
+	$(subst $(BIN)/,$(FLOWER)/bin/,$(PYTEST)) -n 3 $(FLOWER_TESTS)
 
 $(FLOWER)/.ready: $(READY)
 	$(PYTHON) -m venv $(FLOWER)
