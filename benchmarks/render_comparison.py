@@ -6,6 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from fedproxy.metrics import verdict
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 LAB = ROOT / "experiments" / "lab" / "results"
@@ -87,4 +89,5 @@ def ranged(spread: dict[str, float]) -> str:
 
 def difference(row: dict[str, Any]) -> str:
     words = {"better": "better", "worse": "worse", "undecided": "not told apart"}
-    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]: {words[row['verdict']]}"
+    found = words[verdict(row["low"], row["high"], row["by_seed"])]
+    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]: {found}"

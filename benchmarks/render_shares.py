@@ -39,7 +39,8 @@ class Line:
 
 
 LINES = (
-    Line("FedProxy", LAB / "shares.json", "fedproxy", 0),
+    Line("products", LAB / "product.json", "product", 1),
+    Line("FedProxy", LAB / "product.json", "fedproxy", 0),
     Line("FedAvg", LAB / "shares.json", "fedavg", 2),
     Line("SmolLM2, products", SMOLLM2 / "half.json", "product", 1),
     Line("SmolLM2, FedProxy", SMOLLM2 / "half.json", "fedproxy", 0),

@@ -1,7 +1,7 @@
 """Which of a task's metrics counts, whether it can be averaged with accuracies, and what a score can be at all."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 HIGHEST_LOSS = 1000.0
 """Nats per token. Guessing costs the logarithm of the vocabulary's size, about 12: a model beyond this is broken, and
@@ -33,6 +33,29 @@ def why_left_out(metric: str, value: float, higher_is_better: bool) -> str:
     if metric.partition(",")[0] in _OF_A_HUNDRED or not -1 <= value <= 1:
         return f"{metric} is no share of 1"
     return ""
+
+
+Verdict = Literal["better", "worse", "undecided"]
+
+
+def verdict(low: float, high: float, by_seed: Iterable[float]) -> Verdict:
+    """What a paired difference says: its interval excludes 0, and no seed says the opposite; else it is undecided.
+
+    Args:
+        low: Lower end of the interval.
+        high: Upper end.
+        by_seed: The difference for each seed.
+
+    Example:
+        >>> verdict(0.01, 0.03, [0.02, 0.0]), verdict(0.01, 0.03, [0.05, -0.01])
+        ('better', 'undecided')
+    """
+    seeds = list(by_seed)
+    if low > 0 and all(value >= 0 for value in seeds):
+        return "better"
+    if high < 0 and all(value <= 0 for value in seeds):
+        return "worse"
+    return "undecided"
 
 
 def gap_closed(evaluation: Mapping[str, Any]) -> float | None:

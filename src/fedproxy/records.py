@@ -10,7 +10,7 @@ from pydantic import model_validator as whole
 
 from fedproxy.artifacts import inside
 from fedproxy.errors import ArtifactError
-from fedproxy.metrics import gap_closed, main_metric
+from fedproxy.metrics import gap_closed, main_metric, verdict
 from fedproxy.typed_json import (
     LARGEST,
     Block,
@@ -392,7 +392,7 @@ class Difference(Record):
     Attributes:
         level: Share of the bootstrap's samples within the interval from `low` to `high`.
         by_seed: The difference for each seed.
-        verdict: "better" or "worse" if the interval excludes 0, else "undecided".
+        verdict: As of `metrics.verdict`, whatever the file says: earlier ones did not ask whether the seeds agree.
         tasks: The tasks that it is of.
     """
 
@@ -411,9 +411,10 @@ class Difference(Record):
     @classmethod
     def _of_the_interval(cls, value: str, info: ValidationInfo) -> str:
         low, high = info.data.get("low", 0.0), info.data.get("high", 0.0)
-        if value != (expected := "better" if low > 0 else "worse" if high < 0 else "undecided"):
+        found = verdict(low, high, info.data.get("by_seed", []))
+        if value not in (found, expected := verdict(low, high, [])):
             raise ValueError(f"of an interval from {low:g} to {high:g} it is {expected!r}")
-        return value
+        return found
 
     @property
     def turned(self) -> Self:

@@ -13,6 +13,14 @@ def test_by_hand():
     assert (found.low, found.high, found.verdict) == (0.5, 1.0, "better")
 
 
+def test_a_seed_that_says_the_opposite_leaves_it_undecided():
+    # With seed 0 all nine documents differ by 1, with seed 1 one by -1: the mean is (1 - 1/9) / 2.
+    found = paired_difference({"t": [[1] * 9, [0] * 9]}, {"t": [[0] * 9, [0] * 8 + [1]]}, seed=0)
+    assert found.mean == pytest.approx(4 / 9)
+    assert found.low > 0 > found.by_seed[1]
+    assert found.verdict == "undecided"
+
+
 def test_tasks_count_alike_whatever_their_size():
     found = paired_difference({"a": [[1] * 90], "b": [[0] * 10]}, {"a": [[0] * 90], "b": [[1] * 10]}, seed=0)
     assert (found.mean, found.low, found.high, found.verdict) == (0.0, 0.0, 0.0, "undecided")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedproxy.methods import METHODS
+from fedproxy.metrics import verdict
 from fedproxy.reporting.rows import Compared
 from fedproxy.typed_json import as_record
 
@@ -96,6 +97,7 @@ def difference(name: str, against: str, remove: float, seeds: Sequence[int]) -> 
     rng = random.Random(f"{name} {against} {remove}")
     mean = LEVELS.get(name, 0.64) - LEVELS.get(against, 0.64) + rng.uniform(-0.012, 0.012)
     low, high = mean - 0.011, mean + 0.012
+    by_seed = [mean + rng.uniform(-0.012, 0.012) for _ in seeds]
     return {
         "method": name,
         "against": against,
@@ -104,8 +106,8 @@ def difference(name: str, against: str, remove: float, seeds: Sequence[int]) -> 
         "mean": mean,
         "low": low,
         "high": high,
-        "by_seed": [mean + rng.uniform(-0.012, 0.012) for _ in seeds],
-        "verdict": "better" if low > 0 else "worse" if high < 0 else "undecided",
+        "by_seed": by_seed,
+        "verdict": verdict(low, high, by_seed),
         "draws": 2000,
         "level": 0.95,
     }

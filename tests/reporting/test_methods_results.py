@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 
 from fedproxy.errors import ArtifactError
@@ -42,6 +44,13 @@ def test_a_difference_is_found_whichever_way_round_it_was_recorded():
     worse = found.difference("zero-shot", "centralized", 0.5)
     assert (worse.verdict, worse.turned.verdict) == ("worse", "better")
     assert found.difference("fedavg", "fedprox", 0.5) is None
+
+
+def test_where_a_seed_says_the_opposite_nothing_is_told_apart_whatever_an_earlier_file_says():
+    raw = copy.deepcopy(SMALL)
+    raw["differences"][0] |= {"low": 0.01, "mean": 0.02, "high": 0.03, "by_seed": [0.05, -0.01], "verdict": "better"}
+    found = parse(raw).differences[0]
+    assert (found.verdict, found.turned.verdict) == ("undecided", "undecided")
 
 
 def test_rounds_are_those_of_a_run():

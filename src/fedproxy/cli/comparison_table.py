@@ -70,7 +70,7 @@ def _shown(name: str, values: Sequence[float]) -> str:
 
 
 def differences(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each difference; "better" and "worse" only where the interval excludes 0."""
+    """One line for each difference; "better" and "worse" only as of `metrics.verdict`."""
     words = {"better": "better than", "worse": "worse than", "undecided": "not told apart from"}
     return [
         f"{row['method']} at {row['remove']:.0%} is {words[row['verdict']]} {row['against']}: {row['mean']:+.3f} "

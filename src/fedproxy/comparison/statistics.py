@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from fedproxy.errors import UsageError
+from fedproxy.metrics import Verdict, verdict
 
 DRAWS, LEVEL = 2000, 0.95
 """Bootstrap samples, and the share of them that the interval holds."""
@@ -25,14 +25,14 @@ class Difference:
         low: Lower end of its interval.
         high: Upper end.
         by_seed: The same difference for each seed.
-        verdict: "better" or "worse" if the interval excludes 0, else "undecided".
+        verdict: As of `metrics.verdict`.
     """
 
     mean: float
     low: float
     high: float
     by_seed: list[float]
-    verdict: Literal["better", "worse", "undecided"]
+    verdict: Verdict
 
 
 def paired_difference(
@@ -66,8 +66,8 @@ def paired_difference(
     generator = np.random.default_rng(seed)
     sampled = np.mean([_resampled(found.mean(axis=0), draws, generator) for found in by_task.values()], axis=0)
     low, high = (float(end) for end in np.quantile(sampled, [(1 - level) / 2, (1 + level) / 2]))
-    verdict: Literal["better", "worse", "undecided"] = "better" if low > 0 else "worse" if high < 0 else "undecided"
-    return Difference(float(by_seed.mean()), low, high, by_seed.tolist(), verdict)
+    seeds = by_seed.tolist()
+    return Difference(float(by_seed.mean()), low, high, seeds, verdict(low, high, seeds))
 
 
 def _differences(task: str, scores: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> np.ndarray:

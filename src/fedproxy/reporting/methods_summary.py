@@ -1,4 +1,4 @@
-"""A comparison in a few sentences; "better" and "worse" only where the interval of a paired difference excludes 0."""
+"""A comparison in a few sentences; "better" and "worse" only as of `metrics.verdict`."""
 
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT
 from fedproxy.records import Difference
@@ -91,10 +91,10 @@ def verdict(found: Difference) -> str:
 
 
 def _stands(found: Difference) -> str:
-    alike = sum(value * found.mean > 0 for value in found.by_seed)
     signs = ""
-    if found.verdict != "undecided" and len(found.by_seed) > 1:
-        signs = f", the same way with {alike} of {count(len(found.by_seed), 'seed')}"
+    if found.verdict == "undecided" and (found.low > 0 or found.high < 0):
+        alike = sum(value * found.mean > 0 for value in found.by_seed)
+        signs = f", that way with {alike} of {count(len(found.by_seed), 'seed')} alone"
     return f"{verdict(found)} {found.against}: {interval(found)}{signs}"
 
 
