@@ -349,16 +349,16 @@ def written(found: dict[str, Any], folder: Path) -> Path:
     ("table", "changes", "says"),
     [
         (
-            'methods = ["fedproxy"]\n',
+            'methods = ["scaffold"]\n',
             ("[federate]\n", '[federate]\nspace = "product"\nregulariser = "none"\n'),
-            "fedproxy, remove = 0.25: .*pcr",
+            "scaffold, remove = 0.25: .*product",
         ),
         ('methods = ["fedot"]\nratios = [0.25, 0.75]\n', ("", ""), "fedot, remove = 0.75: keep_first"),
         ('methods = ["fedprox", "fedprx"]\n', ("", ""), 'Did you mean "fedprox"'),
         (
-            '[[compare.variant]]\nname = "cut"\nmethod = "pcr"\nfederate = { space = "product" }\n',
+            '[[compare.variant]]\nname = "cut"\nmethod = "scaffold"\nfederate = { space = "product" }\n',
             ("", ""),
-            "cut, remove = 0.25: .*pcr",
+            "cut, remove = 0.25: .*product",
         ),
         (
             '[[compare.variant]]\nname = "cut"\nmethod = "local"\nfederate = { wire = "int8", rounds = 3 }\n',

@@ -51,7 +51,7 @@ def write(folder: Path, llm: Path, calibration: Path, *, train: str = "", rounds
         {"federate": 'wire = "int8"\nwire_down = "int4"'},
         {"federate": "validation = 0.25\nalone = true"},
         {"federate": 'space = "frozen-a"\nwire = "bf16"'},
-        {"federate": 'space = "product"\nregulariser = "none"'},
+        {"federate": 'space = "product"'},
         {"federate": "participation = 0.6\nquorum = 2", "rounds": 4},
         {"train": 'lora_targets = ["q_proj", "up_proj"]\nepochs = 0.4\ngroup_by_length = false'},
     ],
@@ -79,6 +79,21 @@ def test_rounds_are_foretold(
     assert {name: found["clients"][name]["rows"] for name in rows} == rows
     for what in ("bytes_up", "bytes_down"):
         assert found["bytes"][what.removeprefix("bytes_")] == sum(one[what] for one in done.values())
+
+
+def test_a_server_that_merges_products_holds_one_and_the_disagreement_on_it(
+    tmp_path: Path, tiny_checkpoint: Checkpoint, calibration: Path
+) -> None:
+    """By hand: a block of the tiny LLM has q and o of 32 x 32, k and v of 16 x 32, and three of 48 x 32."""
+    merge = {}
+    for space in ("factors", "product"):
+        experiment = write(tmp_path, tiny_checkpoint(), calibration, federate=f'space = "{space}"')
+        merge[space] = forecast_run(experiment, SPEED)["memory"]["server"]["merge"]["cpu"]
+    shapes = [(32, 32)] * 2 + [(16, 32)] * 2 + [(48, 32)] * 3
+    product, factors = (
+        3 * sum(each(m, n) for m, n in shapes) for each in (lambda m, n: m * n, lambda m, n: 2 * (m + n))
+    )
+    assert merge["product"] - merge["factors"] == (4 + 1) * (product - factors)
 
 
 def test_top_k_sends_at_most_what_is_foretold(tmp_path: Path, tiny_checkpoint: Checkpoint, calibration: Path) -> None:

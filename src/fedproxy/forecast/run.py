@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.config import Compress, Experiment
 from fedproxy.evaluation.experiment import scored_tasks
 from fedproxy.evaluation.reading import Reading, reading_of
@@ -14,7 +15,7 @@ from fedproxy.federation.client_rows import client_names, client_rows
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.fitting import check_fit, private_plans
 from fedproxy.federation.tuning import steps_of_all
-from fedproxy.forecast.known import FLOAT, Known, ProxySize, count
+from fedproxy.forecast.known import FLOAT, Known, ProxySize, Shapes, count
 from fedproxy.forecast.rounds import ClientRound, rounds_of, trained_shapes
 from fedproxy.forecast.speed import Speed
 from fedproxy.forecast.texts import texts_of
@@ -27,6 +28,7 @@ from fedproxy.pipeline import read_experiment
 from fedproxy.privacy.client_noise import ClientNoise
 from fedproxy.privacy.plan import norm_of_noise
 from fedproxy.seeds import derive_seed
+from fedproxy.tensors import outline, outlines, parameter_count
 
 FEW = 0.2
 """Steps × learning rate × α/r: about how far Adam can move LoRA's update, and how much of that a proxy takes that lacks
@@ -230,13 +232,15 @@ def server_memory(
 ) -> dict[str, dict[str, int]]:
     """Bytes that the server's stages take on a CPU and on a GPU, beside the program itself.
 
-    "merge" holds the round's updates, the adapter before and after, what is merged, and its conflict, in float32.
+    "merge" holds the round's updates, the adapter before and after and its conflict; what is merged, and in a byte
+    each how far the clients disagree on it. In the space of the products that is as long as the layers' weights.
     "evaluate" holds the LLM, in float32 on a CPU, and room for running it. With [evaluate] centralized the server
     trains the LLM as well.
     """
     compressing = {name: known.compressing_memory(text, torch.device(name)) for name in ("cpu", "cuda")}
     updates = Coordinator(client_names(experiment), {}, experiment.federate).target
-    merging = FLOAT * (updates + 4) * count(known.adapter(proxy, experiment.train))
+    shapes = known.adapter(proxy, experiment.train)
+    merging = FLOAT * (updates + 3) * count(shapes) + (FLOAT + 1) * _merged(experiment, shapes)
     found = {
         **{
             f"compress, {how}": {"cpu": compressing["cpu"][key], "gpu": compressing["cuda"][key]}
@@ -251,6 +255,13 @@ def server_memory(
             whole, experiment.train, known.readable(experiment.train.max_length)
         )
     return found
+
+
+def _merged(experiment: Experiment, shapes: Shapes) -> int:
+    """Coordinates of what the server merges."""
+    adapter = {name: outline(shape, torch.float32, torch.device("meta")) for name, shape in shapes.items()}
+    space = SPACES.choose(experiment.federate.space)
+    return parameter_count(outlines(space.vector(adapter, trained(space, adapter))))
 
 
 def _client(
