@@ -25,7 +25,7 @@ PATIENCE = 240.0
 MARK = "FEDPROXY_TEST_MARK"
 
 
-def eventually(holds: Callable[[], object], seconds: float = PATIENCE, pause: float = 0.02) -> bool:
+def eventually(holds: Callable[[], object], seconds: float = PATIENCE, pause: float = 0.05) -> bool:
     """Whether it holds within so many seconds."""
     until = time.monotonic() + seconds
     while not holds():

@@ -74,8 +74,8 @@ def load_conflict(run_dir: Path, layer_map: list[int]) -> list[Conflict]:
     """Read the conflict of every round that keeps its tensors.
 
     Args:
-        run_dir: The run. A round has no conflict where its clients are merged in the space "product", or where
-            `keep_rounds` let it go.
+        run_dir: The run. A round has no conflict where the space of the merge tells none, or where `keep_rounds` let it
+            go.
         layer_map: LLM block of each proxy block.
 
     Raises:
