@@ -1,4 +1,4 @@
-"""The laboratory's experiments and SmolLM2's render their tasks, and the results that lie beside them are theirs."""
+"""The laboratory's experiments and those on real LLMs render their tasks, and the results that lie beside them are theirs."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from fedproxy.typed_json import read_record
 
 ROOT = Path(__file__).parents[2]
 LABORATORY = ROOT / "src" / "fedproxy" / "demo" / "llm"
-FOLDERS = ("lab", "smollm2")
+FOLDERS = ("lab", "smollm2", "gemma3")
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder).glob("*.toml"))]
 RESULTS = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder / "results").glob("*.json"))]
 AUDITS = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder / "audits").glob("*.json"))]
@@ -52,7 +52,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.write_text("\n".join(json.dumps(row) for row in rows(task)))
     (folder / "data" / "alpaca").mkdir()
     (folder / "data" / "alpaca" / "train.jsonl").write_text('{"text": "A public text."}\n')
-    moved = {"../../src": str(ROOT / "src"), "../../../shared/data": "../data", "../../runs/smollm2": str(LABORATORY)}
+    moved = {"../../src": str(ROOT / "src"), "../../../shared/data": "../data"}
+    moved |= {f"../../runs/{llm}": str(LABORATORY) for llm in FOLDERS}
     for name in FOLDERS:
         shutil.copytree(ROOT / "experiments" / name, folder / name, ignore=shutil.ignore_patterns("results"))
         for file in (folder / name).glob("*.toml"):
