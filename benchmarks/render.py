@@ -4,7 +4,7 @@ from typing import Any
 
 from render_comparison import RESULTS, ROOT, comparison, comparison_by_task, difference, loaded
 from render_demo import outcome, percent, quality
-from render_evidence import evidence
+from render_evidence import evidence, first
 from render_privacy import privacy_pages
 from render_shares import shares
 from sections import filled
@@ -467,7 +467,7 @@ Two updates of ten million float32 parameters, file to file.
 {dry_run()}
 """
     drawing, text = outcome()
-    readme = filled((ROOT / "README.md").read_text(), "outcome", text)
+    readme = filled(filled((ROOT / "README.md").read_text(), "outcome", text), "first", first())
     return {
         "docs/benchmarks.md": page,
         "docs/evidence.md": evidence(),

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 LAB = ROOT / "experiments" / "lab" / "results"
 SMOLLM2 = ROOT / "experiments" / "smollm2"
+GEMMA3 = ROOT / "experiments" / "gemma3"
 
 
 def loaded(path: Path) -> dict[str, Any]:
