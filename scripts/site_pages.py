@@ -15,10 +15,10 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE"]
-OUTSIDE += [f"experiments/{name}/README.md" for name in ("lab", "paper", "smollm2")]
+OUTSIDE += [f"experiments/{name}/README.md" for name in ("lab", "paper", "smollm2", "gemma3")]
 OUTSIDE += sorted(
     str(path.relative_to(ROOT))
-    for place in ("experiments/*/*.toml", "experiments/smollm2/*.json", "examples/*.*")
+    for place in ("experiments/*/*.toml", "experiments/*/*.json", "examples/*.*")
     for path in ROOT.glob(place)
 )
 """What is on the site beside docs/."""
