@@ -27,23 +27,23 @@ class Line:
 
     Attributes:
         name: What stands beside it.
-        file: The comparison that measured it.
+        files: The comparisons that measured it, each at shares of its own.
         method: Its name there.
         colour: Number of its colour.
     """
 
     name: str
-    file: Path
+    files: tuple[Path, ...]
     method: str
     colour: int
 
 
 LINES = (
-    Line("products", LAB / "product.json", "product", 1),
-    Line("FedProxy", LAB / "product.json", "fedproxy", 0),
-    Line("FedAvg", LAB / "shares.json", "fedavg", 2),
-    Line("SmolLM2, products", SMOLLM2 / "half.json", "product", 1),
-    Line("SmolLM2, FedProxy", SMOLLM2 / "half.json", "fedproxy", 0),
+    Line("products", (LAB / "product.json",), "product", 1),
+    Line("FedProxy", (LAB / "product.json",), "fedproxy", 0),
+    Line("FedAvg", (LAB / "shares.json",), "fedavg", 2),
+    Line("SmolLM2, products", (SMOLLM2 / "quarter.json", SMOLLM2 / "half.json"), "product", 1),
+    Line("SmolLM2, FedProxy", (SMOLLM2 / "quarter.json", SMOLLM2 / "half.json"), "fedproxy", 0),
 )
 
 
@@ -64,7 +64,10 @@ def shares(lines: Sequence[Line] = LINES) -> str:
     taken: list[float] = [height(1)]
     for line in lines:
         found = {
-            row["remove"]: row["gap_closed"] for row in loaded(line.file)["summary"] if row["method"] == line.method
+            row["remove"]: row["gap_closed"]
+            for file in line.files
+            for row in loaded(file)["summary"]
+            if row["method"] == line.method
         }
         points = [(place(share), gap) for share, gap in sorted(found.items())]
         path = "L".join(f"{x:.1f} {height(gap['mean']):.1f}" for x, gap in points)
