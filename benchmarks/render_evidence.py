@@ -93,14 +93,16 @@ def goals() -> str:
     """Each goal, what was measured, and whether it is met."""
     lab, product, half_removed = (loaded(path) for path in (LAB / "heterogeneous.json", LAB / "product.json", HALF))
     lines = ["| goal | where | measured | |", "|---|---|---|---|"]
-    for where, result, method in (
-        ("laboratory, `fedproxy`", product, "fedproxy"),
-        ("laboratory, H-TIES of the products", product, "product"),
-        ("laboratory, H-TIES of the products, plugged in at 1.25", loaded(LAB / "three_quarters.json"), "scale-1.25"),
-        ("SmolLM2, `fedproxy`, one seed", half_removed, "fedproxy"),
-        ("SmolLM2, H-TIES of the products, one seed", half_removed, "product"),
+    scaled = loaded(LAB / "three_quarters.json")
+    for where, result, method, asked in (
+        ("laboratory, `fedproxy`", product, "fedproxy", GOALS),
+        ("laboratory, H-TIES of the products", product, "product", GOALS),
+        ("laboratory, H-TIES of the products, plugged in at 1.25", scaled, "scale-1.25", [0.75]),
+        ("SmolLM2, `fedproxy`, one seed", half_removed, "fedproxy", GOALS),
+        ("SmolLM2, H-TIES of the products, one seed", half_removed, "product", GOALS),
     ):
-        for removed, goal in GOALS.items():
+        for removed in asked:
+            goal = GOALS[removed]
             rows = [row for row in result["summary"] if (row["method"], row["remove"]) == (method, removed)]
             found = rows[0]["gap_closed"] if rows else None
             told = f"{found['mean']:.3f} ({found['low']:.2f}–{found['high']:.2f})" if found else "not measured"
