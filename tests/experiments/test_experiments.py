@@ -1,4 +1,4 @@
-"""The laboratory's experiments and those on real LLMs render their tasks, and the results that lie beside them are theirs."""
+"""The experiments of the laboratory and on real LLMs render their tasks, and the results beside them are theirs."""
 
 import json
 import shutil
