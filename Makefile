@@ -1,8 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# pip would compile 25,000 files, of which few are ever imported; Python does it for these
-INSTALL := -m pip install --quiet --no-compile
 # the environment that has bitsandbytes, which slows every import of peft and warns: .venv, and one package more
 QLORA := .venv/qlora
 # the environments of a release: the tools that make it, and what a user gets who installs it
@@ -20,8 +18,8 @@ DOCS := .venv/docs
 DATA ?= ../shared/data
 
 # Tests run side by side, a thread each: two trainings of two threads on two cores slow each other down fourfold. A file's
-# stay together, so that they share what they made. Those that train or start processes run three at a time, however many
-# cores there are: they wait for others now and then.
+# stay together, so that they share what they made. Those that train or start processes run two at a time, however many
+# cores there are: with three, Flower's processes start too late for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 # the files of tests with a mark: to import all the others takes every worker half a minute
 MARKED = $$(grep -rlE --include='*.py' 'mark\.($(1))\b' tests)
@@ -38,8 +36,8 @@ setup: $(READY)  ## .venv with all that follows needs, versions from constraints
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "fedproxy needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python $(INSTALL) --constraint constraints.txt torch
-	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: setup  ## the whole job on the bundled LLM and data
@@ -50,30 +48,30 @@ check: lint  ## lint, types, maths, contracts, configuration
 
 test: setup  ## all but the long tests
 	$(PYTEST) -n auto -m "not slow and not long"
-	$(PYTEST) -n 3 -m "slow and not long" $(call MARKED,slow)
+	$(PYTEST) -n 2 -m "slow and not long" $(call MARKED,slow)
 
 test-all: setup qlora flower docs  ## everything, as CI runs it
 	$(PYTEST) -n auto -m "not slow and not long"
-	$(PYTEST) -n 3 -m "slow or long" $(call MARKED,slow|long)
+	$(PYTEST) -n 2 -m "slow or long" $(call MARKED,slow|long)
 
 qlora: $(QLORA)/.ready  ## the tests of 4-bit weights, in an environment that has bitsandbytes
 	$(QLORA)/bin/python -m pytest -m qlora -W 'ignore:.torch.jit.script:DeprecationWarning' $(call MARKED,qlora)
 
 flower: $(FLOWER)/.ready  ## the tests that stand on Flower, with the oldest release of it that is supported
-	$(subst $(BIN)/,$(FLOWER)/bin/,$(PYTEST)) -n 3 $(FLOWER_TESTS)
+	$(subst $(BIN)/,$(FLOWER)/bin/,$(PYTEST)) -n 2 $(FLOWER_TESTS)
 
 $(FLOWER)/.ready: $(READY)
 	$(PYTHON) -m venv $(FLOWER)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> $$($(FLOWER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
-	$(FLOWER)/bin/python $(INSTALL) --no-deps flwr==$(FLOWER_VERSION)
+	$(FLOWER)/bin/python -m pip install --quiet --no-deps flwr==$(FLOWER_VERSION)
 	touch $@
 
 $(QLORA)/.ready: $(READY)
 	$(PYTHON) -m venv $(QLORA)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(QLORA)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
-	$(QLORA)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[qlora]'
+	$(QLORA)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[qlora]'
 	touch $@
 
 lint: setup  ## ruff, mypy --strict, import-linter
@@ -83,7 +81,7 @@ lint: setup  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 bench: setup  ## measure, and write benchmarks/results/*.json
-	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/merge_memory.py
 	$(BIN)/python benchmarks/training_loop.py --data $(DATA)
 	$(BIN)/python scripts/fetch_small_llm.py smollm2 runs/smollm2
@@ -107,13 +105,13 @@ $(DOCS)/.ready: $(READY)
 	$(PYTHON) -m venv $(DOCS)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(DOCS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
-	$(DOCS)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[docs]'
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 release:  ## sdist, wheel, their dependencies with hashes, and what is in them (SBOM), in dist/
 	rm -rf dist $(RELEASE)
 	$(PYTHON) -m venv $(RELEASE)/tools
-	$(RELEASE)/tools/bin/python $(INSTALL) --constraint constraints.txt build cyclonedx-bom pip-tools
+	$(RELEASE)/tools/bin/python -m pip install --quiet --constraint constraints.txt build cyclonedx-bom pip-tools
 	$(RELEASE)/tools/bin/python -m build --outdir dist
 	$(RELEASE)/tools/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-index-url \
 		--no-emit-trusted-host --no-emit-find-links --constraint constraints.txt --extra federation \
