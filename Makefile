@@ -22,7 +22,7 @@ DATA ?= ../shared/data
 # cores there are: with three, Flower's processes start too late for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 # the files of tests with a mark: to import all the others takes every worker half a minute
-MARKED = $$(grep -rlE --include='*.py' 'mark\.($(1))\b' tests)
+MARKED = $$(grep -rlE --include='*.py' 'mark\.($(1))\b' tests | sort)
 BASE := tests/aggregation tests/contracts tests/test_artifacts.py tests/test_checkpoint_files.py tests/test_config.py \
 	tests/test_data.py tests/test_layer_map.py tests/test_seeds.py tests/test_tensor_files.py tests/test_tensors.py
 
