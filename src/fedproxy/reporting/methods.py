@@ -12,7 +12,7 @@ from fedproxy.records import Cell, Difference
 from fedproxy.reporting import heat_maps, plots
 from fedproxy.reporting.conflict import Conflict
 from fedproxy.reporting.html import Column, column_of, fill, write_page
-from fedproxy.reporting.methods_summary import interval, percent_short, sentences, verdict
+from fedproxy.reporting.methods_summary import in_words, interval, percent_short, sentences
 from fedproxy.reporting.page import compared_rounds, grouped, pins
 from fedproxy.reporting.rows import Compared, Row
 from fedproxy.reporting.svg import drawing
@@ -80,7 +80,7 @@ def render_methods(found: Compared) -> str:
         own=FEDPROXY,
         figures=figures,
         forests=_forests(found),
-        differences=[(each, verdict(each), interval(each), _by_seed(each)) for each in found.differences],
+        differences=[(each, in_words(each), interval(each), _by_seed(each)) for each in found.differences],
         several_ratios=len(found.ratios) > 1,
         short=percent_short,
         federations=_federations(found),

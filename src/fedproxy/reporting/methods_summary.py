@@ -85,7 +85,7 @@ def _accuracy(row: Row) -> str:
     return f"{percent(spread.mean)} %{span}"
 
 
-def verdict(found: Difference) -> str:
+def in_words(found: Difference) -> str:
     """A verdict as the words before the other method's name, such as "not told apart from"."""
     return {"better": "better than", "worse": "worse than"}.get(found.verdict, "not told apart from")
 
@@ -95,7 +95,7 @@ def _stands(found: Difference) -> str:
     if found.verdict == "undecided" and (found.low > 0 or found.high < 0):
         alike = sum(value * found.mean > 0 for value in found.by_seed)
         signs = f", that way with {alike} of {count(len(found.by_seed), 'seed')} alone"
-    return f"{verdict(found)} {found.against}: {interval(found)}{signs}"
+    return f"{in_words(found)} {found.against}: {interval(found)}{signs}"
 
 
 def interval(found: Difference) -> str:
