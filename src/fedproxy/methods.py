@@ -3,7 +3,8 @@
 A variant of [compare] is one more row: a method's, with some settings of its own.
 
 What a row does not choose is the experiment's: prompts, steps, batches and LoRA are the same for all; encodings and
-limits of norm for all that federate; what is merged for all but FedProxy. Pooled rows, or a client alone, are trained on without any of these.
+limits of norm for all that federate; what is merged for all but FedProxy. Pooled rows, or a client alone, are trained
+on without any of these.
 One departure is common to all rows: what trains is LoRA, also where a paper trains the weights themselves.
 """
 

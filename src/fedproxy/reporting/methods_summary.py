@@ -32,9 +32,8 @@ def _at(found: Compared, remove: float) -> list[str]:
     said = []
     if len(rows) > 1:
         said.append(_capital(f"{where}{_best(found, rows)}"))
-    stands = [
-        _stands(difference) for other in OTHERS if (difference := found.difference(found.own, other, remove)) is not None
-    ]
+    differences = (found.difference(found.own, other, remove) for other in OTHERS)
+    stands = [_stands(difference) for difference in differences if difference is not None]
     if stands:
         said.append(_capital(f"{where}{found.own} is {'; '.join(stands)}."))
     row = found.row(found.own, remove)
