@@ -3,7 +3,7 @@
     python benchmarks/fusing.py COMPARISON
 
 COMPARISON is a directory of `fedproxy compare experiments/lab/variants.toml --out COMPARISON`, of whose trained adapters the
-`fedproxy-paper` ones are plugged in again, scored on the same tasks and held against scale 1, paired over the documents.
+`fedproxy` ones are plugged in again, scored on the same tasks and held against scale 1, paired over the documents.
 Spreading: a removed block is given to the nearest kept one (ties: the one before). "copied" puts a share of that block's
 task vector on it as well; "shared out" divides a kept block's task vector among itself and the removed ones that it was given.
 Writes benchmarks/results/fusing.json.
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "fusing.json")
     args = parser.parse_args()
     experiment = load_experiment(args.comparison / "experiment.toml")
-    cells = [read_json(path) for path in sorted(args.comparison.glob("cells/fedproxy-paper/*/cell.json"))]
+    cells = [read_json(path) for path in sorted(args.comparison.glob("cells/fedproxy/*/cell.json"))]
     documents: dict[str, list[dict[str, torch.Tensor]]] = {}
     found: list[dict[str, Any]] = []
     for cell in cells:

@@ -423,7 +423,7 @@ The eight clients again. Thirteen rows are held against one: at 95 % one of twen
 
 ## Other ways to plug in (`benchmarks/fusing.py`)
 
-The adapters of the row `fedproxy-paper` above, plugged in otherwise: with another scale of the task vector, the one that `fuse --scale auto` finds on the public
+The adapters of the row `fedproxy` above, plugged in otherwise: with another scale of the task vector, the one that `fuse --scale auto` finds on the public
 calibration text, or with a part of it on the blocks that were removed, each from the nearest kept block.
 
 {fusing()}

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from fedproxy.methods import OWN
 from fedproxy.metrics import verdict
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +21,7 @@ def loaded(path: Path) -> dict[str, Any]:
 
 
 def comparison(name: str, folder: Path = LAB, without: Collection[str] = ()) -> str:
-    """A comparison: every method's means over the seeds, and whether FedProxy, or FedProxy as published, is told apart from it.
+    """A comparison: every method's means over the seeds, and whether FedProxy is told apart from it.
 
     Args:
         name: Of its result file.
@@ -31,8 +30,7 @@ def comparison(name: str, folder: Path = LAB, without: Collection[str] = ()) -> 
     """
     result = loaded(folder / f"{name}.json")
     several = len(result["compare"]["ratios"]) > 1
-    own = its_own(result)
-    against = {(row["method"], row["remove"]): row for row in result["differences"] if row["against"] == own}
+    against = {(row["method"], row["remove"]): row for row in result["differences"] if row["against"] == "fedproxy"}
     columns = (
         "sets",
         "accuracy",
@@ -42,7 +40,7 @@ def comparison(name: str, folder: Path = LAB, without: Collection[str] = ()) -> 
         "exposed",
         "MB up",
         "MB down",
-        f"against {own}",
+        "against FedProxy",
     )
     rows = []
     for row in result["summary"]:
@@ -78,11 +76,6 @@ def comparison_by_task(name: str) -> str:
         means = " | ".join(f"{100 * row['tasks'][task]['mean']:.1f}" for task in tasks)
         lines.append(f"| {row['method']} | {means} |")
     return "\n".join(lines)
-
-
-def its_own(result: dict[str, Any]) -> str:
-    """Which FedProxy the others of a comparison are held against."""
-    return next(name for name in OWN if name in result["methods"])
 
 
 def sets(result: dict[str, Any], method: str) -> str:

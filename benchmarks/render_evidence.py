@@ -32,7 +32,7 @@ The *gap closed* is G = (fused LLM - untuned LLM) / (centrally tuned LLM - untun
 
 ## In the laboratory, merged as products
 
-`fedproxy compare experiments/lab/product.toml`: eight clients, three seeds. `product` merges the clients' changes of B·A by H-TIES, without PCR, where `fedproxy-paper` merges those of A and of B, with PCR, as published.
+`fedproxy compare experiments/lab/product.toml`: eight clients, three seeds. `product` merges the clients' changes of B·A by H-TIES, without PCR, where `fedproxy` merges those of A and of B, with PCR, as published.
 
 {comparison("product", without=("sets", "worst client", "exposed", "MB up", "MB down"))}
 
@@ -95,10 +95,10 @@ def goals() -> str:
     lines = ["| goal | where | measured | |", "|---|---|---|---|"]
     scaled = loaded(LAB / "three_quarters.json")
     for where, result, method, asked in (
-        ("laboratory, `fedproxy-paper`", product, "fedproxy-paper", GOALS),
+        ("laboratory, `fedproxy`", product, "fedproxy", GOALS),
         ("laboratory, H-TIES of the products", product, "product", GOALS),
         ("laboratory, H-TIES of the products, plugged in at 1.25", scaled, "scale-1.25", [0.75]),
-        ("SmolLM2, `fedproxy-paper`, one seed", half_removed, "fedproxy-paper", GOALS),
+        ("SmolLM2, `fedproxy`, one seed", half_removed, "fedproxy", GOALS),
         ("SmolLM2, H-TIES of the products, one seed", half_removed, "product", GOALS),
     ):
         for removed in asked:
@@ -109,9 +109,9 @@ def goals() -> str:
             met = "" if found is None else "met" if found["mean"] >= goal else "**missed**"
             lines.append(f"| G of {goal:.2f} with {removed:.0%} removed | {where} | {told} | {met} |")
     for where, result, own, other in (
-        ("laboratory, `fedproxy-paper`", lab, "fedproxy-paper", "fedot"),
-        ("laboratory, `fedproxy-paper`", lab, "fedproxy-paper", "fedbiot"),
-        ("SmolLM2, a quarter removed, `fedproxy-paper`, one seed", loaded(QUARTER), "fedproxy-paper", "fedot"),
+        ("laboratory, `fedproxy`", lab, "fedproxy", "fedot"),
+        ("laboratory, `fedproxy`", lab, "fedproxy", "fedbiot"),
+        ("SmolLM2, a quarter removed, `fedproxy`, one seed", loaded(QUARTER), "fedproxy", "fedot"),
         ("SmolLM2, a quarter removed, H-TIES of the products, one seed", loaded(QUARTER), "product", "fedot"),
     ):
         accuracy = {row["method"]: row["accuracy"] for row in result["summary"]}
@@ -156,13 +156,13 @@ def tuned_proxy() -> str:
 def pooled() -> str:
     """Offsite tuning on all rows, which nobody has to merge."""
     rows = {row["method"]: row["accuracy"] for row in loaded(LAB / "heterogeneous.json")["summary"]}
-    return f"{ranged(rows['offsite-tuning'])} % against {ranged(rows['fedproxy-paper'])} %"
+    return f"{ranged(rows['offsite-tuning'])} % against {ranged(rows['fedproxy'])} %"
 
 
 def on_smollm2(file: Path) -> str:
     """The rows of a comparison on SmolLM2."""
     result = loaded(file)
-    against = {row["method"]: row for row in result["differences"] if row["against"] == "fedproxy-paper"}
+    against = {row["method"]: row for row in result["differences"] if row["against"] == "fedproxy"}
     lines = ["| % | what it sets | tuned proxy | fused LLM | gap closed | against FedProxy |", "|---" * 6 + "|"]
     for row in result["summary"]:
         name, tuned = row["method"], row["proxy_tuned"]

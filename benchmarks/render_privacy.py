@@ -14,13 +14,13 @@ from fedproxy.privacy.plan import Plan
 FLOAT = 4
 SHORT = ("sets", "exposed", "MB up", "MB down")
 """Columns that the page on budgets does without: its text says what the rows set."""
-_BUDGETS = {f"epsilon-{budget}": "fedproxy-paper" for budget in (8, 3, 1)}
+_BUDGETS = {f"epsilon-{budget}": "fedproxy" for budget in (8, 3, 1)}
 PAIRS = {
     ("laboratory", LAB / "private.json"): _BUDGETS,
     ("demo", LAB / "private_demo.json"): _BUDGETS,
     ("SmolLM2", SMOLLM2 / "private.json"): _BUDGETS,
     ("demo's LLM", LAB / "private_rows.json"): {
-        "epsilon-8": "fedproxy-paper",
+        "epsilon-8": "fedproxy",
         "epsilon-8-256": "256",
         "epsilon-8-small": "small",
         "epsilon-8-small-256": "small-256",

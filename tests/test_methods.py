@@ -30,8 +30,7 @@ def test_every_row_is_a_possible_experiment_that_changes_nothing_else(name: str)
     assert method.name == name
     assert (found.seed, found.compress.remove) == (3, 0.0 if method.whole else 0.25)
     chosen = {"remove", "score", "keep_first", "keep_last", "steps", "spare_ends", "realign_steps", "blocks"}
-    chosen |= {"merge", "space", "server_optimizer", "regulariser"}
-    chosen |= {"merge_options", "server_options", "regulariser_strength"}
+    chosen |= {"merge", "server_optimizer", "regulariser", "merge_options", "server_options", "regulariser_strength"}
     for table in dataclasses.fields(Experiment):
         before, after = getattr(EXPERIMENT, table.name), getattr(found, table.name)
         if dataclasses.is_dataclass(before):
@@ -55,20 +54,6 @@ def test_options_stay_where_the_experiment_names_the_same_choice() -> None:
     assert federate("ties").rounds == 7
 
 
-def test_fedproxy_is_what_was_published_but_for_what_is_merged() -> None:
-    """Whatever the experiment merges: Eq. 4 to 12 with A and B apart are one line away."""
-    product = dataclasses.replace(EXPERIMENT, federate=dataclasses.replace(EXPERIMENT.federate, space="product"))
-    frozen = dataclasses.replace(EXPERIMENT, federate=dataclasses.replace(EXPERIMENT.federate, space="frozen-a"))
-    for experiment in (EXPERIMENT, product, frozen):
-        ours, theirs = (
-            configured(METHODS[name], experiment, seed=0, remove=0.5) for name in ("fedproxy", "fedproxy-paper")
-        )
-        assert (ours.federate.space, theirs.federate.space) == ("product", "factors")
-        assert dataclasses.replace(ours, federate=theirs.federate) == theirs
-        assert dataclasses.replace(ours.federate, space="factors") == theirs.federate
-    assert configured(METHODS["h-ties"], frozen, seed=0, remove=0.5).federate.space == "frozen-a"
-
-
 def test_fedbiot_heals_as_published_unless_the_experiment_says_otherwise() -> None:
     assert configured(METHODS["fedbiot"], EXPERIMENT, seed=0, remove=0.5).heal == Heal(
         steps=500, spare_ends=True, realign_steps=10
@@ -85,7 +70,6 @@ def test_the_axes_say_what_a_row_chooses() -> None:
         "blocks": "[0, 1, -2, -1]",
         "regulariser": "none",
         "merge": "mean",
-        "space": "experiment",
         "server_optimizer": "none",
         "fuse": "plug-in",
     }

@@ -2,9 +2,8 @@
 
 A variant of [compare] is one more row: a method's, with some settings of its own.
 
-What a row does not choose is the experiment's: prompts, steps, batches and LoRA are the same for all; encodings and
-limits of norm for all that federate; what is merged for all but FedProxy. Pooled rows, or a client alone, are trained
-on without any of these.
+What a row does not choose is the experiment's: prompts, steps, batches and LoRA are the same for all; space, encodings
+and limits of norm for all that federate. Pooled rows, or a client alone, are trained on without any of these.
 One departure is common to all rows: what trains is LoRA, also where a paper trains the weights themselves.
 """
 
@@ -87,7 +86,6 @@ class Method:
             "blocks": str(blocks) if trains else "none",
             "regulariser": chosen["federate"]["regulariser"] if federated else "none",
             "merge": chosen["federate"]["merge"] if federated else "none",
-            "space": chosen["federate"].get("space", "experiment") if federated else "none",
             "server_optimizer": chosen["federate"]["server_optimizer"] if federated else "none",
             "fuse": {"fused": "plug-in", "proxy_tuning": "proxy-tuning"}.get(self.result, "none"),
         }
@@ -97,9 +95,7 @@ def _federated(name: str, paper: str, **federate: str) -> Method:
     return Method(name, paper, "clients", settings={"federate": federate} if federate else {})
 
 
-ZERO_SHOT, CENTRALIZED = "zero-shot", "centralized"
-OWN = FEDPROXY, PUBLISHED = "fedproxy", "fedproxy-paper"
-"""FedProxy with what was found to be better (docs/decisions/spaces.md), and as published."""
+ZERO_SHOT, CENTRALIZED, FEDPROXY = "zero-shot", "centralized", "fedproxy"
 _HOUSE = (
     Method(ZERO_SHOT, "", "none", "llm"),
     Method("zero-shot-proxy", "", "none", "proxy"),
@@ -130,8 +126,7 @@ _HOUSE = (
     Method("proxy-tuning", "Liu et al. 2024, arXiv 2401.08565", "clients", "proxy_tuning"),
     _federated("h-ties", "Fan et al. 2026, arXiv 2604.19015", merge="h-ties"),
     _federated("pcr", "Fan et al. 2026, arXiv 2604.19015", regulariser="pcr"),
-    _federated(PUBLISHED, "Fan et al. 2026, arXiv 2604.19015", merge="h-ties", regulariser="pcr", space="factors"),
-    _federated(FEDPROXY, "after Fan et al. 2026, arXiv 2604.19015", merge="h-ties", regulariser="pcr", space="product"),
+    _federated(FEDPROXY, "Fan et al. 2026, arXiv 2604.19015", merge="h-ties", regulariser="pcr"),
 )
 METHODS: Axis[Method] = Axis("method", "fedproxy.methods", Method, {method.name: method for method in _HOUSE})
 

@@ -149,7 +149,7 @@ def methods_sample(
         "differences": [
             difference(name, against, remove, seeds)
             for remove in ratios
-            for against in ("fedproxy", "fedproxy-paper", "centralized")
+            for against in ("fedproxy", "centralized")
             for name in names
             if against in names and name != against
         ],

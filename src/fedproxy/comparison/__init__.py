@@ -28,7 +28,7 @@ from fedproxy.evaluation.experiment import check_tasks, scored_tasks
 from fedproxy.federation.client_rows import client_names, encode_for
 from fedproxy.federation.fitting import check_compression, check_fit
 from fedproxy.federation.settings import check_settings
-from fedproxy.methods import CENTRALIZED, OWN, ZERO_SHOT, Method, configured, methods_of
+from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
 from fedproxy.metrics import gap_closed
 from fedproxy.models.checkpoints import Model
 from fedproxy.models.costs import FORMULA
@@ -42,7 +42,7 @@ from fedproxy.typed_json import as_record
 
 __all__ = ["cells_of", "compare", "summary"]
 
-AGAINST = (*OWN, CENTRALIZED)
+AGAINST = (FEDPROXY, CENTRALIZED)
 """What every method is compared with."""
 _SUMMARISED = {
     "accuracy": "accuracy.average",

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedproxy.artifacts import inside
 from fedproxy.config import to_toml
-from fedproxy.methods import CENTRALIZED, OWN, ZERO_SHOT
+from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT
 from fedproxy.records import Cell, Difference
 from fedproxy.reporting import heat_maps, plots
 from fedproxy.reporting.conflict import Conflict
@@ -21,7 +21,7 @@ from fedproxy.typed_json import read_record
 
 FILE = "compare.json"
 _COMMIT = re.compile("[0-9a-f]{7,64}(-dirty)?")
-_NAMED = (*OWN, CENTRALIZED, ZERO_SHOT)
+_NAMED = (FEDPROXY, CENTRALIZED, ZERO_SHOT)
 _UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
@@ -77,7 +77,7 @@ def render_methods(found: Compared) -> str:
         sentences=sentences(found),
         facts=_facts(found),
         columns=_columns(found),
-        own=found.own,
+        own=FEDPROXY,
         figures=figures,
         forests=_forests(found),
         differences=[(each, in_words(each), interval(each), _by_seed(each)) for each in found.differences],
@@ -97,11 +97,11 @@ def _facts(found: Compared) -> list[tuple[str, str]]:
     """The figures that are asked for first: number and what it is."""
     remove = found.ratios[0]
     said = []
-    for method in (found.own, "fedavg", CENTRALIZED, "zero-shot"):
+    for method in (FEDPROXY, "fedavg", CENTRALIZED, "zero-shot"):
         row = found.row(method, remove)
         if row is not None:
             said.append((f"{percent(row.accuracy.mean)} %", row.label))
-    row = found.row(found.own, remove)
+    row = found.row(FEDPROXY, remove)
     if row is not None and (gap := row.mean("gap_closed")) is not None:
         said.append((f"{percent(gap)} %", f"of the gap closed by {row.label}"))
     if row is not None and (exposed := row.mean("exposed")) is not None:
@@ -172,12 +172,12 @@ def _figures(found: Compared) -> dict[str, str]:
         ):
             if len(costs) > 1:
                 marks = [
-                    plots.Mark(row.label, cost, row.accuracy, row.method == found.own, row.method in _NAMED)
+                    plots.Mark(row.label, cost, row.accuracy, row.method == FEDPROXY, row.method in _NAMED)
                     for row, cost in costs
                 ]
                 drawn[name] = plots.trade_off(marks, name=name, title=title, axis=axis, score="accuracy (%)")
         drawn |= _costs(found, sent)
-        rows = [row for row in sorted(found.rows, key=lambda row: row.method != found.own) if row.losses]
+        rows = [row for row in sorted(found.rows, key=lambda row: row.method != FEDPROXY) if row.losses]
         if rows:
             drawn["losses"] = plots.lines(
                 {row.label: row.losses for row in rows},
@@ -185,7 +185,7 @@ def _figures(found: Compared) -> dict[str, str]:
                 title="Training loss by round, mean of clients and seeds",
                 axis="loss (nats a token)",
                 each="a method each",
-                own=[row.label for row in rows if row.method == found.own],
+                own=[row.label for row in rows if row.method == FEDPROXY],
             )
     return drawn
 
@@ -233,11 +233,11 @@ def _forests(found: Compared) -> list[str]:
 
 def _federations(found: Compared) -> list[dict[str, Any]]:
     """FedProxy's at every ratio first, then the others' at the first ratio; one that several methods share, once."""
-    rows = sorted(found.rows, key=lambda row: row.method != found.own)
+    rows = sorted(found.rows, key=lambda row: row.method != FEDPROXY)
     chosen: dict[Any, tuple[list[str], Cell]] = {}
     for row in rows:
         cell = min(row.cells, key=lambda cell: cell.seed)
-        if cell.rounds and (row.method == found.own or row.remove == found.ratios[0]):
+        if cell.rounds and (row.method == FEDPROXY or row.remove == found.ratios[0]):
             titles, _ = chosen.setdefault(cell.trainings or row.label, ([], cell))
             titles.append(row.label)
     first = next((cell for _, cell in chosen.values()), None)
@@ -260,7 +260,7 @@ def _federation(found: Compared, titles: list[str], cell: Cell, index: int, mode
     if plots.has(cell.rounds, "loss"):
         figures["loss"] = plots.by_round(cell.rounds, "loss", prefix=prefix)
     if compared:
-        shown = compared if cell.method == found.own else compared[-1:]
+        shown = compared if cell.method == FEDPROXY else compared[-1:]
         figures |= heat_maps.similarities(shown, prefix=prefix)
     if conflicts:
         figures["conflict_blocks"] = heat_maps.conflict_by_block(conflicts, prefix=prefix)

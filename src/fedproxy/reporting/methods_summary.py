@@ -1,6 +1,6 @@
 """A comparison in a few sentences; "better" and "worse" only as of `metrics.verdict`."""
 
-from fedproxy.methods import CENTRALIZED, ZERO_SHOT
+from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT
 from fedproxy.records import Difference
 from fedproxy.reporting.rows import Compared, Row
 from fedproxy.reporting.units import count, percent, points
@@ -32,17 +32,18 @@ def _at(found: Compared, remove: float) -> list[str]:
     said = []
     if len(rows) > 1:
         said.append(_capital(f"{where}{_best(found, rows)}"))
-    differences = (found.difference(found.own, other, remove) for other in OTHERS)
-    stands = [_stands(difference) for difference in differences if difference is not None]
+    stands = [
+        _stands(difference) for other in OTHERS if (difference := found.difference(FEDPROXY, other, remove)) is not None
+    ]
     if stands:
-        said.append(_capital(f"{where}{found.own} is {'; '.join(stands)}."))
-    row = found.row(found.own, remove)
+        said.append(_capital(f"{where}{FEDPROXY} is {'; '.join(stands)}."))
+    row = found.row(FEDPROXY, remove)
     gap = row.spread("gap_closed") if row else None
     if gap is not None:
         span = f" ({percent(gap.low)} to {percent(gap.high)} % over the seeds)" if gap.low < gap.high else ""
         said.append(
             _capital(
-                f"{where}{found.own} goes {percent(gap.mean)} % of the way from the untuned LLM to centralized "
+                f"{where}{FEDPROXY} goes {percent(gap.mean)} % of the way from the untuned LLM to centralized "
                 f"tuning{span}."
             )
         )

@@ -7,7 +7,6 @@ from functools import cached_property
 from operator import attrgetter
 from typing import TypeVar
 
-from fedproxy.methods import FEDPROXY, OWN
 from fedproxy.records import Cell, Comparison, Difference
 
 K = TypeVar("K")
@@ -123,12 +122,6 @@ class Compared(Comparison):
         label = method if len(self.ratios) == 1 else f"{method} {100 * remove:g} %"
         copies = self.clients if self.methods.get(method, {}).get("data") in ("each", "clients") else 1
         return Row(method, remove, label, cells, copies)
-
-    @cached_property
-    def own(self) -> str:
-        """The method that the comparison is about: FedProxy, or where it is not there, FedProxy as published."""
-        names = {row.method for row in self.rows}
-        return next((name for name in OWN if name in names), FEDPROXY)
 
     @cached_property
     def seeds(self) -> list[int]:
