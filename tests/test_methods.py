@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from fedproxy.config import LLM, Client, Compare, Compress, Experiment, Federate, Heal, Variant
+from fedproxy.config import LLM, Client, Compare, Compress, Experiment, Federate, Fuse, Heal, Variant
 from fedproxy.federation.settings import check_settings
 from fedproxy.methods import METHODS, configured, methods_of
 
@@ -30,7 +30,8 @@ def test_every_row_is_a_possible_experiment_that_changes_nothing_else(name: str)
     assert method.name == name
     assert (found.seed, found.compress.remove) == (3, 0.0 if method.whole else 0.25)
     chosen = {"remove", "score", "keep_first", "keep_last", "steps", "spare_ends", "realign_steps", "blocks"}
-    chosen |= {"merge", "server_optimizer", "regulariser", "merge_options", "server_options", "regulariser_strength"}
+    chosen |= {"merge", "space", "server_optimizer", "regulariser"}
+    chosen |= {"merge_options", "server_options", "regulariser_strength"}
     for table in dataclasses.fields(Experiment):
         before, after = getattr(EXPERIMENT, table.name), getattr(found, table.name)
         if dataclasses.is_dataclass(before):
@@ -54,6 +55,24 @@ def test_options_stay_where_the_experiment_names_the_same_choice() -> None:
     assert federate("ties").rounds == 7
 
 
+def test_fedproxy_as_published_whatever_the_experiment_chooses() -> None:
+    """By default it is FedProxy; where the experiment departs from the paper, FedProxy goes along, and it does not."""
+    plain = Experiment(llm=LLM("llm"), compress=Compress(calibration="public.txt"))
+    ours, theirs = (configured(METHODS[name], plain, seed=0, remove=0.5) for name in ("fedproxy", "fedproxy-paper"))
+    assert ours == theirs
+    other = dataclasses.replace(
+        plain,
+        compress=dataclasses.replace(plain.compress, score="uniform", keep_first=1),
+        heal=Heal(steps=5),
+        federate=dataclasses.replace(EXPERIMENT.federate, rounds=plain.federate.rounds, space="product"),
+        fuse=Fuse(scale="auto", public="public.txt"),
+    )
+    ours, theirs = (configured(METHODS[name], other, seed=0, remove=0.5) for name in ("fedproxy", "fedproxy-paper"))
+    assert theirs == configured(METHODS["fedproxy-paper"], plain, seed=0, remove=0.5)
+    assert (ours.compress.score, ours.heal.steps, ours.federate.space) == ("uniform", 5, "product")
+    assert (ours.federate.regulariser_strength, ours.fuse.scale) == (2.0, "auto")
+
+
 def test_fedbiot_heals_as_published_unless_the_experiment_says_otherwise() -> None:
     assert configured(METHODS["fedbiot"], EXPERIMENT, seed=0, remove=0.5).heal == Heal(
         steps=500, spare_ends=True, realign_steps=10
@@ -70,6 +89,7 @@ def test_the_axes_say_what_a_row_chooses() -> None:
         "blocks": "[0, 1, -2, -1]",
         "regulariser": "none",
         "merge": "mean",
+        "space": "experiment",
         "server_optimizer": "none",
         "fuse": "plug-in",
     }

@@ -3,7 +3,7 @@
 A variant of [compare] is one more row: a method's, with some settings of its own.
 
 What a row does not choose is the experiment's: prompts, steps, batches and LoRA are the same for all; space, encodings
-and limits of norm for all that federate. Pooled rows, or a client alone, are trained on without any of these.
+and limits of norm for all that federate, but that FedProxy as published says its space. Pooled rows, or a client alone, are trained on without any of these.
 One departure is common to all rows: what trains is LoRA, also where a paper trains the weights themselves.
 """
 
@@ -35,6 +35,19 @@ _OFFSITE: Settings = {
     "train": {"blocks": [0, 1, -2, -1]},
 }
 """Offsite tuning with l = r = 2: the ends train, and the blocks between are dropped evenly."""
+_PUBLISHED: Settings = {
+    "compress": {"score": "block-influence", "keep_first": 0, "keep_last": 0},
+    "heal": {"steps": 0},
+    "federate": {
+        "merge": "h-ties",
+        "merge_options": {},
+        "regulariser": "pcr",
+        "regulariser_strength": None,
+        "space": "factors",
+    },
+    "fuse": {"scale": 1.0, "public": ""},
+}
+"""FedProxy with every choice that the paper makes, whatever the experiment chooses."""
 _OPTIONS = {"merge": "merge_options", "server_optimizer": "server_options", "regulariser": "regulariser_strength"}
 """Choices in [federate], and the key of their options."""
 
@@ -86,6 +99,7 @@ class Method:
             "blocks": str(blocks) if trains else "none",
             "regulariser": chosen["federate"]["regulariser"] if federated else "none",
             "merge": chosen["federate"]["merge"] if federated else "none",
+            "space": chosen["federate"].get("space", "experiment") if federated else "none",
             "server_optimizer": chosen["federate"]["server_optimizer"] if federated else "none",
             "fuse": {"fused": "plug-in", "proxy_tuning": "proxy-tuning"}.get(self.result, "none"),
         }
@@ -127,6 +141,7 @@ _HOUSE = (
     _federated("h-ties", "Fan et al. 2026, arXiv 2604.19015", merge="h-ties"),
     _federated("pcr", "Fan et al. 2026, arXiv 2604.19015", regulariser="pcr"),
     _federated(FEDPROXY, "Fan et al. 2026, arXiv 2604.19015", merge="h-ties", regulariser="pcr"),
+    Method("fedproxy-paper", "Fan et al. 2026, arXiv 2604.19015", "clients", settings=_PUBLISHED),
 )
 METHODS: Axis[Method] = Axis("method", "fedproxy.methods", Method, {method.name: method for method in _HOUSE})
 

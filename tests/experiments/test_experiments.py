@@ -19,9 +19,17 @@ ROOT = Path(__file__).parents[2]
 LABORATORY = ROOT / "src" / "fedproxy" / "demo" / "llm"
 FOLDERS = ("lab", "smollm2", "gemma3")
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder).glob("*.toml"))]
-RESULTS = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder / "results").glob("*.json"))]
+RESULTS = {
+    file: found
+    for file in FILES
+    for found in (file.parent / "results" / f"{file.stem}.json", file.with_suffix(".json"))
+    if "compare" in tomllib.loads(file.read_text()) and found.is_file()
+}
+"""Experiment file → what its comparison found."""
 AUDITS = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder / "audits").glob("*.json"))]
-STOCK = ("clinc150", "banking77", "ag_news", "trec", "sst2", "rte", "snips")
+GLUE = ("sst2", "rte", "cola", "mrpc", "mnli")
+QUESTIONS = ("arc_easy", "openbookqa", "commonsense_qa")
+STOCK = ("clinc150", "banking77", "ag_news", "trec", "snips", *GLUE, *QUESTIONS)
 Cli = Callable[..., tuple[int, str, str]]
 
 
@@ -35,8 +43,13 @@ def rows(task: str) -> Iterator[dict[str, Any]]:
     for number in range(8):
         if task in intents:
             yield {"text": f"request {number}", "label": 0, "label_text": intents[task][number % 3]}
-        elif task in ("sst2", "rte"):
-            yield {"label": number % 2} | {f"sentence{n}": f"sentence {number}" for n in ("", 1, 2)}
+        elif task in QUESTIONS:
+            options = {"text": [f"option {option}" for option in range(5)], "label": list("ABCDE")}
+            question = dict.fromkeys(("question", "question_stem"), f"question {number}")
+            yield {**question, "choices": options, "answerKey": "ABCDE"[number % 4]}
+        elif task in GLUE:
+            texts = dict.fromkeys(("sentence", "sentence1", "sentence2", "premise", "hypothesis"), f"text {number}")
+            yield {"text": f"text {number}", "label": number % 2, **texts}
         else:
             yield {"text": f"text {number}", "label": number % 4, "coarse_label": number % 6}
 
@@ -46,7 +59,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy beside a few rows and the laboratory's LLM, so that no other folder is needed."""
     folder = tmp_path_factory.mktemp("project")
     for task in STOCK:
-        for split in ("train", "validation", "test"):
+        for split in ("train", "validation", "validation_matched", "test"):
             file = folder / "data" / task / f"{split}.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("\n".join(json.dumps(row) for row in rows(task)))
@@ -72,7 +85,7 @@ def test_its_tasks_render(file: Path, project: Path, cli: Cli) -> None:
     assert code == 0, err
     clients = json.loads(out)["clients"]
     for client in clients.values():
-        assert client["example"]["prompt"].endswith(":")
+        assert client["example"]["prompt"].endswith((":", "question 7"))  # OpenBookQA's ends with the question
         assert client["example"]["answer"].startswith(" ")
     if "kitchen" in clients:
         assert clients["kitchen"]["rows"] == clients["wallet"]["rows"] == 6  # other intents are left out
@@ -89,10 +102,10 @@ def within(asked: Any, found: Any) -> bool:
 
 @pytest.mark.parametrize("file", RESULTS, ids=label)
 def test_results_are_of_the_experiment_that_they_lie_beside(file: Path) -> None:
-    asked = tomllib.loads((file.parents[1] / f"{file.stem}.toml").read_text())
+    asked = tomllib.loads(file.read_text())
     compared = asked.pop("compare")
     asked["evaluate"].pop("trust_tasks", None)  # it came after the results, and changes none
-    found = json.loads(file.read_text())
+    found = json.loads(RESULTS[file].read_text())
     for table, values in asked.items():
         assert within(values, found["experiment"][table]), table
     methods, ratios = compared.get("methods", list(METHODS)), compared.get("ratios", [asked["compress"]["remove"]])
@@ -102,7 +115,7 @@ def test_results_are_of_the_experiment_that_they_lie_beside(file: Path) -> None:
     assert {(cell["method"], cell["seed"], cell["remove"]) for cell in found["cells"]} == {
         (method, seed, ratio) for method in methods for seed in compared["seeds"] for ratio in ratios
     }
-    assert read_record(file, Compared).name == asked["name"]
+    assert read_record(RESULTS[file], Compared).name == asked["name"]
 
 
 @pytest.mark.parametrize("file", AUDITS, ids=label)

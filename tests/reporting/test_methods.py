@@ -31,7 +31,7 @@ def full(tmp_path_factory):
 def test_full_page_is_self_contained_and_accessible(full):
     html, _ = full
     page = check(html)
-    federations = 12  # of 13 federated methods, proxy-tuning shares FedAvg's
+    federations = 13  # of 14 federated methods, proxy-tuning shares FedAvg's
     shown = 2 + 2 + 3 + 1  # trade-offs, forests, costs, losses
     assert len(page.labels) == shown + 3 * federations + 4 + 1  # and FedProxy's earlier rounds, and its blocks
     assert "fedavg, proxy-tuning · seed 0 · 5 rounds" in page.text
