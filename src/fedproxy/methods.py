@@ -2,8 +2,9 @@
 
 A variant of [compare] is one more row: a method's, with some settings of its own.
 
-What a row does not choose is the experiment's: prompts, steps, batches and LoRA are the same for all; space, encodings
-and limits of norm for all that federate, but that FedProxy as published says its space. Pooled rows, or a client alone, are trained on without any of these.
+What a row does not choose is the experiment's: prompts, steps, batches and LoRA are the same for all; encodings and
+limits of norm for all that federate; what is merged for all but FedProxy as published. Pooled rows, or a client alone,
+are trained on without any of these.
 One departure is common to all rows: what trains is LoRA, also where a paper trains the weights themselves.
 """
 
