@@ -38,7 +38,7 @@ def experiment_file(
 
     compress = Compress(remove=0.25, samples=128, max_length=128)
     train = Train(learning_rate=1e-3, lora_r=16, lora_alpha=32, lora_dropout=0.0)
-    federate = Federate(rounds=3, validation=0.1, space="product")
+    federate = Federate(rounds=3, validation=0.1)
     tables = [
         _line("name", "experiment"),
         _line("seed", 0, "the same seed gives the same result"),
@@ -66,7 +66,6 @@ def experiment_file(
         _line("rounds", federate.rounds),
         _line("validation", federate.validation, "share of its rows that a client keeps back, to score each round on"),
         _line("merge", federate.merge, "`fedproxy methods` shows what else there is"),
-        _line("space", federate.space, '"factors" merges A and B apart, as published, and as secure sums need it'),
         _line("regulariser", federate.regulariser),
         "\n# [evaluate]",
         f"{_TASKS:{_COMMENTS}}# tasks of the LM evaluation harness: pip install 'fedproxy[eval]'",
