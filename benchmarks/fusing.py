@@ -1,13 +1,12 @@
 """What the fuse could do otherwise: other scales of the task vector, and spreading it to the blocks that were removed.
 
-    python benchmarks/fusing.py COMPARISON [--remove R] [--ways NAMES] [--out FILE]
+    python benchmarks/fusing.py COMPARISON
 
 COMPARISON is a directory of `fedproxy compare experiments/lab/variants.toml --out COMPARISON`, of whose trained adapters the
 `fedproxy` ones are plugged in again, scored on the same tasks and held against scale 1, paired over the documents.
 Spreading: a removed block is given to the nearest kept one (ties: the one before). "copied" puts a share of that block's
 task vector on it as well; "shared out" divides a kept block's task vector among itself and the removed ones that it was given.
-Writes benchmarks/results/fusing.json. Of a comparison with several shares removed, R is the one; NAMES, with commas between,
-are the ways to plug in that are tried beside scale 1.
+Writes benchmarks/results/fusing.json.
 """
 
 import argparse
@@ -43,7 +42,6 @@ SCALES: dict[str, float | str] = {
     "scale 0.75": 0.75,
     "scale 1.25": 1.25,
     "scale 1.5": 1.5,
-    "scale 2": 2.0,
     "scale by the public text": "auto",
 }
 Share = Callable[[bool, int], float]
@@ -80,19 +78,16 @@ def spread(adapter: Path, share: Share, blocks: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", type=Path)
-    parser.add_argument("--remove", type=float)
-    parser.add_argument("--ways", default=",".join((*SCALES, *SPREADS)))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "fusing.json")
     args = parser.parse_args()
     experiment = load_experiment(args.comparison / "experiment.toml")
     cells = [read_json(path) for path in sorted(args.comparison.glob("cells/fedproxy/*/cell.json"))]
-    cells = [cell for cell in cells if args.remove in (None, cell["remove"])]
     documents: dict[str, list[dict[str, torch.Tensor]]] = {}
     found: list[dict[str, Any]] = []
     for cell in cells:
         run = args.comparison / "work" / "trainings" / cell["trainings"][0]
         blocks = Manifest.read(run / "proxy").llm_blocks
-        for name in dict.fromkeys(["scale 1", *args.ways.split(",")]):
+        for name in (*SCALES, *SPREADS):
             scores: dict[str, torch.Tensor] = {}
             with tempfile.TemporaryDirectory() as folder:
                 adapter, scale = Path(folder) / "adapter", SCALES.get(name, 1.0)
@@ -101,7 +96,7 @@ def main() -> None:
                 chosen = Manifest.read(adapter).settings["scale"]
                 if name in SPREADS:
                     spread(adapter, SPREADS[name], blocks)
-                llm = AutoModelForCausalLM.from_pretrained(experiment.llm.path, dtype="auto")
+                llm = AutoModelForCausalLM.from_pretrained(experiment.llm.path, dtype=torch.float32)
                 result = evaluate(
                     PeftModel.from_pretrained(llm, adapter),
                     tokenizer=AutoTokenizer.from_pretrained(experiment.llm.path),
