@@ -56,7 +56,7 @@ The *gap closed* is G = (fused LLM - untuned LLM) / (centrally tuned LLM - untun
 - **Too few steps on a damaged model do.** A proxy has first to be repaired: in 72 steps one party with all rows brings it to {fused("centralized-proxy-72-steps")} %, and the whole LLM to {fused("centralized-72-steps")}. Eight clients with 75 steps each are {lead("fedproxy", "centralized-proxy-72-steps")} points above
   the former, and far below what 600 steps reach. A federation of the whole LLM needs no repair, and its eight clients' steps add up.
 - **More rounds bring most of it back.** After nine rounds, 225 steps a client, `fedproxy` is at {fused("nine-rounds")} %. That is three times the work and the traffic; central tuning still has its 600 steps in this table. What is left is plug-in: the tuned proxy alone is near centralized tuning.
-- **FedOT and FedBiOT end below the untuned LLM.** `fedbiot-100` is healed for 100 steps in place of the published 500, which would take as long as all the rest.
+- **FedOT and FedBiOT end no better than the untuned LLM** with this seed. `fedbiot-100` is healed for 100 steps in place of the published 500.
 
 ### Which tasks it can learn
 
