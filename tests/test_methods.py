@@ -94,7 +94,8 @@ def test_the_axes_say_what_a_row_chooses() -> None:
         "fuse": "plug-in",
     }
     assert METHODS["zero-shot"].axes == dict.fromkeys(METHODS["zero-shot"].axes, "none")
-    assert METHODS["fedproxy"].axes["score"] == "experiment"
+    assert METHODS["fedproxy"].axes["score"] == METHODS["fedproxy"].axes["heal"] == "experiment"
+    assert METHODS["fedproxy-paper"].axes["heal"] == "none"
 
 
 def test_a_variant_is_its_method_but_for_what_it_sets() -> None:

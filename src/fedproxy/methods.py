@@ -96,7 +96,7 @@ class Method:
         return {
             "data": self.data,
             "score": str(chosen["compress"].get("score", "experiment")) if proxy else "none",
-            "heal": ", ".join(["experiment", *heal]) if proxy else "none",
+            "heal": ", ".join(["experiment", *heal]) if proxy and chosen["heal"].get("steps") != 0 else "none",
             "blocks": str(blocks) if trains else "none",
             "regulariser": chosen["federate"]["regulariser"] if federated else "none",
             "merge": chosen["federate"]["merge"] if federated else "none",
