@@ -13,13 +13,14 @@ from tests.test_pipeline import write_experiment
 
 @pytest.fixture
 def experiment(tmp_path, tiny_checkpoint, calibration):
-    """A function that writes an experiment of three clients."""
+    """A function that writes an experiment of three clients, whose steps are not rounded to 16 bits."""
 
     def write(extra: str):
         path = write_experiment(tmp_path, tiny_checkpoint(), calibration, extra=extra, rounds=2)
         rows = [{"prompt": f"say fruit {i}:", "completion": " plum"} for i in range(12)]
         (tmp_path / "fruits.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        path.write_text(path.read_text() + '\n[[client]]\nname = "fruits"\ndata = "fruits.jsonl"\n')
+        text = path.read_text().replace("[train]\n", '[train]\nprecision = "fp32"\n')
+        path.write_text(text + '\n[[client]]\nname = "fruits"\ndata = "fruits.jsonl"\n')
         return path
 
     return write
