@@ -65,6 +65,11 @@ def runs(out: Path, name: str) -> list[Path]:
     return [out / "work" / "trainings" / key for key in cell(out, name)["trainings"]]
 
 
+def fused(out: Path, run: Path) -> Path:
+    [found] = [path for path in (out / "work" / "fused").glob(f"{run.name}-*") if path.is_dir()]
+    return found
+
+
 def blocks(file: Path) -> set[int]:
     return {split_name(name)[1] for name in load_file(file)}
 
@@ -83,7 +88,7 @@ def test_what_trains_what_is_sent_and_what_is_plugged_in(everything: Path, name:
         rounds = sorted((run / "rounds").glob("0*"))
         for sent in (*(path / "adapter.safetensors" for path in rounds), run / "adapter" / "adapter_model.safetensors"):
             assert blocks(sent) == trained
-        assert blocks(run / "fused" / "adapter_model.safetensors") == {layers[block] for block in trained}
+        assert blocks(fused(everything, run) / "adapter_model.safetensors") == {layers[block] for block in trained}
         records = [read_json(path / "round.json") for path in rounds]
         size = sum(t.nbytes for t in load_file(run / "adapter" / "adapter_model.safetensors").values())
         assert {client["bytes_up"] for record in records for client in record["clients"].values()} == {size}
@@ -136,7 +141,7 @@ def test_fedbiot_aligns_only_the_emulator_and_plugs_nothing_of_it_in(everything:
     aligned = load_file(run / "alignment" / "0002.safetensors")
     assert {split_name(name)[1] for name in aligned} == {0, 1, 2, 3}
     assert any(tensor.any() for name, tensor in aligned.items() if ".lora_B." in name)
-    assert blocks(run / "fused" / "adapter_model.safetensors") == {6, 7}
+    assert blocks(fused(everything, run) / "adapter_model.safetensors") == {6, 7}
     extra, one = sum(t.nbytes for t in aligned.values()), cell(everything, "fedbiot")
     assert one["bytes_down"] == one["bytes_up"] + 2 * extra  # to two clients, before the second round
 
@@ -188,11 +193,25 @@ def test_one_client_alone_is_the_pool(experiment_file: Write, tmp_path: Path) ->
     names = ["fedavg", "centralized-proxy", "local"]
     file = experiment_file(f"seeds = [0]\nmethods = {names}\n", blocks=4, clients=1, rounds=1)
     compare(file, tmp_path / "out", jobs=1)
-    files = [[(run / part).read_bytes() for run in runs(tmp_path / "out", name) for part in PARTS] for name in names]
+    found = [runs(tmp_path / "out", name) for name in names]
+    files = [[(run / part).read_bytes() for run in each for part in PARTS] for each in found]
+    plugged_in = [[(fused(tmp_path / "out", run) / WEIGHTS).read_bytes() for run in each] for each in found]
     assert files[0] == files[1] == files[2]
+    assert plugged_in[0] == plugged_in[1] == plugged_in[2]
 
 
-PARTS = ("rounds/0001/adapter.safetensors", "adapter/adapter_model.safetensors", "fused/adapter_model.safetensors")
+WEIGHTS = "adapter_model.safetensors"
+PARTS = ("rounds/0001/adapter.safetensors", f"adapter/{WEIGHTS}")
+
+
+def test_how_it_is_plugged_in_makes_it_no_other_training(experiment_file: Write, tmp_path: Path) -> None:
+    file, out = experiment_file('seeds = [0]\nmethods = ["fedproxy"]\n', blocks=4), tmp_path / "out"
+    half = '\n[[compare.variant]]\nname = "half"\nmethod = "fedproxy"\nfuse = { scale = 0.5 }\n'
+    file.write_text(file.read_text() + half)
+    compare(file, out, jobs=1)
+    assert runs(out, "half") == runs(out, "fedproxy")
+    scales = [Manifest.read(path).settings["scale"] for path in (out / "work" / "fused").iterdir() if path.is_dir()]
+    assert sorted(scales) == [0.5, 1.0]
 
 
 def test_pooled_training_takes_all_clients_steps_also_where_they_are_limited(
@@ -279,9 +298,8 @@ def test_what_a_kill_left_is_gone_on_with(experiment_file: Write, tmp_path: Path
         shutil.rmtree(path)
     last = next(c["trainings"][0] for c in expected["cells"] if (c["method"], c["seed"]) == ("fedproxy", 1))
     run = out / "work" / "trainings" / last
-    for name in ("adapter", "fused", "rounds/0002"):
-        shutil.rmtree(run / name)
-    shutil.rmtree(out / "work" / "scores" / f"{last}-fused")
+    for path in (run / "adapter", run / "rounds" / "0002", fused(out, run), *out.glob(f"work/scores/{last}-*")):
+        shutil.rmtree(path)
     with pytest.raises(UsageError, match="--resume"):
         compare(file, out)
     assert timeless(compare(file, out, resume=True)) == timeless(expected)

@@ -48,6 +48,14 @@ def test_shared_work_counts_once(experiment_file: Callable[..., Path]) -> None:
     assert found["all"]["seconds"] == found["all"]["flops"] / 1e12
 
 
+def test_a_scale_costs_a_score_and_no_training(experiment_file: Callable[..., Path]) -> None:
+    file = experiment_file('methods = ["fedavg"]\nseeds = [0]\n')
+    jobs = forecast_comparison(file, SPEED)["all"]["jobs"]
+    half = '\n[[compare.variant]]\nname = "half"\nmethod = "fedavg"\nfuse = { scale = 0.5 }\n'
+    file.write_text(file.read_text() + half)
+    assert forecast_comparison(file, SPEED)["all"]["jobs"] == jobs + 1
+
+
 def test_scoring_counts_in_the_work_and_not_in_what_a_method_costs(experiment_file: Callable[..., Path]) -> None:
     """Of the methods that federate; who trains alone, or on pooled rows, scores for nobody."""
     path = experiment_file('methods = ["fedavg", "local", "centralized"]\nseeds = [0]')

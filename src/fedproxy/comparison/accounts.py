@@ -11,7 +11,7 @@ import torch
 
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import weight_files
-from fedproxy.comparison.work import FUSING, cost_file, read_cost
+from fedproxy.comparison.work import read_cost
 from fedproxy.compression.realign import aligned_tokens, last_aligned
 from fedproxy.config import LLM
 from fedproxy.federation.aligning import ALIGNMENT
@@ -90,7 +90,7 @@ def costs_of_proxy(llm: LLM, proxy: Path, evaluating: float) -> dict[str, Any]:
         proxy: The proxy.
         evaluating: Seconds of scoring it.
     """
-    made = read_cost(cost_file(proxy))
+    made = read_cost(proxy)
     return costs(
         exposed=_share(proxy),
         proxy_bytes=_bytes(proxy),
@@ -100,20 +100,23 @@ def costs_of_proxy(llm: LLM, proxy: Path, evaluating: float) -> dict[str, Any]:
     )
 
 
-def costs_of_trainings(llm: LLM, runs: Sequence[RunDirectory], evaluating: float) -> dict[str, Any]:
+def costs_of_trainings(
+    llm: LLM, runs: Sequence[RunDirectory], fused: Sequence[Path], evaluating: float
+) -> dict[str, Any]:
     """What trainings on one proxy cost, all together, and which they are.
 
     Args:
         llm: The [llm] table.
         runs: The trainings.
+        fused: What they learned, plugged into the LLM.
         evaluating: Seconds of scoring.
     """
     proxy = (runs[0].path / "proxy").resolve()
-    made, spent = read_cost(cost_file(proxy)), [run.seconds() for run in runs]
+    made, fusing = read_cost(proxy), [read_cost(path) for path in fused]
     clients = [
         client for run in runs for client in _clients(run, _matrices(proxy, trust_remote_code=llm.trust_remote_code))
     ]
-    served = [cost["peak_memory_bytes"] for cost in (made, *(read_cost(run.path / FUSING) for run in runs)) if cost]
+    served = [cost["peak_memory_bytes"] for cost in (made, *fusing) if cost]
     return {"trainings": [run.path.name for run in runs]} | costs(
         exposed=_share(proxy),
         proxy_bytes=_bytes(proxy),
@@ -122,7 +125,8 @@ def costs_of_trainings(llm: LLM, runs: Sequence[RunDirectory], evaluating: float
         peak={"server": max(served, default=None), "clients": max(client.memory for client in clients)},
         seconds={
             "compress": made.get("seconds"),
-            **{stage: sum(one.get(stage, 0.0) for one in spent) for stage in ("federate", "fuse")},
+            "federate": sum(run.seconds().get("federate", 0.0) for run in runs),
+            "fuse": sum(cost.get("seconds", 0.0) for cost in fusing),
             "evaluate": evaluating,
         },
     )

@@ -128,7 +128,8 @@ class Bench:
         return scored, None, costs_of_proxy(experiment.llm, proxy, scored.seconds)
 
     def _tuned(self, method: Method, experiment: Experiment) -> tuple[Scored, Scored | None, dict[str, Any]]:
-        rows, runs, scored, tuned = self._rows(experiment.seed), list[RunDirectory](), list[Scored](), list[Scored]()
+        rows, runs, plugged_in = self._rows(experiment.seed), list[RunDirectory](), list[Path]()
+        scored, tuned = list[Scored](), list[Scored]()
 
         def counts() -> dict[str, int]:
             _, encoded = encode_for(resolve(experiment.llm.path), rows, experiment)
@@ -137,11 +138,13 @@ class Bench:
         for one in trainings_of(method, experiment, rows, counts, self.tasks):
             own = rows if one.rows is rows else ClientRows({name: list(part) for name, part in one.rows.items()})
             runs.append(self._work.training(one.experiment, own, one.label))
-            fused, proxy = self._scores(method, one.experiment, runs[-1], one.tasks)
-            scored.append(fused)
+            fused = self._work.fused(one.experiment, runs[-1]) if method.result == "fused" else None
+            judged, proxy = self._scores(method, one.experiment, runs[-1], fused, one.tasks)
+            scored.append(judged)
+            plugged_in += [fused] if fused is not None else []
             tuned += [proxy] if proxy is not None else []
         seconds = sum(one.seconds for one in [*scored, *tuned])
-        spent = costs_of_trainings(experiment.llm, runs, seconds)
+        spent = costs_of_trainings(experiment.llm, runs, plugged_in, seconds)
         if method.data == "each":
             last = [RoundStore(run.path / "rounds").records()[-1] for run in runs]
             spent |= sent_once(client["bytes_up"] for record in last for client in record["clients"].values())
@@ -152,15 +155,15 @@ class Bench:
         return mean_scored(scored), mean_scored(tuned) if tuned else None, spent
 
     def _scores(
-        self, method: Method, experiment: Experiment, run: RunDirectory, tasks: list[str]
+        self, method: Method, experiment: Experiment, run: RunDirectory, fused: Path | None, tasks: list[str]
     ) -> tuple[Scored, Scored | None]:
         """Of the method's model, and of the tuned proxy, unless that is the LLM itself."""
         path, llm, name = run.path, experiment.llm.path, run.path.name
-        if method.result == "proxy_tuning":
+        if fused is None:
             files = path / "adapter", path / "proxy"
             scored = self._work.score(experiment, f"{name}-proxy-tuning", tasks, llm, *files)
         else:
-            scored = self._work.score(experiment, f"{name}-fused", tasks, llm, path / "fused")
+            scored = self._work.score(experiment, f"{fused.name}-fused", tasks, llm, fused)
         if method.whole:
             return scored, None
         proxy = path / "proxy"

@@ -1,7 +1,8 @@
 """The work that cells of a comparison share: each proxy, training and score is made once, and found again by its key.
 
     DIR/work/proxies/KEY/      a proxy; KEY.json beside it holds what making it cost
-    DIR/work/trainings/KEY/    a run directory: rounds, adapter, fused; its proxy is a link
+    DIR/work/trainings/KEY/    a run directory: rounds, adapter; its proxy is a link
+    DIR/work/fused/KEY/        a training's adapter for the LLM; KEY.json beside it holds what making it cost
     DIR/work/scores/NAME/      a model's scores, and those of every document
 
     DIR/work/locks/            what one process makes, others wait for
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 
 from fedproxy.artifacts import locked, new_directory, os_error, read_json, write_json
-from fedproxy.config import Experiment, from_folder
+from fedproxy.config import Experiment, Fuse, from_folder
 from fedproxy.errors import UsageError
 from fedproxy.evaluation.experiment import score
 from fedproxy.federation.aligning import write_aligned
@@ -37,7 +38,7 @@ from fedproxy.pipeline import make_proxy
 from fedproxy.run_directory import RunDirectory, owned
 from fedproxy.tensor_files import load_tensors, save_tensors
 
-SCORES, DOCUMENTS, FUSING = "scores.json", "documents.safetensors", "fuse.json"
+SCORES, DOCUMENTS = "scores.json", "documents.safetensors"
 
 
 @contextlib.contextmanager
@@ -128,7 +129,7 @@ class Work:
         return path
 
     def training(self, experiment: Experiment, rows: ClientRows, label: str) -> RunDirectory:
-        """Tune the proxy of an experiment, and plug what was learned into the LLM.
+        """Tune the proxy of an experiment.
 
         Args:
             experiment: The experiment as the method has it.
@@ -147,11 +148,17 @@ class Work:
                 with directory.stage("federate"):
                     tune_inline(experiment, directory, rows, self._progress)
             write_aligned(directory)
-            if not (path / "fused").is_dir():
-                with directory.stage("fuse"), measured() as cost:
-                    fuse_run(experiment, path, self._progress)
-                write_json(path / FUSING, cost)
             return directory
+
+    def fused(self, experiment: Experiment, run: RunDirectory) -> Path:
+        """What a training learned, plugged into the LLM as [fuse] of the experiment says."""
+        path = self._folder / "fused" / of_fused(experiment, run.path.name, self._folder)
+        with self._alone(path):
+            if not path.is_dir():
+                with measured() as cost:
+                    fuse_run(experiment, run.path, self._progress, path)
+                write_json(cost_file(path), cost)
+        return path
 
     def score(
         self,
@@ -207,13 +214,14 @@ class Work:
         return locked(self._folder / "locks" / f"{path.parent.name}-{path.name}")
 
 
-def cost_file(proxy: Path) -> Path:
-    """Where the seconds and the peak memory that making a proxy took are kept."""
-    return proxy.with_name(f"{proxy.name}.json")
+def cost_file(made: Path) -> Path:
+    """Where the seconds and the peak memory that making a proxy or an adapter for the LLM took are kept."""
+    return made.with_name(f"{made.name}.json")
 
 
-def read_cost(file: Path) -> dict[str, float]:
-    """Seconds and peak memory of making something; none if a kill came between it and its record."""
+def read_cost(made: Path) -> dict[str, float]:
+    """Seconds and peak memory of making it; none if a kill came between it and its record."""
+    file = cost_file(made)
     return dict(read_json(file)) if file.is_file() else {}
 
 
@@ -226,9 +234,14 @@ def of_proxy(experiment: Experiment, folder: Path) -> tuple[Experiment, str]:
 
 
 def of_training(experiment: Experiment, label: str, folder: Path) -> tuple[Experiment, str]:
-    """The experiment that a training goes by, and its key."""
-    experiment = dataclasses.replace(experiment, name=label, compare=None)
-    return experiment, _key(experiment, folder, "llm", "compress", "heal", "train", "federate", "fuse", "seed", "name")
+    """The experiment that a training goes by, and its key; how it is plugged in makes it no other training."""
+    experiment = dataclasses.replace(experiment, name=label, fuse=Fuse(), compare=None)
+    return experiment, _key(experiment, folder, "llm", "compress", "heal", "train", "federate", "seed", "name")
+
+
+def of_fused(experiment: Experiment, training: str, folder: Path) -> str:
+    """The key of what the training of this key learned, plugged in as the experiment says."""
+    return f"{training}-{_key(experiment, folder, 'fuse')}"
 
 
 def _key(experiment: Experiment, folder: Path, *parts: str) -> str:

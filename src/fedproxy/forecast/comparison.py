@@ -9,7 +9,7 @@ from typing import Any
 from fedproxy.comparison import cells_of, check_methods, tasks_to_compare
 from fedproxy.comparison.accounts import Spent, costs, sent_once, spent_by_owner
 from fedproxy.comparison.cells import Training, trainings_of
-from fedproxy.comparison.work import of_proxy, of_training
+from fedproxy.comparison.work import of_fused, of_proxy, of_training
 from fedproxy.config import Compare, Experiment
 from fedproxy.federation.client_rows import client_rows
 from fedproxy.forecast.known import Known, ProxySize
@@ -148,7 +148,8 @@ class _Bench:
             trained = self._train(one, proxy, scored if one.rows is rows else {})
             jobs |= trained.jobs
             for model in (method.result, *["proxy_tuned"] * (not method.whole)):
-                jobs |= self._score(trained.key, model, proxy.size, one.experiment, one.tasks)
+                key = of_fused(one.experiment, trained.key, Path()) if model == "fused" else trained.key
+                jobs |= self._score(key, model, proxy.size, one.experiment, one.tasks)
             trainings.append(trained)
         memory = {device: max(one.memory[device] for one in trainings) for device in ("cpu", "gpu")}
         found = {**self._costs(proxy, trainings), "training_memory": memory}

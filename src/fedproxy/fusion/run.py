@@ -7,12 +7,14 @@ from fedproxy.config import Experiment
 from fedproxy.fusion import fuse
 
 
-def fuse_run(experiment: Experiment, path: Path, on_progress: Callable[[str, float, str], None]) -> None:
-    """Write RUN/fused from RUN/adapter, as [fuse] says; errors as of `fuse`."""
+def fuse_run(
+    experiment: Experiment, path: Path, on_progress: Callable[[str, float, str], None], out: Path | None = None
+) -> None:
+    """Fuse RUN/adapter as [fuse] says into `out`, or into RUN/fused; errors as of `fuse`."""
     fuse(
         experiment.llm.path,
         path / "adapter",
-        path / "fused",
+        out or path / "fused",
         scale=experiment.fuse.scale,
         public=experiment.fuse.public or None,
         proxy=path / "proxy",
