@@ -88,12 +88,6 @@ def test_a_proxy_that_is_too_damaged(raw):
     assert kinds(move(raw, "proxy_tuned", 0.44)) == ["damaged proxy"]
 
 
-def test_a_healed_proxy_is_to_be_healed_for_longer(raw):
-    raw["proxy"]["perplexity"] = {"llm": 10.0, "proxy": 100.0}
-    raw["experiment"]["heal"] = {"steps": 100}
-    assert "longer" in hindrances(parse(raw))[0].advice
-
-
 def test_a_merge_that_loses_what_clients_gained(raw):
     assert kinds(validated(raw, untuned=3.0, own=1.0, **{"global": 1.0 + 2 * LOST})) == []
     assert kinds(validated(raw, untuned=3.0, own=1.0, **{"global": 1.01 + 2 * LOST})) == ["interference"]

@@ -184,7 +184,7 @@ def few_steps(experiment: Experiment, lacks: float, steps: Mapping[str, int]) ->
     return [
         f"{len(few)} of {len(steps)} clients take few steps for a proxy that lacks {lacks:.0%} of the blocks: {name} "
         f"takes {steps[name]} at the learning rate {train[name].learning_rate:g}, and {FEW * lacks / reach[name]:.1f} "
-        "times as many are advised. Give more rounds, rows or epochs, a higher learning rate, or heal the proxy."
+        "times as many are advised. Give smaller batches, more rounds, rows or epochs, or a higher learning rate."
     ]
 
 
