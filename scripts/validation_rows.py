@@ -21,7 +21,8 @@ def split(source: Path, out: Path) -> None:
     scored = next((name for name in SCORED if (source / f"{name}.jsonl").is_file()), None)
     if scored is None:
         raise FileNotFoundError(f"{source} has neither of {', '.join(SCORED)}")
-    rows = (source / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    with (source / "train.jsonl").open(encoding="utf-8", newline="\n") as file:
+        rows = list(file)
     out.mkdir(parents=True)
     kept = [row for number, row in enumerate(rows) if number % EVERY != EVERY - 1]
     (out / "train.jsonl").write_text("".join(kept), encoding="utf-8")

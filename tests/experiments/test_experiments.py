@@ -65,7 +65,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.write_text("\n".join(json.dumps(row) for row in rows(task)))
     (folder / "data" / "alpaca").mkdir()
     (folder / "data" / "alpaca" / "train.jsonl").write_text('{"text": "A public text."}\n')
-    moved = {"../../src": str(ROOT / "src"), "../../../shared/data": "../data"}
+    moved = {"../../src": str(ROOT / "src"), "../../../shared/data": "../data", "../../runs/validation": "../data"}
     moved |= {f"../../runs/{llm}": str(LABORATORY) for llm in FOLDERS}
     for name in FOLDERS:
         shutil.copytree(ROOT / "experiments" / name, folder / name, ignore=shutil.ignore_patterns("results"))
