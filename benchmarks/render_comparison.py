@@ -67,6 +67,20 @@ def comparison(name: str, folder: Path = LAB, without: Collection[str] = ()) -> 
     return "\n".join(lines)
 
 
+def gap(result: dict[str, Any], method: str, removed: float, reference: str) -> dict[str, float]:
+    """The share of the gap that a method closes, up to a row that stands for central tuning: mean and ends over the seeds."""
+    found = {
+        (cell["method"], cell["seed"]): cell["accuracy"]["average"]
+        for cell in result["cells"]
+        if cell["remove"] == removed
+    }
+    closed = [
+        (found[method, seed] - found["zero-shot", seed]) / (found[reference, seed] - found["zero-shot", seed])
+        for seed in result["compare"]["seeds"]
+    ]
+    return {"mean": statistics.fmean(closed), "low": min(closed), "high": max(closed)}
+
+
 def comparison_by_task(name: str) -> str:
     """A laboratory comparison's means for each task."""
     result = loaded(LAB / f"{name}.json")

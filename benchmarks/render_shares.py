@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from render_comparison import LAB, SMOLLM2, loaded
+from render_comparison import LAB, SMOLLM2, gap, loaded
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 320, 60, 390, 48, 272
 SHARES = (0.25, 0.5, 0.75)
@@ -29,6 +29,7 @@ class Line:
         name: What stands beside it.
         files: The comparisons that measured it, each at shares of its own.
         method: Its name there.
+        reference: The row that stands for central tuning.
         colour: Number of its colour.
     """
 
@@ -36,6 +37,7 @@ class Line:
     files: tuple[Path, ...]
     method: str
     colour: int
+    reference: str = "centralized"
 
 
 LINES = (
@@ -64,20 +66,20 @@ def shares(lines: Sequence[Line] = LINES) -> str:
     taken: list[float] = [height(1)]
     for line in lines:
         found = {
-            row["remove"]: row["gap_closed"]
-            for file in line.files
-            for row in loaded(file)["summary"]
+            row["remove"]: gap(result, line.method, row["remove"], line.reference)
+            for result in map(loaded, line.files)
+            for row in result["summary"]
             if row["method"] == line.method
         }
-        points = [(place(share), gap) for share, gap in sorted(found.items())]
-        path = "L".join(f"{x:.1f} {height(gap['mean']):.1f}" for x, gap in points)
+        points = [(place(share), closed) for share, closed in sorted(found.items())]
+        path = "L".join(f"{x:.1f} {height(closed['mean']):.1f}" for x, closed in points)
         drawn.append(f'<path class="line c{line.colour}" d="M{path}"/>')
-        for x, gap in points:
-            low, high = height(gap["low"]), height(gap["high"])
+        for x, closed in points:
+            low, high = height(closed["low"]), height(closed["high"])
             drawn.append(f'<path class="range c{line.colour}" d="M{x:.1f} {low:.1f}V{high:.1f}"/>')
-            drawn.append(f'<circle class="d{line.colour}" cx="{x:.1f}" cy="{height(gap["mean"]):.1f}" r="4"/>')
-        x, gap = points[-1]
-        y = apart(height(gap["mean"]) + 5, taken)
+            drawn.append(f'<circle class="d{line.colour}" cx="{x:.1f}" cy="{height(closed["mean"]):.1f}" r="4"/>')
+        x, closed = points[-1]
+        y = apart(height(closed["mean"]) + 5, taken)
         drawn.append(f'<text x="{x + 10:.1f}" y="{y:.1f}">{line.name}</text>')
     inner = "\n  ".join(drawn)
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="title">
@@ -95,9 +97,9 @@ def place(share: float) -> float:
     return first + (last - first) * (share - SHARES[0]) / (SHARES[-1] - SHARES[0])
 
 
-def height(gap: float) -> float:
+def height(closed: float) -> float:
     """Where a gap closed lies, from the top."""
-    return BOTTOM - (BOTTOM - TOP) * gap / MOST
+    return BOTTOM - (BOTTOM - TOP) * closed / MOST
 
 
 def apart(y: float, taken: list[float]) -> float:
