@@ -13,6 +13,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 LAB = ROOT / "experiments" / "lab" / "results"
 SMOLLM2 = ROOT / "experiments" / "smollm2"
 GEMMA3 = ROOT / "experiments" / "gemma3"
+PAIRS = SMOLLM2 / "eight_pairs.json"
+CENTRAL = "centralized-5e-4"
+"""The row of `PAIRS` that stands for central tuning, at the rate that was best for it."""
 
 
 def loaded(path: Path) -> dict[str, Any]:

@@ -4,13 +4,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from render_comparison import GEMMA3, LAB, SMOLLM2, comparison, difference, gap, loaded, ranged, sets
+from render_comparison import CENTRAL, GEMMA3, LAB, PAIRS, SMOLLM2, comparison, difference, gap, loaded, ranged, sets
 
 HALF, QUARTER = SMOLLM2 / "half.json", SMOLLM2 / "quarter.json"
 SHARES, CAUSES = SMOLLM2 / "eight_shares.json", SMOLLM2 / "eight_causes.json"
-RATES, PAIRS = SMOLLM2 / "rates.json", SMOLLM2 / "eight_pairs.json"
-CENTRAL = "centralized-5e-4"
-"""The row of `PAIRS` that stands for central tuning, at the rate that was best for it."""
+RATES = SMOLLM2 / "rates.json"
 TOLD = ("train", "federate", "fuse")
 ROWS = 200
 """Of each client."""

@@ -18,8 +18,8 @@ def experiment_file(
 ) -> str:
     """The text of an experiment file: what is given, and the keys that most people change.
 
-    Their values are near those that tune SmolLM2, of 135 million parameters (experiments/smollm2/first.toml). The
-    defaults of the keys are the paper's, for 7 billion.
+    Their values are near those that tune SmolLM2, of 135 million parameters (experiments/smollm2/first.toml and
+    eight_pairs.toml). The defaults of the keys are the paper's, for 7 billion.
 
     Args:
         llm: The LLM, a directory or a Hub id.
@@ -37,7 +37,7 @@ def experiment_file(
         return os.path.relpath(os.path.abspath(given), folder.resolve()) if here else given
 
     compress = Compress(remove=0.25, samples=128, max_length=128)
-    train = Train(learning_rate=1e-3, lora_r=16, lora_alpha=32, lora_dropout=0.0)
+    train = Train(batch_size=2, learning_rate=1e-3, lora_r=16, lora_alpha=32, lora_dropout=0.0)
     federate = Federate(rounds=3, validation=0.1)
     tables = [
         _line("name", "experiment"),
@@ -55,7 +55,7 @@ def experiment_file(
         *([] if partition is None else _partition(partition, path(partition.data))),
         "\n[train]",
         _line("epochs", train.epochs, "over a client's rows, in each round"),
-        _line("batch_size", train.batch_size),
+        _line("batch_size", train.batch_size, "rows in a step; few rows are many steps, which a proxy needs"),
         _line("learning_rate", train.learning_rate, "for an LLM of some hundred million parameters; 1e-4 for billions"),
         _line("max_length", train.max_length, "tokens of a row at most; `fedproxy data check` tells what is cut"),
         _line("lora_r", train.lora_r, "rank of the adapter, which is all that travels after the proxy"),
