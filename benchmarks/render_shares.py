@@ -46,7 +46,7 @@ LINES = (
     Line("FedAvg", (LAB / "shares.json",), "fedavg", 2),
     Line("SmolLM2, products", (SMOLLM2 / "eight_shares.json",), "product", 1),
     Line("SmolLM2, FedProxy", (SMOLLM2 / "eight_shares.json",), "fedproxy", 0),
-    Line("batches of 2", (PAIRS,), "fedproxy", 0, CENTRAL),
+    Line("SmolLM2, batches of 2", (PAIRS,), "fedproxy", 0, CENTRAL),
 )
 
 
