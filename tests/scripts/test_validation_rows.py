@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-split = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "validation_rows.py"))["split"]
+from fedproxy.errors import ArtifactError, UsageError
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "validation_rows.py"))
+split, main = SCRIPT["split"], SCRIPT["main"]
 
 
 @pytest.mark.parametrize("scored", ["test", "validation"])
@@ -22,5 +25,19 @@ def test_each_training_row_trains_or_is_scored(tmp_path: Path, scored: str) -> N
 
 def test_a_set_without_a_scored_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{}\n")
-    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+    with pytest.raises(ArtifactError, match=str(tmp_path)):
         split(tmp_path, tmp_path / "out")
+
+
+def test_what_was_complete_stays_and_a_half_does_not_appear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = tmp_path / "data" / "whole"
+    whole.mkdir(parents=True)
+    for name in ("train", "test"):
+        (whole / f"{name}.jsonl").write_text("{}\n" * 8)
+    data, out = str(tmp_path / "data"), tmp_path / "out"
+    assert main([data, str(out), "whole", "missing"]) == ArtifactError.exit_code
+    assert "missing" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([data, str(out), "whole"]) == 0
+    assert main([data, str(out), "whole"]) == UsageError.exit_code
+    assert (out / "whole" / "test.jsonl").read_text() == "{}\n"
