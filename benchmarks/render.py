@@ -7,9 +7,8 @@ from render_demo import outcome, percent, quality
 from render_evidence import evidence, first
 from render_privacy import privacy_pages
 from render_shares import shares
+from render_speed import lora_layers, scoring, training
 from sections import filled
-
-PEFTS = "PEFT's"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -84,75 +83,6 @@ def wire_quality() -> str:
         f'The demo experiment, {seeds} seeds, means and ranges; kB a client and round; the conflict goes down bit-packed in all rows. "below": the mean lies '
         "below the range of fp32's seeds. At most 1/8 of fp32's bytes up and not below in either model: "
         f"{small('share_of_fp32_up')}; at most 1/8 up and down together: {small('share_of_fp32')}.",
-    ]
-    return "\n".join(lines)
-
-
-def training() -> str:
-    """Local training: throughput beside other loops, and loss curves."""
-    result = load("training_loop")
-    names = {
-        "bare": "bare loop on the same packed batches",
-        "fedproxy": "fedproxy",
-        "trainer": "transformers Trainer, padded to the longest of a batch",
-        "trl": "TRL SFTTrainer",
-    }
-    lines = ["| loop | tokens/s (range) | fedproxy relative to it (range) | limit |", "|---|---|---|---|"]
-    for name, speed in result["tokens_per_second"].items():
-        ratio, limit = result["fedproxy_relative_to"].get(name), result["limits"].get(name)
-        shown = f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})" if ratio else "1"
-        missed = " **missed**" if limit and not limit["within_limit"] else ""
-        bound = f"≥ {limit['limit']:g}" if limit else ""
-        lines.append(
-            f"| {names[name]} | {speed['median']:,.0f} ({speed['min']:,.0f}–{speed['max']:,.0f}) | {shown}{missed} | {bound} |"
-        )
-    lengths, curves = result["lengths"], result["curves"]
-    histogram = ", ".join(
-        f"{low + 1}–{high}: {count}"
-        for low, high, count in zip([0, *lengths["up_to"]], lengths["up_to"], lengths["rows"], strict=False)
-    )
-    spread, apart = curves["spread_between_seeds"], curves["difference"]
-    lines += [
-        "",
-        f"{result['rows']} rows of {', '.join(result['data'])}: {result['tokens']:,} tokens, {result['counting_tokens']:,} of them count in the loss. "
-        f"Rows of so many tokens: {histogram}. Batches of {result['settings']['batch_size']}, {result['threads']} threads, "
-        f"{result['repeats']} turns.",
-        "",
-        f"Loss over {curves['steps']} steps, {len(curves['seeds'])} orders of the rows: packed and padded differ by at most "
-        f"{curves['packed_against_padded']:.4f} nats in a step. Against Trainer, mean curves (smoothed over {curves['smoothed_over']} steps) differ "
-        f"by {apart['curves']:.3f} on average, between seeds by {spread['fedproxy']['curves']:.3f} (fedproxy) and "
-        f"{spread['trainer']['curves']:.3f} (Trainer); on {curves['held_out_rows']} rows not trained on by {apart['held_out']:+.3f}, between seeds by "
-        f"{spread['fedproxy']['held_out']:.3f} and {spread['trainer']['held_out']:.3f}.",
-    ]
-    return "\n".join(lines)
-
-
-def lora_layers() -> str:
-    """Training with our LoRA layers beside PEFT's own."""
-    result = load("lora_layers")
-    lines = ["| dropout | layers | tokens/s (range) |", "|---|---|---|"]
-    for row in result["speeds"]:
-        lines.append(
-            f"| {row['dropout']:g} | {row['layers']} | {row['median']:,.0f} ({row['min']:,.0f}–{row['max']:,.0f}) |"
-        )
-
-    def ratio(found: dict[str, float], aim: float = 0.0) -> str:
-        wanted = f"; aim: ≥ {aim:g}" + " **missed**" * (found["median"] < aim) if aim else ""
-        return f"{found['median']:.2f} ({found['min']:.2f}–{found['max']:.2f}{wanted})"
-
-    plain, dropped = (
-        ratio(result["ours_relative_to_pefts"][str(dropout)], result["aims"][str(dropout)])
-        for dropout in (0.0, result["dropout"])
-    )
-    cost, apart = result["with_dropout_relative_to_without"], result["loss_ours_less_pefts"]
-    lines += [
-        "",
-        f"SmolLM2 without half of its blocks, {result['rows']} rows of {result['tokens']:,} tokens, batches of {result['settings']['batch_size']}, {result['threads']} threads, {result['repeats']} turns. "
-        f"Ours relative to PEFT's: {plain} without dropout, {dropped} with. "
-        f"With dropout relative to without: ours {ratio(cost['ours'])}, PEFT's {ratio(cost[PEFTS])}.",
-        "",
-        f"Mean losses of a step over {len(result['seeds'])} orders of the rows, ours less PEFT's: {apart['0.0']['mean']:+.3f} on average without dropout, "
-        f"{apart[str(result['dropout'])]['mean']:+.3f} with; orders differ by {apart['0.0']['seeds']:.2f} at least.",
     ]
     return "\n".join(lines)
 
@@ -461,6 +391,10 @@ Two updates of ten million float32 parameters, file to file.
 ## LoRA layers (`benchmarks/lora_layers.py`)
 
 {lora_layers()}
+
+## Scoring (`benchmarks/scoring.py`)
+
+{scoring()}
 
 ## Dry run (`benchmarks/dry_run.py`)
 

@@ -12,10 +12,11 @@ from fedproxy.federation.messages import Score
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tuning import OnProgress
 from fedproxy.federation.validation import together
-from fedproxy.models.checkpoints import load_config, load_tokenizer, padding, scored_dtype
+from fedproxy.models.checkpoints import load_config, load_tokenizer, padding
 from fedproxy.models.encoding import prompt_of
 from fedproxy.models.families import readable
 from fedproxy.models.lora import load_with_adapter, without_adapter
+from fedproxy.models.precision import scored_dtype
 from fedproxy.models.validating import BrokenModelError, Validation, answer_of, measure
 from fedproxy.run_directory import RunDirectory
 

@@ -19,8 +19,8 @@ from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.evaluation import evaluate, harness_model
 from fedproxy.evaluation.loading import load_for_evaluation
-from fedproxy.models import lora
-from fedproxy.models.checkpoints import save_checkpoint
+from fedproxy.models import lora, precision
+from fedproxy.models.checkpoints import load_model, save_checkpoint
 from fedproxy.models.families import keep_blocks
 from fedproxy.models.proxy_tuned_model import ProxyTunedModel
 
@@ -184,3 +184,22 @@ def test_the_command(artifacts: Path, data: Path, capsys: pytest.CaptureFixture[
     assert code == 3
     assert "proxy of another LLM" in " ".join(said.split())
     assert call(llm, "--proxy", llm, "--adapter", adapter)[0] == 3
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_checkpoint_in_bfloat16_is_multiplied_so_where_that_is_fast(
+    fast: bool,
+    model: LlamaForCausalLM,
+    make_tokenizer: Callable[[bool], PreTrainedTokenizerFast],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "bf16_is_fast", lambda device: fast)
+    copy.deepcopy(model).bfloat16().save_pretrained(tmp_path)
+    make_tokenizer(True).save_pretrained(tmp_path)
+    wide = harness_model(load_model(tmp_path, dtype=torch.float32), tokenizer=make_tokenizer(True))
+    requests = [(None, list(range(20)), [option, 3]) for option in range(30, 60)]
+    found = torch.tensor([value for value, _ in harness_model(tmp_path)._loglikelihood_tokens(requests)])
+    expected = torch.tensor([value for value, _ in wide._loglikelihood_tokens(requests)])
+    assert torch.equal(found, expected) is not fast
+    assert found == pytest.approx(expected, abs=0.1)

@@ -241,7 +241,7 @@ def test_few_steps_for_what_the_proxy_lacks_are_warned_of(tmp_path: Path) -> Non
     assert few_steps(experiment, 0.39, steps) == []
     assert len(few_steps(experiment, 0.9, steps)) == 1
     assert few_steps(experiment, 0.9, {"colours": 0, "numbers": 1000}) == []  # one is never asked
-    assert few_steps(replace(experiment, heal=Heal(steps=10)), 0.9, steps) == []
+    assert few_steps(replace(experiment, heal=Heal(steps=10)), 0.5, steps) == [warning]
 
 
 def test_noise_that_is_longer_than_the_gradients_is_warned_of() -> None:

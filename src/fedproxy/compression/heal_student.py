@@ -13,9 +13,10 @@ from fedproxy.checkpoint_files import INDEX, weight_files
 from fedproxy.config import Heal
 from fedproxy.models.checkpoints import load_model, save_checkpoint
 from fedproxy.models.families import blocks
-from fedproxy.models.gradients import bf16_is_fast, suit_attention
+from fedproxy.models.gradients import suit_attention
 from fedproxy.models.lora import AdaptedModel, adapter_config, adapter_parameters, adapter_state, attach
 from fedproxy.models.merging import merge_adapter
+from fedproxy.models.precision import bf16_is_fast
 from fedproxy.models.source import Source
 
 _ALPHA_PER_RANK = 2

@@ -21,8 +21,8 @@ from fedproxy.errors import UsageError
 from fedproxy.layer_map import rekey, split_name
 from fedproxy.models.checkpoints import Tokenizer
 from fedproxy.models.families import blocks, blocks_path, readable
-from fedproxy.models.gradients import bf16_is_fast
 from fedproxy.models.lora import AdaptedModel, adapter_parameters, adapter_state, set_adapter_state, train_only
+from fedproxy.models.precision import bf16_is_fast
 from fedproxy.models.text_batches import batches
 from fedproxy.seeds import derive_seed
 from fedproxy.tensor_files import load_tensors, read_header, save_tensors

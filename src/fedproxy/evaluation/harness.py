@@ -15,8 +15,9 @@ from fedproxy.errors import UsageError
 from fedproxy.evaluation.library import SEED, contained, harness_module, templates_of
 from fedproxy.evaluation.loading import load_for_evaluation
 from fedproxy.metrics import main_metric, why_left_out
-from fedproxy.models.checkpoints import load_model, load_tokenizer, scored_dtype
+from fedproxy.models.checkpoints import load_model, load_tokenizer
 from fedproxy.models.lora import load_with_adapter
+from fedproxy.models.precision import scored_dtype, scored_products
 from fedproxy.models.proxy_tuned_model import load_proxy_tuned
 
 
@@ -41,7 +42,8 @@ def evaluate(
 
     Args:
         model: Path or Hub id of a checkpoint, or a loaded model, wrapped by PEFT or not. A checkpoint is scored on the
-            GPU in its own data type if there is one, else on the CPU in float32; a loaded model as it is.
+            GPU in its own data type if there is one, else on the CPU in float32, its matrix products in bfloat16 if it
+            is stored so and the processor multiplies it in hardware; a loaded model as it is.
         tasks: Names of stock tasks of the harness, or of tasks in `include`.
         data: Folder with DATA/TASK/SPLIT.jsonl in the Hub's schema for the stock tasks; None reads from the Hub.
         include: Folder of the user's own task YAMLs; their relative data_files count from the YAML's folder.
@@ -80,13 +82,14 @@ def evaluate(
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}: give at least 1.")
     loaded = load_for_evaluation(tasks, data=data, include=include, trust_tasks=trust_tasks)
+    products = _products(model, trust_remote_code)
     model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
     scores: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     training = model.training
     with contained(), contextlib.ExitStack() as stack:
         stack.callback(model.train, training)
-        scorer = _scorer(model, tokenizer, batch_size)
+        scorer = _scorer(model, tokenizer, batch_size, products)
         for index, (name, task) in enumerate(loaded.items()):
             if on_progress is not None:
                 on_progress(index / len(loaded), name)
@@ -126,13 +129,18 @@ def harness_model(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}: give at least 1.")
+    products = _products(model, trust_remote_code)
     model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
     with contained():
-        return _scorer(model, tokenizer, batch_size)
+        return _scorer(model, tokenizer, batch_size, products)
 
 
-def _scorer(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    return harness_module("fedproxy.evaluation.scorer").Scorer(model, copy.deepcopy(tokenizer), batch_size)
+def _scorer(model: Any, tokenizer: Any, batch_size: int, products: torch.dtype | None) -> Any:
+    return harness_module("fedproxy.evaluation.scorer").Scorer(model, copy.deepcopy(tokenizer), batch_size, products)
+
+
+def _products(model: Any, trust: bool) -> torch.dtype | None:
+    return scored_products(model, trust_remote_code=trust) if isinstance(model, (str, Path)) else None
 
 
 def _model(

@@ -24,9 +24,14 @@ class Scorer(HFLM):  # type: ignore[misc]
     probabilities are taken in float32 whatever the model's data type, so that options do not tie by rounding.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, products: torch.dtype | None = None) -> None:
         super().__init__(
-            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+            softmax_dtype="float32",
+            mixed_precision_dtype=products,
         )
         self.on_answer: Callable[[], None] = lambda: None
         self.set_cache_hook(self)
@@ -89,10 +94,10 @@ class Scorer(HFLM):  # type: ignore[misc]
         if not (fits and shares and keeps_cache(self.model)):
             answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             return answers
-        return log_likelihoods(
-            self.model,
-            [(context, continuation) for _, context, continuation in requests],
-            batch_size=self.batch_size,
-            shared=True,
-            on_answer=lambda index, answer: self.cache_hook.add_partial("loglikelihood", requests[index][0], answer),
-        )
+        pairs = [(context, continuation) for _, context, continuation in requests]
+
+        def done(index: int, answer: tuple[float, bool]) -> None:
+            self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
+
+        with torch.autocast(self.device.type, self.mixed_precision_dtype, self.mixed_precision_dtype is not None):
+            return log_likelihoods(self.model, pairs, batch_size=self.batch_size, shared=True, on_answer=done)

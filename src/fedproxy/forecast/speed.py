@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fedproxy.config import Train
-from fedproxy.models.gradients import bf16_is_fast
+from fedproxy.models.precision import bf16_is_fast
 
 _SIZES = {"cpu": 1024, "cuda": 8192}
 _SECONDS = 0.5

@@ -242,11 +242,6 @@ def load_model(
     return found
 
 
-def scored_dtype() -> torch.dtype | None:
-    """The data type in which a checkpoint is scored: its own where there is a GPU, else float32."""
-    return None if torch.cuda.is_available() else torch.float32
-
-
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint, prepared for text that goes on (`tokens.prepare`).
 

@@ -12,18 +12,12 @@ from fedproxy.models.label_loss import summed_loss
 from fedproxy.models.layouts import layout_for
 from fedproxy.models.lora import AdaptedModel
 from fedproxy.models.lora_layer import in_few_passes
+from fedproxy.models.precision import bf16_is_fast
 
 Backward = Callable[[Sequence[Sequence[Encoded]], int], float]
 """Batches, and the number of tokens that their losses' sum is divided by → that loss; its gradients are added to the
 parameters'."""
 EAGER_ATTENTION_UP_TO = 256
-
-
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def suit_attention(model: Any, usual: str, longest: int, device: torch.device) -> None:

@@ -8,7 +8,7 @@ from fedproxy.errors import UsageError
 from fedproxy.memory import available_memory
 from fedproxy.models.block_stream import BlockStream
 from fedproxy.models.checkpoints import load_model
-from fedproxy.models.gradients import bf16_is_fast
+from fedproxy.models.precision import bf16_is_fast
 from fedproxy.models.source import Source
 
 PLACEMENTS = ("auto", "memory", "stream")

@@ -139,8 +139,8 @@ def _interference(results: Results) -> Iterator[Hindrance]:
             f"On the rows that clients keep back, a client's own update brings the loss from {decimals(untuned)} to "
             f"{decimals(own)}, the merged adapter to {decimals(merged)}: the merge loses "
             f"{percent((merged - own) / (untuned - own))} % of what the clients gain.",
-            'Merge in the space of the products ([federate] space = "product"), or merge more often: more rounds with '
-            "fewer [train] epochs.",
+            "Merge more often: more rounds with fewer [train] epochs, or in the space of the products ([federate] "
+            'space = "product").',
         )
 
 
@@ -225,6 +225,6 @@ def _plug_in(results: Results) -> Iterator[Hindrance]:
         yield Hindrance(
             "plug-in",
             said,
-            "Remove fewer blocks ([compress] remove), or let public text choose the scale of the update ([fuse] "
-            'scale = "auto", public = FILE).',
+            "Remove fewer blocks ([compress] remove), let public text choose the scale of the update ([fuse] "
+            'scale = "auto", public = FILE), or serve the tuned proxy itself: RUN/proxy with RUN/adapter.',
         )

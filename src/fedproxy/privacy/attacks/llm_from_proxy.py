@@ -20,9 +20,10 @@ from fedproxy.compression.scores.perplexity import mean_loss
 from fedproxy.compression.select import lowest, removed_count
 from fedproxy.compression.teacher import Teacher, ask_teacher
 from fedproxy.config import Heal
-from fedproxy.models.checkpoints import fresh_model, load_model, save_checkpoint, scored_dtype
+from fedproxy.models.checkpoints import fresh_model, load_model, save_checkpoint
 from fedproxy.models.families import keep_blocks, readable, vocabulary
 from fedproxy.models.placement import open_stream
+from fedproxy.models.precision import scored_dtype
 from fedproxy.models.source import Source, open_source
 from fedproxy.models.text_batches import Batch, batches
 from fedproxy.privacy.attacks.accuracy_gap import Examination, examination
