@@ -82,8 +82,7 @@ def evaluate(
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}: give at least 1.")
     loaded = load_for_evaluation(tasks, data=data, include=include, trust_tasks=trust_tasks)
-    products = _products(model, trust_remote_code)
-    model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
+    model, tokenizer, products = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
     scores: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     training = model.training
@@ -129,8 +128,7 @@ def harness_model(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}: give at least 1.")
-    products = _products(model, trust_remote_code)
-    model, tokenizer = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
+    model, tokenizer, products = _model(model, tokenizer, adapter, proxy, alpha, trust_remote_code)
     with contained():
         return _scorer(model, tokenizer, batch_size, products)
 
@@ -139,13 +137,10 @@ def _scorer(model: Any, tokenizer: Any, batch_size: int, products: torch.dtype |
     return harness_module("fedproxy.evaluation.scorer").Scorer(model, copy.deepcopy(tokenizer), batch_size, products)
 
 
-def _products(model: Any, trust: bool) -> torch.dtype | None:
-    return scored_products(model, trust_remote_code=trust) if isinstance(model, (str, Path)) else None
-
-
 def _model(
     model: Any, tokenizer: Any, adapter: Path | str | None, proxy: Path | str | None, alpha: float | None, trust: bool
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, torch.dtype | None]:
+    """The model, its tokenizer, and what matrix products are narrowed to."""
     if proxy is None and alpha is not None:
         raise UsageError(f"alpha = {alpha} weighs what a proxy adds: give the proxy as well.")
     if proxy is not None and adapter is None:
@@ -154,7 +149,7 @@ def _model(
         if tokenizer is None or adapter is not None or not isinstance(model, torch.nn.Module):
             name = type(model).__name__
             raise UsageError(f"a loaded model (here {name}) needs tokenizer=, and takes no adapter= or proxy=.")
-        return model, tokenizer
+        return model, tokenizer, None
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", scored_dtype()
     loaded: Any
     if adapter is None:
@@ -167,7 +162,7 @@ def _model(
         )
     if tokenizer is None:
         tokenizer = load_tokenizer(model, trust_remote_code=trust)
-    return loaded.to(device), tokenizer
+    return loaded.to(device), tokenizer, scored_products(model, trust_remote_code=trust)
 
 
 def _reports(on_progress: Callable[[float, str], None], task: Any, name: str, index: int, count: int) -> Iterator[None]:
