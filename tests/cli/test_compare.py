@@ -5,7 +5,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from fedproxy.cli.comparison_table import differences, table, time_left
+from fedproxy.cli.comparison_table import comparison_table, differences, table, time_left
 from fedproxy.methods import METHODS
 from tests.comparison.conftest import experiment_file
 
@@ -66,6 +66,17 @@ def test_columns_that_do_not_fit_are_left_out_and_none_is_cut(width, count):
 )
 def test_the_time_left_is_that_of_the_cells_so_far(seconds, done, left, says):
     assert time_left(seconds, done, left).strip(" ·") == says
+
+
+def test_a_cell_that_trains_nothing_says_nothing_of_the_time_left(capsys):
+    keys = [("zero-shot", 0, 0.5), ("fedavg", 0, 0.5), ("fedproxy", 0, 0.5)]
+    with comparison_table(keys) as (show, done):
+        show(keys[0], "evaluate", 0.5, "")
+        done({**record("zero-shot", 0, 0.5), "seconds": {"evaluate": 1.0}})
+        done(record("fedavg", 0, 0.5))
+    first, second = capsys.readouterr().err.splitlines()
+    assert "min left" not in first
+    assert "min left" in second
 
 
 @pytest.mark.parametrize(

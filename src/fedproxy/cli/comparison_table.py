@@ -103,6 +103,8 @@ def comparison_table(
 
         def reached() -> str:
             passed, made = (time.monotonic() - began[0], len(cells) - began[1]) if began else (0.0, 0)
+            if not any("federate" in cell["seconds"] for cell in cells[-made:]):
+                made = 0  # a cell that trains nothing says little of those that do
             return f"{len(cells)} of {len(keys)} cells{time_left(passed, made, len(keys) - len(cells))}"
 
         def done(cell: dict[str, Any]) -> None:
@@ -117,5 +119,5 @@ def comparison_table(
 
 
 def time_left(seconds: float, done: int, left: int) -> str:
-    """The time that is left, if the cells to come take as long as those done since the command began."""
+    """The time that is left, if the cells to come take as long as those done since the command began; "" if none is."""
     return f" · about {math.ceil(seconds / done * left / 60)} min left" if done else ""
