@@ -14,6 +14,7 @@ LAB = ROOT / "experiments" / "lab" / "results"
 SMOLLM2 = ROOT / "experiments" / "smollm2"
 GEMMA3 = ROOT / "experiments" / "gemma3"
 PAIRS = SMOLLM2 / "eight_pairs.json"
+PAIR_SHARES, PAIR_QUARTER = SMOLLM2 / "pairs_shares.json", SMOLLM2 / "pairs_quarter.json"
 CENTRAL = "centralized-5e-4"
 """The row of `PAIRS` that stands for central tuning, at the rate that was best for it."""
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from render_comparison import CENTRAL, LAB, PAIRS, SMOLLM2, gap, loaded
+from render_comparison import CENTRAL, LAB, PAIR_QUARTER, PAIR_SHARES, SMOLLM2, gap, loaded
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 320, 60, 390, 48, 272
 SHARES = (0.25, 0.5, 0.75)
@@ -46,7 +46,7 @@ LINES = (
     Line("FedAvg", (LAB / "shares.json",), "fedavg", 2),
     Line("SmolLM2, products", (SMOLLM2 / "eight_shares.json",), "product", 1),
     Line("SmolLM2, FedProxy", (SMOLLM2 / "eight_shares.json",), "fedproxy", 0),
-    Line("SmolLM2, batches of 2", (PAIRS,), "fedproxy", 0, CENTRAL),
+    Line("SmolLM2, batches of 2", (PAIR_QUARTER, PAIR_SHARES), "fedproxy", 0, CENTRAL),
 )
 
 

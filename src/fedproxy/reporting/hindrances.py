@@ -225,7 +225,7 @@ def _plug_in(results: Results) -> Iterator[Hindrance]:
         yield Hindrance(
             "plug-in",
             said,
-            "Make the update larger (a higher [train] learning_rate, or a scale chosen by public text: [fuse] "
-            'scale = "auto", public = FILE), remove fewer blocks ([compress] remove), or serve the tuned proxy itself: '
-            "RUN/proxy with RUN/adapter.",
+            "Make the update larger (a higher [train] learning_rate, or a scale chosen by public text that is like the "
+            'rows: [fuse] scale = "auto", public = FILE), remove fewer blocks ([compress] remove), or serve the tuned '
+            "proxy itself: RUN/proxy with RUN/adapter.",
         )
