@@ -44,9 +44,8 @@ LINES = (
     Line("products", (LAB / "product.json",), "product", 1),
     Line("FedProxy", (LAB / "product.json",), "fedproxy", 0),
     Line("FedAvg", (LAB / "shares.json",), "fedavg", 2),
-    Line("SmolLM2, products", (SMOLLM2 / "eight_shares.json",), "product", 1),
-    Line("SmolLM2, FedProxy", (SMOLLM2 / "eight_shares.json",), "fedproxy", 0),
     Line("SmolLM2, batches of 2", (PAIR_QUARTER, PAIR_SHARES), "fedproxy", 0, CENTRAL),
+    Line("SmolLM2, batches of 8", (SMOLLM2 / "eight_shares.json",), "fedproxy", 0),
 )
 
 
