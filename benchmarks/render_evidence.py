@@ -93,7 +93,7 @@ that was best for it.
 
 {compared(PAIR_QUARTER, CENTRAL)}
 
-- **With three quarters removed, plugging in loses what the proxy learned.** The tuned proxy, which has 42 % of the LLM's parameters, is far above the fused LLM. Who removes that much serves the tuned proxy itself.
+- **With three quarters removed, plugging in loses what the proxy learned.** The tuned proxy, which has 42 % of the LLM's parameters, is far above the fused LLM. Who removes that much serves the tuned proxy itself. Plugged in at 1.5 the LLM gains 2 points, in every seed.
 
 ### How batch, rate and scale were chosen
 
@@ -238,6 +238,7 @@ def goals() -> str:
         ("SmolLM2, H-TIES of the products, batches of 8", real, "product", GOALS, "centralized"),
         ("SmolLM2, `fedproxy`, batches of 2", pairs, "fedproxy", [0.5], CENTRAL),
         ("SmolLM2, `fedproxy`, batches of 2", loaded(PAIR_SHARES), "fedproxy", [0.75], CENTRAL),
+        ("SmolLM2, `fedproxy`, batches of 2, plugged in at 1.5", loaded(PAIR_SHARES), "scale-1.5", [0.75], CENTRAL),
         ("SmolLM2, `fedproxy`, batches of 2, plugged in at 1.25", pairs, "scale-1.25", [0.5], CENTRAL),
         ("SmolLM2, `fedproxy`, batches of 2, plugged in at 1.5", pairs, "scale-1.5", [0.5], CENTRAL),
     ):
