@@ -101,6 +101,6 @@ def scoring() -> str:
         "",
         f"The untuned SmolLM2 on {result['documents']} documents of {', '.join(result['tasks'])}; batches of {result['batch_size']}, {result['threads']} thread(s), {result['repeats']} turns. "
         "Ours reads a document once for all its options, and where the processor multiplies bfloat16 in hardware, as here, it does so with a checkpoint that is stored in bfloat16. "
-        "Aim: half the time of ours in float32" + " **missed**." * (half < 2),
+        f"Aim: half the time of ours in float32{': **missed**' if half < 2 else ''}.",
     ]
     return "\n".join(lines)
