@@ -48,7 +48,7 @@ The *gap closed* is G = (fused LLM - untuned LLM) / (centrally tuned LLM - untun
 
 {in_short()}
 
-`fedproxy` with its defaults; eight clients with a task each. SmolLM2's clients have 200 rows and take two in a step.
+`fedproxy` merges as published (H-TIES of A and of B apart, with PCR) and plugs in at scale 1. Eight clients have a task each; the laboratory's have 320 rows and take sixteen in a step, SmolLM2's 200 rows and two.
 
 ## The goals
 
