@@ -2,17 +2,13 @@
 
 from typing import Any
 
-from render_comparison import RESULTS, ROOT, comparison, comparison_by_task, difference, loaded
+from render_comparison import ROOT, comparison, comparison_by_task, difference, load
 from render_demo import outcome, percent, quality
 from render_evidence import evidence, first
 from render_privacy import privacy_pages
 from render_shares import shares
 from render_speed import lora_layers, scoring, training
 from sections import filled
-
-
-def load(name: str) -> dict[str, Any]:
-    return loaded(RESULTS / f"{name}.json")
 
 
 def memory() -> str:

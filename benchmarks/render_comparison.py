@@ -24,6 +24,11 @@ def loaded(path: Path) -> dict[str, Any]:
     return found
 
 
+def load(name: str) -> dict[str, Any]:
+    """A benchmark's result."""
+    return loaded(RESULTS / f"{name}.json")
+
+
 def comparison(name: str, folder: Path = LAB, without: Collection[str] = ()) -> str:
     """A comparison: every method's means over the seeds, and whether FedProxy is told apart from it.
 

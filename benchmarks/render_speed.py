@@ -1,19 +1,19 @@
 """The speed of training and of scoring, for render.py."""
 
-from typing import Any
-
-from render_comparison import RESULTS, loaded
+from render_comparison import load
 
 PEFTS = "PEFT's"
 
 
-def measured(name: str) -> dict[str, Any]:
-    return loaded(RESULTS / f"{name}.json")
+def turns(found: dict[str, float], form: str = ".2f", also: str = "") -> str:
+    """Median and range over the turns, and what else belongs into the brackets."""
+    median, least, most = (f"{found[key]:{form}}" for key in ("median", "min", "max"))
+    return f"{median} ({least}–{most}{also})"
 
 
 def training() -> str:
     """Local training: throughput beside other loops, and loss curves."""
-    result = measured("training_loop")
+    result = load("training_loop")
     names = {
         "bare": "bare loop on the same packed batches",
         "fedproxy": "fedproxy",
@@ -23,12 +23,10 @@ def training() -> str:
     lines = ["| loop | tokens/s (range) | fedproxy relative to it (range) | limit |", "|---|---|---|---|"]
     for name, speed in result["tokens_per_second"].items():
         ratio, limit = result["fedproxy_relative_to"].get(name), result["limits"].get(name)
-        shown = f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})" if ratio else "1"
+        shown = turns(ratio) if ratio else "1"
         missed = " **missed**" if limit and not limit["within_limit"] else ""
         bound = f"≥ {limit['limit']:g}" if limit else ""
-        lines.append(
-            f"| {names[name]} | {speed['median']:,.0f} ({speed['min']:,.0f}–{speed['max']:,.0f}) | {shown}{missed} | {bound} |"
-        )
+        lines.append(f"| {names[name]} | {turns(speed, ',.0f')} | {shown}{missed} | {bound} |")
     lengths, curves = result["lengths"], result["curves"]
     histogram = ", ".join(
         f"{low + 1}–{high}: {count}"
@@ -52,16 +50,14 @@ def training() -> str:
 
 def lora_layers() -> str:
     """Training with our LoRA layers beside PEFT's own."""
-    result = measured("lora_layers")
+    result = load("lora_layers")
     lines = ["| dropout | layers | tokens/s (range) |", "|---|---|---|"]
     for row in result["speeds"]:
-        lines.append(
-            f"| {row['dropout']:g} | {row['layers']} | {row['median']:,.0f} ({row['min']:,.0f}–{row['max']:,.0f}) |"
-        )
+        lines.append(f"| {row['dropout']:g} | {row['layers']} | {turns(row, ',.0f')} |")
 
     def ratio(found: dict[str, float], aim: float = 0.0) -> str:
         wanted = f"; aim: ≥ {aim:g}" + " **missed**" * (found["median"] < aim) if aim else ""
-        return f"{found['median']:.2f} ({found['min']:.2f}–{found['max']:.2f}{wanted})"
+        return turns(found, also=wanted)
 
     plain, dropped = (
         ratio(result["ours_relative_to_pefts"][str(dropout)], result["aims"][str(dropout)])
@@ -82,7 +78,7 @@ def lora_layers() -> str:
 
 def scoring() -> str:
     """Scoring options, beside the harness's own model and beside float32."""
-    result = measured("scoring")
+    result = load("scoring")
     lines = [
         "| | documents/s (range) | the time of ours (range) | accuracy | documents answered otherwise than by ours in float32 |"
     ]
@@ -90,8 +86,8 @@ def scoring() -> str:
     for row in result["ways"]:
         speed, times = row["documents_per_second"], row["others_seconds_relative_to_ours"]
         lines.append(
-            f"| {row['name']} | {speed['median']:.1f} ({speed['min']:.1f}–{speed['max']:.1f}) | "
-            f"{times['median']:.2f} ({times['min']:.2f}–{times['max']:.2f}) | {row['accuracy']:.1%} | "
+            f"| {row['name']} | {turns(speed, '.1f')} | "
+            f"{turns(times)} | {row['accuracy']:.1%} | "
             f"{row['answered_otherwise_than_ours_in_float32']} |"
         )
     half = next(row for row in result["ways"] if row["name"] == "ours, float32")["others_seconds_relative_to_ours"][
