@@ -111,12 +111,12 @@ def do_adapter(llm: str, out: str) -> dict[str, float]:
     """Write a random adapter of the proxy: LoRA on all linear layers of its blocks."""
     import torch
 
+    from fedproxy.adapter_files import write_adapter
     from fedproxy.artifacts import Manifest
     from fedproxy.checkpoint_files import model_identity
     from fedproxy.layer_map import ADAPTER_PREFIX
     from fedproxy.models.checkpoints import load_skeleton
     from fedproxy.models.families import blocks, blocks_path, linear_layers
-    from fedproxy.models.lora import write_adapter
 
     keep, skeleton = uniform_blocks(Path(llm)), load_skeleton(llm)
     path, generator = blocks_path(skeleton), torch.Generator().manual_seed(0)

@@ -15,7 +15,7 @@ import torch
 
 import fedproxy
 from fedproxy.artifacts import MANIFEST, Manifest, new_directory, write_json
-from fedproxy.compression import compress
+from fedproxy.compression.compress import compress
 from fedproxy.config import Heal
 from fedproxy.errors import ResourceError
 from fedproxy.federation.client_state import ClientState, Memory

@@ -7,6 +7,7 @@ import pytest
 
 import fedproxy
 from fedproxy import held_back
+from fedproxy.adapter_files import read_adapter, write_adapter
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.cli.output import tell_run
 from fedproxy.cli.run import execute
@@ -14,7 +15,6 @@ from fedproxy.data import read_rows
 from fedproxy.federation import session
 from fedproxy.federation.client_rows import ClientRows, client_rows
 from fedproxy.federation.store import RoundStore
-from fedproxy.models.lora import read_adapter, write_adapter
 from fedproxy.models.validating import BrokenModelError, labels_of
 from fedproxy.pipeline import read_experiment
 from fedproxy.records import Results

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 import fedproxy
+from fedproxy.adapter_files import read_adapter
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.errors import ConfigError, FederationError, UsageError
 from fedproxy.federation import client
-from fedproxy.federation.client_rows import client_names
 from fedproxy.federation.client_state import ClientState
 from fedproxy.federation.local_clients import LocalClients
 from fedproxy.federation.messages import Order
@@ -24,7 +24,6 @@ from fedproxy.federation.session import Session
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tuning import read_run, tune
 from fedproxy.layer_map import split_name
-from fedproxy.models.lora import read_adapter
 from fedproxy.pipeline import prepare, read_experiment
 from tests.test_pipeline import adapter_bytes, write_experiment
 
@@ -47,7 +46,7 @@ class BytesExchange:
     """Clients of this process behind the bytes of the protocol, as over a network."""
 
     def __init__(self, run, experiment, folder):
-        self._clients, self._names, self._folder = LocalClients.of(run), client_names(experiment), folder
+        self._clients, self._names, self._folder = LocalClients.of(run), experiment.client_names, folder
         self._wire = experiment.federate.wire, experiment.federate.wire_options
         self.sent = {}
 
@@ -92,7 +91,7 @@ def by_bytes(experiment, out, folder, kind=BytesExchange):
     with prepare(experiment, out) as directory:
         settings = read_run(out)
         exchange = kind(out, settings, folder)
-        tune(settings, directory, lambda store: exchange, client_names(settings))
+        tune(settings, directory, lambda store: exchange, settings.client_names)
     return exchange
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from fedproxy.aggregation.regularise import REGULARISERS
     from fedproxy.aggregation.space import SPACES
     from fedproxy.comparison import compare
-    from fedproxy.compression import SCORES, Proxy, compress
+    from fedproxy.compression.compress import Proxy, compress
+    from fedproxy.compression.scores import SCORES
     from fedproxy.config import Train
     from fedproxy.evaluation import evaluate
     from fedproxy.federation.client_update import client_update
@@ -54,12 +55,12 @@ __all__ = [
     "run",
 ]
 _HOMES = {
-    "Proxy": "compression:Proxy",
+    "Proxy": "compression.compress:Proxy",
     "Train": "config:Train",
     "attach_adapter": "models.trainable:attach_adapter",
     "client_update": "federation.client_update:client_update",
     "compare": "comparison:compare",
-    "compress": "compression:compress",
+    "compress": "compression.compress:compress",
     "evaluate": "evaluation:evaluate",
     "fuse": "fusion:fuse",
     "merge": "aggregation.merge:merge",
@@ -67,7 +68,7 @@ _HOMES = {
     "register_encoding": "federation.wire:ENCODINGS.register",
     "register_regulariser": "aggregation.regularise:REGULARISERS.register",
     "register_rule": "aggregation.merge:RULES.register",
-    "register_score": "compression:SCORES.register",
+    "register_score": "compression.scores:SCORES.register",
     "register_space": "aggregation.space:SPACES.register",
     "report": "reporting:report",
 }

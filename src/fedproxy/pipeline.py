@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedproxy.artifacts import read_json, write_json
-from fedproxy.compression import Proxy, compress
+from fedproxy.compression.compress import Proxy, compress
 from fedproxy.config import Experiment, clashes, load_experiment
 from fedproxy.errors import ArtifactError, ConfigError, UsageError
 from fedproxy.evaluation.experiment import check_tasks, score, scored_tasks
 from fedproxy.federation.aligning import proxy_adapter, write_aligned
 from fedproxy.federation.centralized import tune_centralized
-from fedproxy.federation.client_rows import ClientRows, client_names, client_rows
+from fedproxy.federation.client_rows import ClientRows, client_rows
 from fedproxy.federation.fitting import check_experiment
 from fedproxy.federation.inline import tune_inline
 from fedproxy.federation.settings import check_settings
+from fedproxy.federation.start import begin
 from fedproxy.federation.store import RoundStore
 from fedproxy.federation.tracking import check_trackers
-from fedproxy.federation.tuning import OnProgress, begin
+from fedproxy.federation.tuning import OnProgress
 from fedproxy.fusion.model_card import add_scores
 from fedproxy.fusion.run import fuse_run
 from fedproxy.held_back import example_prompt, score_llm
@@ -319,7 +320,7 @@ def read_experiment(experiment: Experiment | str | Path, *, remote: bool = False
         experiment = load_experiment(Path(experiment), remote=remote)
     elif problems := clashes(experiment):
         raise ConfigError("The experiment", problems)
-    check_settings(experiment.federate, client_names(experiment))
+    check_settings(experiment.federate, experiment.client_names)
     check_trackers(experiment.train.report_to)
     if experiment.train.privacy is not None and not remote:
         require_accounting()

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from fedproxy.cli import main, sheets
 from fedproxy.cli.sheets import show_plan, show_sheet
-from fedproxy.compression import SCORES
 from fedproxy.compression.plan import Option, Plan
+from fedproxy.compression.scores import SCORES
 from fedproxy.config import Train
 
 Checkpoint = Callable[..., Path]

@@ -18,7 +18,7 @@ from fedproxy.comparison import cells_of, compare, summary, with_gaps
 from fedproxy.comparison.cells import rounds_alone
 from fedproxy.config import to_toml
 from fedproxy.errors import UsageError
-from fedproxy.federation.tuning import turns
+from fedproxy.federation.turns import turns
 from fedproxy.forecast import forecast_comparison, given_speed
 from fedproxy.layer_map import split_name
 from fedproxy.methods import METHODS

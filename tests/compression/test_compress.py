@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
-from fedproxy.compression import Proxy, compress
+from fedproxy.compression.compress import Proxy, compress
 from fedproxy.config import Heal
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.checkpoints import load_model, load_tokenizer

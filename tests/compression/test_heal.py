@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from fedproxy.adapter_files import write_adapter
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity, open_checkpoint
 from fedproxy.compression.heal import discard, heal, split_documents, thinned
@@ -306,7 +307,7 @@ def test_what_healing_changed_never_reaches_the_llm(mode: str, tiny_checkpoint: 
     generator = torch.Generator().manual_seed(5)
     state = {name: 0.1 * torch.randn(t.shape, generator=generator) for name, t in lora.adapter_state(proxy).items()}
     manifest = Manifest("proxy-adapter", model_identity(llm), 6, KEEP, settings={"healed": True})
-    lora.write_adapter(tmp_path / "adapter", lora.adapter_config(proxy), state, manifest)
+    write_adapter(tmp_path / "adapter", lora.adapter_config(proxy), state, manifest)
     fuse(llm, tmp_path / "adapter", tmp_path / "fused", form="checkpoint")
     before, after = (load_file(path / "model.safetensors") for path in (llm, tmp_path / "fused"))
     seen = 0

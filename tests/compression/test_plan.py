@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from fedproxy.compression import SCORES, compress
+from fedproxy.compression.compress import compress
 from fedproxy.compression.plan import RATIOS, plan
+from fedproxy.compression.scores import SCORES
 from fedproxy.config import Train
 from fedproxy.errors import ArtifactError, UsageError
 

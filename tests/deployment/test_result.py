@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from fedproxy.adapter_files import WEIGHTS_FILE, read_adapter, write_adapter
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.deployment.handout.fetch import fetch_proxy
 from fedproxy.deployment.handout.parts import describe
@@ -18,8 +19,8 @@ from fedproxy.errors import ArtifactError, FederationError, UsageError
 from fedproxy.federation.messages import Order
 from fedproxy.federation.offer import Limits, make_offer
 from fedproxy.federation.session import Session
-from fedproxy.federation.tuning import START, adapter_manifest
-from fedproxy.models.lora import WEIGHTS_FILE, read_adapter, write_adapter
+from fedproxy.federation.start import adapter_manifest
+from fedproxy.federation.tuning import START
 from fedproxy.pipeline import prepare, read_experiment
 from fedproxy.tensor_files import save_tensors
 from fedproxy.tensors import digest

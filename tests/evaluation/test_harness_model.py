@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from fedproxy.adapter_files import write_adapter
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
@@ -79,7 +80,7 @@ def artifacts(
     save_checkpoint(tmp_path / "proxy", keep_blocks(model, KEPT), tmp_path / "llm")
     Manifest("proxy", sha256, 2, KEPT).write(tmp_path / "proxy")
     manifest = Manifest("proxy-adapter", sha256, 2, KEPT)
-    lora.write_adapter(tmp_path / "adapter", proxy, lora.adapter_state(proxy), manifest)
+    write_adapter(tmp_path / "adapter", lora.adapter_config(proxy), lora.adapter_state(proxy), manifest)
     return tmp_path
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import fedproxy
+from fedproxy.adapter_files import read_adapter
 from fedproxy.artifacts import read_json
 from fedproxy.errors import ArtifactError, MissingExtraError, UsageError
 from fedproxy.federation.client_rows import ClientRows
@@ -15,7 +16,6 @@ from fedproxy.federation.messages import Order, Refusal, Reply
 from fedproxy.federation.offer import Limits, make_offer
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.session import Session
-from fedproxy.models.lora import read_adapter
 from fedproxy.pipeline import prepare, read_experiment
 from fedproxy.privacy.budget import Budget
 from fedproxy.privacy.plan import Plan

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fedproxy.adapter_files import read_adapter
 from fedproxy.errors import ArtifactError, FederationError, ResourceError, SumsError
 from fedproxy.federation import client, client_state
 from fedproxy.federation import session as session_module
@@ -15,7 +16,6 @@ from fedproxy.federation.messages import Ask, Order, Refusal, Reply, Told
 from fedproxy.federation.offer import DeclinedError, Limits, make_offer
 from fedproxy.federation.protocol import encode_order, take_reply
 from fedproxy.federation.session import Session
-from fedproxy.models.lora import read_adapter
 from fedproxy.pipeline import prepare, read_experiment
 from fedproxy.privacy.sums import drawn
 from tests.test_pipeline import write_experiment

@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
+from fedproxy.adapter_files import read_adapter, write_adapter
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import Stored, model_identity
 from fedproxy.errors import ArtifactError, FedproxyError, ResourceError, UsageError
@@ -43,7 +44,7 @@ def make_adapter(
     state = {k: t if "lora_A" in k else size * torch.randn(t.shape, generator=generator) for k, t in state.items()}
     lora.set_adapter_state(proxy, state)
     manifest = Manifest("proxy-adapter", model_identity(llm), count, KEEP, settings={"rounds": 3}, seed=9)
-    lora.write_adapter(out, {**lora.adapter_config(proxy), **config}, state, manifest)
+    write_adapter(out, {**lora.adapter_config(proxy), **config}, state, manifest)
     return proxy, out
 
 
@@ -73,7 +74,7 @@ def test_both_forms_are_the_same_model_to_the_bit(
         assert torch.allclose(unmerged, logits(checkpoint), atol=1e-4)
 
     before = AutoModelForCausalLM.from_pretrained(llm).state_dict()
-    state = lora.read_adapter(tuned)[1]
+    state = read_adapter(tuned)[1]
     touched = {
         f"{k.removeprefix('base_model.model.').removesuffix('.lora_A.weight')}.weight" for k in state if "lora_A" in k
     }
@@ -127,13 +128,13 @@ def test_both_forms_on_the_text_tower_of_a_multimodal_model(
     state = lora.adapter_state(proxy)
     state = {k: t if "lora_A" in k else 0.1 * torch.randn(t.shape, generator=generator) for k, t in state.items()}
     manifest = Manifest("proxy-adapter", model_identity(llm), 6, KEEP)
-    lora.write_adapter(tmp_path / "adapter", proxy, state, manifest)
+    write_adapter(tmp_path / "adapter", lora.adapter_config(proxy), state, manifest)
     tuned = fuse(llm, tmp_path / "adapter", tmp_path / "a", scale=0.7)
     fused = fuse(llm, tmp_path / "adapter", tmp_path / "c", form="checkpoint", scale=0.7)
 
     on_llm = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(llm), tuned)
     assert {name for name, _ in on_llm.named_parameters() if "lora_A" in name} == {
-        name.replace(".lora_A.weight", ".lora_A.default.weight") for name in lora.read_adapter(tuned)[1] if "_A" in name
+        name.replace(".lora_A.weight", ".lora_A.default.weight") for name in read_adapter(tuned)[1] if "_A" in name
     }
     ours = lora.load_with_adapter(llm, tuned)
     with torch.no_grad():
@@ -151,11 +152,11 @@ def test_both_forms_on_the_text_tower_of_a_multimodal_model(
 def test_an_adapter_on_other_modules_in_each_block(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     llm = tiny_checkpoint()
     _, adapter = make_adapter(llm, tmp_path / "adapter")
-    config, tensors, manifest = lora.read_adapter(adapter)
+    config, tensors, manifest = read_adapter(adapter)
     few = {n: t for n, t in tensors.items() if ("layers.0." in n) == ("q_proj" in n)}
     names = sorted({n.split("model.model.")[1].split(".lora_")[0] for n in few})
     config.update(target_modules=[f"model.{name}" for name in names], layers_to_transform=None, layers_pattern=None)
-    lora.write_adapter(adapter, config, few, manifest)
+    write_adapter(adapter, config, few, manifest)
     tuned = fuse(llm, adapter, tmp_path / "a")
     fused = fuse(llm, adapter, tmp_path / "c", form="checkpoint")
     merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llm), tuned).merge_and_unload()
@@ -196,7 +197,7 @@ def test_a_full_disk_leaves_nothing(
 
 def test_only_the_trained_blocks_are_touched(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     _, adapter = make_adapter(tiny_checkpoint(), tmp_path / "adapter", layers=[0, 2])
-    config, tensors, _ = lora.read_adapter(fuse(tiny_checkpoint(), adapter, tmp_path / "a"))
+    config, tensors, _ = read_adapter(fuse(tiny_checkpoint(), adapter, tmp_path / "a"))
     assert config["layers_to_transform"] == [1, 5]
     assert {int(name.split("layers.")[1].split(".")[0]) for name in tensors} == {1, 5}
 
@@ -254,21 +255,21 @@ def test_an_exchanged_manifest_is_refused(tiny_checkpoint: Checkpoint, tmp_path:
 def test_a_consistent_lie_about_the_map_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     llm = tiny_checkpoint()
     _, adapter = make_adapter(llm, tmp_path / "adapter")
-    config, tensors, manifest = lora.read_adapter(adapter)
+    config, tensors, manifest = read_adapter(adapter)
     lies: list[tuple[dict[str, Any], str]] = [
         ({"layer_map": [1, 2]}, "has none"),
         ({"layer_map": [1, 2, 8], "llm_blocks": 9}, "has 6 blocks"),
         ({"kind": "llm-adapter"}, "has none"),
     ]
     for number, (change, message) in enumerate(lies):
-        lora.write_adapter(tmp_path / str(number), config, tensors, replace(manifest, **change))
+        write_adapter(tmp_path / str(number), config, tensors, replace(manifest, **change))
         refused(ArtifactError, message, llm, tmp_path / str(number), tmp_path / "out")
 
 
 def test_tensors_of_another_architecture_are_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     llm = tiny_checkpoint()
     _, adapter = make_adapter(llm, tmp_path / "adapter")
-    config, tensors, manifest = lora.read_adapter(adapter)
+    config, tensors, manifest = read_adapter(adapter)
     changes: list[tuple[Callable[[str, torch.Tensor], tuple[str, torch.Tensor]], str]] = [
         (lambda name, t: (name.replace("model.layers", "transformer.h"), t), "not under 'model.layers'"),
         (lambda name, t: (name.replace("up_proj", "side_proj"), t), "no linear layer"),
@@ -277,7 +278,7 @@ def test_tensors_of_another_architecture_are_refused(tiny_checkpoint: Checkpoint
     ]
     for number, (change, message) in enumerate(changes):
         altered = dict(change(name, tensor) for name, tensor in tensors.items())
-        lora.write_adapter(tmp_path / str(number), config, altered, manifest)
+        write_adapter(tmp_path / str(number), config, altered, manifest)
         refused(ArtifactError, message, llm, tmp_path / str(number), tmp_path / "out")
 
 

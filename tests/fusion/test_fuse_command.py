@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedproxy.adapter_files import read_adapter, write_adapter
 from fedproxy.artifacts import Manifest
 from fedproxy.cli import main
-from fedproxy.models import lora
 from tests.fusion.test_fuse import make_adapter
 
 Checkpoint = Callable[..., Path]
@@ -54,9 +54,9 @@ def test_an_adapter_that_servers_do_not_take_says_so(
 ) -> None:
     llm = tiny_checkpoint()
     _, adapter = make_adapter(llm, tmp_path / "adapter")
-    config, tensors, manifest = lora.read_adapter(adapter)
+    config, tensors, manifest = read_adapter(adapter)
     tensors["base_model.model.model.norm.weight"] = torch.ones(32)
-    lora.write_adapter(adapter, {**config, "modules_to_save": ["norm"]}, tensors, manifest)
+    write_adapter(adapter, {**config, "modules_to_save": ["norm"]}, tensors, manifest)
     assert exit_code("fuse", llm, adapter, tmp_path / "out") == 0
     assert "vLLM" in capsys.readouterr().err
     assert exit_code("fuse", llm, adapter, tmp_path / "c", "--as", "checkpoint") == 0

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from fedproxy.adapter_files import read_adapter
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.cli import main
@@ -19,7 +20,7 @@ from fedproxy.errors import ArtifactError
 from fedproxy.fusion import fuse
 from fedproxy.models.checkpoints import save_checkpoint
 from fedproxy.models.families import keep_blocks
-from fedproxy.models.lora import load_with_adapter, read_adapter
+from fedproxy.models.lora import load_with_adapter
 from tests.fusion.test_fuse import KEEP, logits
 from tests.fusion.test_trained_weights import IDS, healed_proxy
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedproxy.adapter_files import read_adapter, write_adapter
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError
@@ -51,7 +52,7 @@ def test_the_curve_is_that_of_peft_models_with_that_scale(
 ) -> None:
     llm = tiny_checkpoint(family)
     _, adapter = make_adapter(llm, tmp_path / "adapter", layers=[1, 2])
-    config, tensors, manifest = lora.read_adapter(adapter)
+    config, tensors, manifest = read_adapter(adapter)
     source = open_source(llm)
     vector = TaskVector(rekey_adapter(tensors, manifest.layer_map, source.blocks_path), {}, {})
     tokenizer, text = text_of(llm)
@@ -104,7 +105,7 @@ def towards(llm: Path, target: Path, out: Path, scale: float) -> Path:
         state[name] = torch.eye(32)
         state[name.replace("lora_A", "lora_B")] = (wanted[weight] - base[weight]) / scale
     manifest = Manifest("proxy-adapter", model_identity(llm), 6, list(range(6)), seed=4)
-    lora.write_adapter(out, proxy, state, manifest)
+    write_adapter(out, lora.adapter_config(proxy), state, manifest)
     return out
 
 

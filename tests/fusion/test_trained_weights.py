@@ -13,6 +13,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from fedproxy.adapter_checks import stamp
+from fedproxy.adapter_files import read_adapter, write_adapter
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
@@ -72,7 +74,7 @@ def write(model: PeftModel, out: Path, llm: Path, **settings: Any) -> Path:
     state = {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
     whole = AutoModelForCausalLM.from_pretrained(llm)
     manifest = Manifest("proxy-adapter", model_identity(llm), len(blocks(whole)), KEEP, settings=settings)
-    lora.write_adapter(out, model, state, manifest)
+    write_adapter(out, lora.adapter_config(model), state, manifest)
     return out
 
 
@@ -103,7 +105,7 @@ def test_kept_blocks_of_the_fused_llm_are_the_trained_proxy(
     save_checkpoint(proxy, keep_blocks(AutoModelForCausalLM.from_pretrained(llm), KEEP), llm)
     Manifest("proxy", model_identity(llm), 6, KEEP).write(proxy)
     assert torch.allclose(logits(lora.load_with_adapter(proxy, adapter)), expected, atol=1e-5)
-    assert serving_note(lora.read_adapter(tuned)[0]) is not None
+    assert serving_note(read_adapter(tuned)[0]) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -187,7 +189,7 @@ def test_plain_lora_of_a_healed_proxy_needs_no_proxy(tiny_checkpoint: Checkpoint
     llm = tiny_checkpoint("llama")
     model = trained(AutoModelForCausalLM.from_pretrained(healed_proxy(llm, tmp_path / "proxy")))
     adapter = write(model, tmp_path / "adapter", llm, healed=True)
-    config = lora.read_adapter(fuse(llm, adapter, tmp_path / "a"))[0]
+    config = read_adapter(fuse(llm, adapter, tmp_path / "a"))[0]
     assert serving_note(config) is None
 
 
@@ -215,7 +217,7 @@ def test_weights_that_do_not_belong_are_refused(
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)
     change(tensors)
-    save_file(tensors, file, metadata=lora.stamp(Manifest.read(adapter)))
+    save_file(tensors, file, metadata=stamp(Manifest.read(adapter)))
     with pytest.raises(ArtifactError, match=message):
         fuse(llm, adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -229,7 +231,7 @@ def test_other_sorts_are_refused_by_name(change: dict[str, Any], tiny_checkpoint
     llm = tiny_checkpoint("llama")
     model = trained(keep_blocks(AutoModelForCausalLM.from_pretrained(llm), KEEP))
     adapter = write(model, tmp_path / "adapter", llm)
-    config, tensors, manifest = lora.read_adapter(adapter)
-    lora.write_adapter(adapter, {**config, **change}, tensors, manifest)
+    config, tensors, manifest = read_adapter(adapter)
+    write_adapter(adapter, {**config, **change}, tensors, manifest)
     with pytest.raises(ArtifactError, match=next(iter(change))):
         fuse(llm, adapter, tmp_path / "out")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedproxy.adapter_files import write_adapter
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.models import lora
@@ -30,7 +31,7 @@ def make_artifacts(directory: Path) -> None:
         for name, tensor in lora.adapter_state(proxy).items()
     }
     adapter.mkdir()
-    lora.write_adapter(adapter, proxy, state, Manifest("proxy-adapter", model_identity(llm), 6, KEEP))
+    write_adapter(adapter, lora.adapter_config(proxy), state, Manifest("proxy-adapter", model_identity(llm), 6, KEEP))
     save_tensors(directory / "update.safetensors", {"w": torch.ones(2)})
     (directory / "calibration.txt").write_text("A document.\n\nAnother document.")
 

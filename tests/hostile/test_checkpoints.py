@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fedproxy.adapter_files import read_adapter, write_adapter
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError
-from fedproxy.models.lora import read_adapter, write_adapter
 from tests.hostile.checkpoints import ADAPTERS, CHECKPOINTS
 
 COMMANDS = {

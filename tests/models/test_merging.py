@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from fedproxy.checkpoint_files import open_checkpoint
 from fedproxy.errors import ArtifactError
 from fedproxy.models import lora
-from fedproxy.models.adapter_checks import check_fits
 from fedproxy.models.families import blocks_path
+from fedproxy.models.lora import check_fits
 from fedproxy.models.merging import merge_adapter, stored_names, stored_weights
 from fedproxy.models.source import open_source
 from tests.conftest import FAMILIES, MULTIMODAL, make_model

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from fedproxy.adapter_files import write_adapter
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.errors import ArtifactError, UsageError
@@ -286,7 +287,7 @@ def artifacts(
     noise(model)
     (folder / "adapter").mkdir()
     manifest = Manifest("proxy-adapter", model_identity(llm), 6, KEPT)
-    lora.write_adapter(folder / "adapter", model, lora.adapter_state(model), manifest)
+    write_adapter(folder / "adapter", lora.adapter_config(model), lora.adapter_state(model), manifest)
     return llm, proxy, folder / "adapter"
 
 

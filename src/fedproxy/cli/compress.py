@@ -78,7 +78,7 @@ def compress(
         else:
             show_plan(console(), found)
         return
-    from fedproxy.compression import compress as compress_llm
+    from fedproxy.compression.compress import compress as compress_llm
     from fedproxy.config import Heal
     from fedproxy.errors import UsageError
 

@@ -25,7 +25,7 @@ from fedproxy.comparison.work import DOCUMENTS, digest
 from fedproxy.config import VARIED, Compare, Experiment, from_folder
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.evaluation.experiment import check_tasks, scored_tasks
-from fedproxy.federation.client_rows import client_names, encode_for
+from fedproxy.federation.client_rows import encode_for
 from fedproxy.federation.fitting import check_compression, check_fit
 from fedproxy.federation.settings import check_settings
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
@@ -238,7 +238,7 @@ def _check_method(method: Method, experiment: Experiment, decoder: Model) -> Non
     if method.data == "none":
         check_compression(experiment, decoder)
         return
-    check_settings(experiment.federate, client_names(experiment))
+    check_settings(experiment.federate, experiment.client_names)
     idle = sorted(method.settings.get("federate", {}).keys() - _BUDGET)
     if method.data != "clients" and idle:
         raise UsageError(

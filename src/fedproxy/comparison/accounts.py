@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fedproxy.adapter_files import WEIGHTS_FILE
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import weight_files
 from fedproxy.comparison.work import read_cost
@@ -20,7 +21,6 @@ from fedproxy.federation.store import RoundStore
 from fedproxy.layer_map import split_name
 from fedproxy.models.checkpoints import resolve
 from fedproxy.models.costs import Matrices, matrices, reading, training
-from fedproxy.models.lora import WEIGHTS_FILE
 from fedproxy.run_directory import RunDirectory
 from fedproxy.tensor_files import read_header
 

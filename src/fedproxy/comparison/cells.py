@@ -19,7 +19,8 @@ from fedproxy.evaluation.experiment import scored_tasks
 from fedproxy.federation.aligning import proxy_adapter
 from fedproxy.federation.client_rows import ClientRows, client_rows, encode_for
 from fedproxy.federation.store import RoundStore
-from fedproxy.federation.tuning import OnProgress, steps_of_all, turns
+from fedproxy.federation.tuning import OnProgress
+from fedproxy.federation.turns import steps_of_all, turns
 from fedproxy.methods import Method, configured
 from fedproxy.models.checkpoints import resolve
 from fedproxy.models.training import optimizer_steps

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from fedproxy.compression import enter, read_text
+from fedproxy.compression.compress import enter, read_text
 from fedproxy.compression.exposure import exposure
 from fedproxy.compression.scores import SCORES, Importance
 from fedproxy.compression.select import between, removed_count, rounded_down

@@ -10,8 +10,9 @@ from typing import Any
 
 from fedproxy.config import tables
 from fedproxy.config.checked import read_table
+from fedproxy.config.experiment import Experiment, map_paths
 from fedproxy.config.privacy import unprivate
-from fedproxy.config.tables import VARIED, Client, Experiment, Variant, map_paths
+from fedproxy.config.tables import VARIED, Client, Variant
 from fedproxy.errors import ArtifactError, ConfigError
 from fedproxy.registry import axis
 

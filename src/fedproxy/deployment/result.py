@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedproxy.adapter_checks import check_finite
+from fedproxy.adapter_files import WEIGHTS_FILE, write_adapter
 from fedproxy.artifacts import Manifest, new_directory, new_file
 from fedproxy.deployment.handout.fetch import fetch_proxy
 from fedproxy.deployment.handout.server import RESULT
@@ -16,8 +18,6 @@ from fedproxy.errors import ArtifactError, FederationError
 from fedproxy.federation.offer import Limits, Offer
 from fedproxy.federation.session import Session
 from fedproxy.foreign import plain
-from fedproxy.models.adapter_checks import check_finite
-from fedproxy.models.lora import WEIGHTS_FILE, write_adapter
 from fedproxy.tensor_files import load_tensors
 from fedproxy.tensors import Tensors
 

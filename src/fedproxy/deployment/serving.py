@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedproxy.adapter_files import WEIGHTS_FILE, read_adapter
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.config import Experiment
 from fedproxy.deployment.address import Address
@@ -23,12 +24,10 @@ from fedproxy.deployment.keys import CA, SERVER, SERVER_KEY, ending_certificates
 from fedproxy.deployment.members import Member, Members
 from fedproxy.deployment.verdicts import Verdicts
 from fedproxy.errors import ArtifactError, FedproxyError, UsageError
-from fedproxy.federation.client_rows import client_names
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.protocol import answer_limit
 from fedproxy.federation.settings import check_roster
 from fedproxy.federation.tuning import START
-from fedproxy.models.lora import WEIGHTS_FILE, read_adapter
 from fedproxy.run_directory import RunDirectory, raise_outcome
 from fedproxy.tensors import digest
 
@@ -85,7 +84,7 @@ class Listen:
         if self.keys is None and not experiment.client:
             raise UsageError("Without keys the experiment must name its clients in [[client]] tables.")
         if self.keys is not None:
-            check_roster(experiment.federate, _members(self.keys, client_names(experiment)))
+            check_roster(experiment.federate, _members(self.keys, experiment.client_names))
             check_tls(*_certificates(self.keys))
             _warn_of_ends(self.keys)
         self.address.check_free()
@@ -115,7 +114,7 @@ def serve(
     from fedproxy.deployment.flower.fleet import Fleet
 
     run, keys = directory.path.resolve(), listen.keys and listen.keys.resolve()
-    names = client_names(experiment)
+    names = experiment.client_names
     members = Members(keys, run, names)
     certificates = None if keys is None else _certificates(keys)
     listing = describe(run / "proxy", listen.part_bytes)

@@ -10,7 +10,6 @@ from fedproxy.config import Experiment
 from fedproxy.deployment.flower import OUTCOME_VARIABLE, RUN_VARIABLE
 from fedproxy.deployment.flower.superlink import SuperLink
 from fedproxy.errors import MissingExtraError
-from fedproxy.federation.client_rows import client_names
 from fedproxy.run_directory import RunDirectory, raise_outcome
 
 POLL_SECONDS = 0.2
@@ -32,7 +31,7 @@ def simulate(experiment: Experiment, directory: RunDirectory, on_poll: Callable[
     """
     processors = 1 if experiment.federate.secure else os.cpu_count() or 1
     settings = {
-        "num-supernodes": len(client_names(experiment)),
+        "num-supernodes": len(experiment.client_names),
         "client-resources-num-cpus": 1,
         "init-args-num-cpus": processors,
     }

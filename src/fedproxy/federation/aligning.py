@@ -4,21 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fedproxy.adapter_files import read_adapter, write_adapter
 from fedproxy.artifacts import new_directory
 from fedproxy.compression.realign import Realigner, emulator_blocks, last_aligned
 from fedproxy.config import Experiment
 from fedproxy.errors import UsageError
-from fedproxy.federation.tuning import START, load_proxy
+from fedproxy.federation.start import load_proxy
+from fedproxy.federation.tuning import START
 from fedproxy.layer_map import split_name
 from fedproxy.models.checkpoints import resolve
-from fedproxy.models.lora import (
-    AdaptedModel,
-    adapter_state,
-    read_adapter,
-    set_adapter_state,
-    without_dropout,
-    write_adapter,
-)
+from fedproxy.models.lora import AdaptedModel, adapter_state, set_adapter_state, without_dropout
 from fedproxy.models.parallel import team
 from fedproxy.public_text import read_documents
 from fedproxy.run_directory import RunDirectory

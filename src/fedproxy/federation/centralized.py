@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
+from fedproxy.adapter_files import write_adapter
 from fedproxy.artifacts import Manifest, new_directory
 from fedproxy.config import Experiment
 from fedproxy.errors import UsageError
 from fedproxy.federation.client_rows import ClientRows, encode_for
+from fedproxy.federation.start import adapter_manifest, load_proxy
 from fedproxy.federation.store import RoundStore
-from fedproxy.federation.tuning import OnProgress, adapter_manifest, load_proxy, steps_of_all
+from fedproxy.federation.tuning import OnProgress
+from fedproxy.federation.turns import steps_of_all
 from fedproxy.models.checkpoints import padding, resolve
-from fedproxy.models.lora import adapter_state, write_adapter
+from fedproxy.models.lora import adapter_config, adapter_state
 from fedproxy.models.training import DivergedError, train
 from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
@@ -46,4 +49,4 @@ def tune_centralized(
     source = Manifest.read(directory.path / "proxy")
     with new_directory(directory.path / "centralized") as folder:
         manifest = adapter_manifest(source, "llm-adapter", list(range(source.llm_blocks)), experiment)
-        write_adapter(folder, model, adapter_state(model), manifest)
+        write_adapter(folder, adapter_config(model), adapter_state(model), manifest)

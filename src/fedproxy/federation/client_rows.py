@@ -187,7 +187,7 @@ def client_rows(experiment: Experiment) -> ClientRows:
     else:
         rows = rows_of(Client("partition", cut.data, cut.task, cut.rows), experiment.evaluate, seed)
         parts = partition(rows, cut.clients, cut.scheme, cut.alpha, seed)
-        found = dict(zip(client_names(experiment), parts, strict=True))
+        found = dict(zip(experiment.client_names, parts, strict=True))
     parted = {name: hold_back(rows, share, seed, name) for name, rows in found.items()}
     return ClientRows(
         {name: rows for name, (rows, _) in parted.items()}, {name: held for name, (_, held) in parted.items() if held}
@@ -210,14 +210,6 @@ def _own_rows(experiment: Experiment) -> dict[str, Rows]:
         begin[client.task] += client.rows
         found[client.name] = [rows[i % len(rows)] for i in range(first, first + min(client.rows, len(rows)))]
     return found
-
-
-def client_names(experiment: Experiment) -> list[str]:
-    """The names of the clients of an experiment, in its order."""
-    cut = experiment.partition
-    if cut is None:
-        return [client.name for client in experiment.client]
-    return [f"client-{number:0{len(str(cut.clients))}d}" for number in range(1, cut.clients + 1)]
 
 
 def encode_for(model: Path, rows: ClientRows, experiment: Experiment) -> tuple[Tokenizer, dict[str, list[Encoded]]]:

@@ -3,16 +3,17 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from fedproxy.adapter_files import read_adapter
 from fedproxy.config import Experiment
 from fedproxy.errors import ArtifactError, FedproxyError, ResourceError, UsageError
 from fedproxy.federation.aligning import open_aligner
 from fedproxy.federation.client_rows import ClientRows, encode_for
 from fedproxy.federation.local_clients import LocalClients
 from fedproxy.federation.messages import Answer, Order, Refusal, Reply, Scored, Told
+from fedproxy.federation.start import begin, load_proxy
 from fedproxy.federation.tracking import open_tracker
-from fedproxy.federation.tuning import START, OnProgress, begin, load_proxy, tune
+from fedproxy.federation.tuning import START, OnProgress, tune
 from fedproxy.models.encoding import Encoded
-from fedproxy.models.lora import read_adapter
 from fedproxy.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)

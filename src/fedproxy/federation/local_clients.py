@@ -3,13 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+from fedproxy.adapter_files import read_adapter
 from fedproxy.config import Experiment
 from fedproxy.federation.client_rows import ClientRows, client_rows
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.session import Session
-from fedproxy.federation.tuning import CLIENTS, START, load_proxy, read_run
+from fedproxy.federation.start import load_proxy
+from fedproxy.federation.tuning import CLIENTS, START, read_run
 from fedproxy.models.checkpoints import load_tokenizer
-from fedproxy.models.lora import AdaptedModel, read_adapter
+from fedproxy.models.lora import AdaptedModel
 from fedproxy.seeds import derive_seed
 from fedproxy.tensors import digest
 

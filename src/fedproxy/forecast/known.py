@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fedproxy.compression import MEASURED, read_text
+from fedproxy.compression.compress import MEASURED, read_text
 from fedproxy.compression.heal import check_healing, split_documents
 from fedproxy.compression.realign import drawn_batches, emulator_blocks
 from fedproxy.compression.scores import SCORES

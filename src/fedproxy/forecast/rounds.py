@@ -9,7 +9,7 @@ from fedproxy.aggregation.space import SPACES
 from fedproxy.config import Experiment
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.secure.form import Form
-from fedproxy.federation.tuning import turns
+from fedproxy.federation.turns import turns
 from fedproxy.federation.wire import encoding, packed_bytes
 from fedproxy.forecast.known import FLOAT, Known, ProxySize, Shapes, count
 from fedproxy.models.costs import Matrices, reading, training

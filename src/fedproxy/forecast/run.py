@@ -11,10 +11,10 @@ from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.config import Compress, Experiment
 from fedproxy.evaluation.experiment import scored_tasks
 from fedproxy.evaluation.reading import Reading, reading_of
-from fedproxy.federation.client_rows import client_names, client_rows
+from fedproxy.federation.client_rows import client_rows
 from fedproxy.federation.coordinator import Coordinator
 from fedproxy.federation.fitting import check_fit, private_plans
-from fedproxy.federation.tuning import steps_of_all
+from fedproxy.federation.turns import steps_of_all
 from fedproxy.forecast.known import FLOAT, Known, ProxySize, Shapes, count
 from fedproxy.forecast.rounds import ClientRound, rounds_of, trained_shapes
 from fedproxy.forecast.speed import Speed
@@ -154,7 +154,7 @@ def client_privacy_of(experiment: Experiment, parameters: int) -> dict[str, floa
     noise = ClientNoise.of(experiment.federate)
     if noise is None:
         return None
-    clients = Coordinator(client_names(experiment), {}, experiment.federate).target
+    clients = Coordinator(experiment.client_names, {}, experiment.federate).target
     rounds = experiment.federate.rounds
     norms = norm_of_noise(noise.multiplier, parameters, clients)
     return {"noise": noise.multiplier, "epsilon": noise.spent(rounds), "norms": norms}
@@ -238,7 +238,7 @@ def server_memory(
     trains the LLM as well.
     """
     compressing = {name: known.compressing_memory(text, torch.device(name)) for name in ("cpu", "cuda")}
-    updates = Coordinator(client_names(experiment), {}, experiment.federate).target
+    updates = Coordinator(experiment.client_names, {}, experiment.federate).target
     shapes = known.adapter(proxy, experiment.train)
     merging = FLOAT * (updates + 3) * count(shapes) + (FLOAT + 1) * _merged(experiment, shapes)
     found = {

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from fedproxy.adapter_checks import check_finite, is_lora, parameter_name
+from fedproxy.adapter_files import WEIGHTS_FILE, write_adapter
 from fedproxy.artifacts import MANIFEST, Manifest, check_output, new_directory
 from fedproxy.checkpoint_files import Stored, model_identity
 from fedproxy.errors import ArtifactError, UsageError
@@ -18,18 +20,17 @@ from fedproxy.fusion.model_card import write_card
 from fedproxy.fusion.plug_in import TaskVector, on_whole, rekey_adapter, rekey_config
 from fedproxy.fusion.scale import GRID, best_scale, scale_curve
 from fedproxy.layer_map import check_layer_map
-from fedproxy.models.adapter_checks import check_finite, check_fits, is_lora, parameter_name
 from fedproxy.models.checkpoints import Model, Tokenizer, hub_id, load_tokenizer
 from fedproxy.models.families import blocks_path, readable
 from fedproxy.models.lora import (
-    WEIGHTS_FILE,
     AdaptedModel,
     AdapterConfig,
     check_base,
+    check_fits,
     held_adapter,
     put_on,
-    read_adapter,
-    write_adapter,
+    read_any_adapter,
+    without_defaults,
 )
 from fedproxy.models.merging import merge_adapter, stored_weights
 from fedproxy.models.placement import open_stream
@@ -197,7 +198,7 @@ def _read(
             f"an adapter in memory needs the proxy's layer_map, one on disk says it; given is {layer_map}."
         )
     if isinstance(adapter, str | Path):
-        record, tensors, manifest = read_adapter(Path(adapter), None if proxy is None else Path(proxy))
+        record, tensors, manifest = read_any_adapter(Path(adapter), None if proxy is None else Path(proxy))
         with open(Path(adapter) / WEIGHTS_FILE, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     else:
@@ -275,7 +276,8 @@ def _write(
         tensors = on_whole(source, tensors)
         path = blocks_path(source.whole)
         config = rekey_config(config, tensors, path, spell_out=source.multimodal)
-        write_adapter(directory, {**config, "base_model_name_or_path": hub_id(source.path)}, tensors, manifest)
+        config = without_defaults({**config, "base_model_name_or_path": hub_id(source.path)})
+        write_adapter(directory, config, tensors, manifest)
         return
     start, total = 0.5 if "scale_curve" in manifest.settings else 0.0, max(1, source.files.bytes)
 

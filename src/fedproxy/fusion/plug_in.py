@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from fedproxy.adapter_checks import is_lora, parameter_name, saved_module
 from fedproxy.checkpoint_files import Stored, split_number
 from fedproxy.errors import ArtifactError
 from fedproxy.layer_map import ADAPTER_PREFIX, rekey, split_name
-from fedproxy.models.adapter_checks import is_lora, parameter_name, saved_module
 from fedproxy.models.families import blocks_path
 from fedproxy.models.merging import parent
 from fedproxy.models.source import Source

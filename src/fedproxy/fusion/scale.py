@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedproxy.adapter_checks import parameter_name
 from fedproxy.checkpoint_files import split_number
 from fedproxy.errors import ArtifactError
 from fedproxy.fusion.plug_in import TaskVector
-from fedproxy.models.adapter_checks import parameter_name
 from fedproxy.models.block_stream import BlockStream
 from fedproxy.models.families import blocks_path
 from fedproxy.models.loading import restored

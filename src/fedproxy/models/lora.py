@@ -1,4 +1,4 @@
-"""LoRA adapters: attached to the blocks of a model, taken out as tensors, put back, written, read and checked."""
+"""LoRA adapters on models: attached to the blocks, taken out as tensors, put back, and what PEFT itself wrote read."""
 
 import contextlib
 import json
@@ -15,31 +15,21 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import nn
 from transformers import PreTrainedModel
 
-from fedproxy.artifacts import CONFIG_BYTES, MANIFEST, Manifest, read_json, write_json
+from fedproxy.adapter_checks import check_config, check_finite, check_layout, check_targets, is_lora, parameter_name
+from fedproxy.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from fedproxy.artifacts import CONFIG_BYTES, MANIFEST, Manifest, read_json
 from fedproxy.checkpoint_files import CONFIG, model_identity
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.layer_map import ADAPTER_PREFIX
-from fedproxy.models.adapter_checks import (
-    check_config,
-    check_finite,
-    check_layout,
-    check_targets,
-    is_lora,
-    parameter_name,
-    stamp,
-)
 from fedproxy.models.checkpoints import hub_id, load_model, resolve
 from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_transposed
 from fedproxy.seeds import derive_seed
-from fedproxy.tensor_files import load_tensors, read_header, save_tensors
+from fedproxy.tensor_files import load_tensors
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 AdaptedModel = PeftModel
 """A model with an adapter."""
 AdapterConfig = LoraConfig
 
-KINDS = ("proxy-adapter", "llm-adapter")
 _DEFAULTS: dict[str, Any] = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
 _ALWAYS_SAID = (
     *("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout", "peft_type"),
@@ -69,6 +59,42 @@ def target_names(model: PreTrainedModel, targets: str | Sequence[str]) -> tuple[
     if len(conv) > 1:
         raise UsageError(f"LoRA targets {sorted(chosen)} mix Linear and Conv1D layers. Choose one sort.")
     return sorted(chosen), conv.pop()
+
+
+def check_fits(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    """Check that every tensor of an adapter has its place in `model`, which may be on the meta device.
+
+    A LoRA matrix belongs to a linear layer of a block, and fits its shape; a trained weight replaces one of its shape.
+
+    Raises:
+        ArtifactError: one does not.
+    """
+    path, transposed = blocks_path(model), bool(config.get("fan_in_fan_out"))
+    layers = {
+        f"{path}.{number}.{name}.weight": layer
+        for number, block in enumerate(blocks(model))
+        for name, layer in linear_layers(block).items()
+    }
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in tensors.items():
+        parameter, shape = parameter_name(name), tuple(tensor.shape)
+        if not is_lora(name):
+            if parameter not in shapes:
+                raise ArtifactError(f"adapter tensor {name!r} is of no weight of {type(model).__name__}.")
+            if shape != shapes[parameter]:
+                raise ArtifactError(f"adapter tensor {name!r} has shape {shape}, its weight {shapes[parameter]}.")
+            continue
+        if parameter not in layers:
+            raise ArtifactError(f"adapter tensor {name!r} belongs to no linear layer of {type(model).__name__}.")
+        layer = layers[parameter]
+        if stored_transposed(layer) != transposed:
+            raise ArtifactError(f"adapter tensor {name!r}: fan_in_fan_out = {transposed} does not fit its layer.")
+        outputs, inputs = reversed(layer.weight.shape) if transposed else layer.weight.shape
+        found, need = (tensor.shape[1], inputs) if ".lora_A." in name else (tensor.shape[0], outputs)
+        if found != need:
+            raise ArtifactError(
+                f"adapter tensor {name!r} has shape {shape}; its layer has {inputs} inputs and {outputs} outputs."
+            )
 
 
 def attach(
@@ -228,89 +254,28 @@ def set_adapter_state(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> 
             parameter.copy_(tensors[name])
 
 
+def without_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter's configuration without what is PEFT's default: older releases refuse keys that they do not know."""
+    return {k: v for k, v in config.items() if k in _ALWAYS_SAID or k not in _DEFAULTS or v != _DEFAULTS[k]}
+
+
 def adapter_config(model: PeftModel | LoraConfig) -> dict[str, Any]:
-    """Return the adapter's PEFT configuration as plain, ordered JSON values; a local base model's path is no part."""
+    """The PEFT configuration as plain, ordered JSON values, without defaults and without a local base model's path."""
     record: dict[str, Any] = (model.peft_config["default"] if isinstance(model, PeftModel) else model).to_dict()
     base = record.get("base_model_name_or_path")
     if base and Path(base).exists():
         record["base_model_name_or_path"] = hub_id(Path(base))
     record["inference_mode"] = True
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in sorted(record.items())}
-    return dict(json.loads(json.dumps(plain)))
+    return without_defaults(json.loads(json.dumps(plain)))
 
 
-def write_adapter(
-    directory: Path,
-    model_or_config: PeftModel | Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    manifest: Manifest,
-) -> None:
-    """Write an adapter that PEFT loads: `adapter_config.json`, `adapter_model.safetensors`, `fedproxy.json`.
-
-    The tensor file repeats the manifest's kind, LLM and layer map, so that an exchanged manifest is noticed. The same
-    arguments give the same bytes. Of the configuration only what differs from PEFT's defaults is written: older
-    releases refuse keys that they do not know. Each file is atomic; for the directory use `artifacts.new_directory`.
-    """
+def read_any_adapter(directory: Path, proxy: Path | None) -> tuple[dict[str, Any], dict[str, torch.Tensor], Manifest]:
+    """Read an adapter as `read_adapter`, or, where PEFT wrote it and its proxy is given, as `plain_adapter`."""
     directory = Path(directory)
-    config = adapter_config(model_or_config) if isinstance(model_or_config, PeftModel) else dict(model_or_config)
-    said = {k: v for k, v in config.items() if k in _ALWAYS_SAID or k not in _DEFAULTS or v != _DEFAULTS[k]}
-    write_json(directory / CONFIG_FILE, said)
-    save_tensors(directory / WEIGHTS_FILE, tensors, metadata=stamp(manifest))
-    manifest.write(directory)
-
-
-def scaling(config: Mapping[str, Any]) -> float:
-    """Return what an adapter's B·A is multiplied by: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
-    rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-    return float(config["lora_alpha"] / rank)
-
-
-def read_adapter(
-    directory: Path, proxy: Path | None = None
-) -> tuple[dict[str, Any], dict[str, torch.Tensor], Manifest]:
-    """Read an adapter and check that its files belong together and that it is LoRA on numbered blocks.
-
-    Beside pairs of LoRA it may hold trained biases and saved modules.
-
-    Args:
-        directory: Where the adapter lies.
-        proxy: The proxy that the adapter was trained on, if it may be one that PEFT wrote (see `plain_adapter`).
-
-    Returns:
-        PEFT configuration, tensors by name, manifest.
-
-    Raises:
-        ArtifactError: a file is missing, damaged or exchanged, the adapter is of a sort that cannot be moved between
-            blocks, names blocks outside its layer map, or holds NaN or infinity.
-    """
-    directory = Path(directory)
-    if not (directory / MANIFEST).is_file():
-        if (directory / CONFIG_FILE).is_file() and proxy is not None:
-            return plain_adapter(directory, Path(proxy))
-        why = f"it holds no {MANIFEST}" if directory.is_dir() else "there is no such directory"
-        of = {directory / "adapter": "proxy", directory / "fused": "LLM"}
-        inside = [f"{place} (for the {base})" for place, base in of.items() if (place / MANIFEST).is_file()]
-        remedy = f"It is a run: give {' or '.join(inside)}" if inside else "Check the path"
-        if (directory / CONFIG_FILE).is_file():
-            remedy = "If it was trained on a proxy by PEFT or TRL, give that proxy, too (--proxy DIR)"
-        raise ArtifactError(f"{directory} is no adapter of fedproxy's: {why}. {remedy}.")
-    manifest = Manifest.read(directory)
-    if manifest.kind not in KINDS:
-        raise ArtifactError(f"{directory} holds a {manifest.kind!r}, not an adapter ({' or '.join(KINDS)}).")
-    config = read_json(directory / CONFIG_FILE, CONFIG_BYTES)
-    check_config(config, directory / CONFIG_FILE)
-    file = directory / WEIGHTS_FILE
-    found = read_header(file).metadata
-    wrong = [name for name, value in stamp(manifest).items() if found.get(name) != value]
-    if wrong:
-        raise ArtifactError(
-            f"{directory}: fedproxy.json and {WEIGHTS_FILE} do not belong together ({', '.join(wrong)} differ). "
-            "Use the directory as fedproxy wrote it."
-        )
-    tensors = load_tensors(file)
-    check_layout(tensors, config, manifest, file)
-    check_finite(tensors, str(file))
-    return config, tensors, manifest
+    if proxy is not None and not (directory / MANIFEST).is_file() and (directory / CONFIG_FILE).is_file():
+        return plain_adapter(directory, Path(proxy))
+    return read_adapter(directory)
 
 
 def plain_adapter(directory: Path, proxy: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], Manifest]:
@@ -415,7 +380,7 @@ def load_with_adapter(
         ArtifactError: either is damaged, or the adapter does not fit the base.
     """
     directory = resolve(base)
-    config, tensors, manifest = read_adapter(Path(adapter), proxy=directory)
+    config, tensors, manifest = read_any_adapter(Path(adapter), directory)
     check_base(directory, manifest)
     return put_on(load_model(directory, dtype=dtype, trust_remote_code=trust_remote_code), config, tensors)
 

@@ -22,8 +22,8 @@ import torch
 from fedproxy.artifacts import read_json, write_json
 from fedproxy.checkpoint_files import CONFIG, Stored, write_order, write_shards
 from fedproxy.errors import ArtifactError
-from fedproxy.models.adapter_checks import check_fits
 from fedproxy.models.checkpoints import copy_tokenizer
+from fedproxy.models.lora import check_fits
 from fedproxy.models.source import Source
 from fedproxy.models.task_vector import Change, LowRank, changed_rows, changes, row_slices
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from fedproxy.models.adapter_checks import is_lora, parameter_name
-from fedproxy.models.lora import scaling
+from fedproxy.adapter_checks import is_lora, parameter_name
+from fedproxy.adapter_files import scaling
 
 _PIECE = 1 << 20
 """Values in a piece: 4 MiB in float32, the fastest of the sizes tried."""

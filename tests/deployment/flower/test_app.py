@@ -1,6 +1,8 @@
 """Whose run it is that Flower's ServerApp drives: of the process that started it, else its own."""
 
 import contextlib
+import subprocess
+import sys
 
 import pytest
 
@@ -39,3 +41,17 @@ def test_a_serverapp_drives_what_its_owner_began_and_owns_what_has_no_owner(expe
         stack.enter_context(_opened(run, ""))
         with pytest.raises(UsageError, match="Another process"):
             opening(run)
+
+
+def test_to_drive_rounds_takes_neither_peft_nor_transformers(experiment):
+    """A ServerApp that begins more than a minute after its task was taken is given up by Flower."""
+    script = f"""
+import sys
+import fedproxy.deployment.flower.app
+from fedproxy.config import load_experiment
+from fedproxy.federation.tracking import open_tracker
+from fedproxy.federation.tuning import tune
+load_experiment({str(experiment)!r})
+assert not {{"peft", "transformers"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

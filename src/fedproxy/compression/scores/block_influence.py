@@ -1,12 +1,15 @@
 """Block influence: how far a block turns the hidden state that passes through it."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from fedproxy.compression.scores.contract import Importance
 from fedproxy.compression.select import lowest
-from fedproxy.models.block_stream import BlockStream, Passage
+
+if TYPE_CHECKING:
+    from fedproxy.models.block_stream import BlockStream, Passage
 
 
 def cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -18,8 +21,8 @@ def cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def block_influence(
-    stream: BlockStream,
-    passages: Sequence[Passage],
+    stream: "BlockStream",
+    passages: Sequence["Passage"],
     *,
     most: int,
     among: range,

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedproxy.errors import ArtifactError
-from fedproxy.models.block_stream import BlockStream, Passage
+
+if TYPE_CHECKING:
+    from fedproxy.models.block_stream import BlockStream, Passage
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Score(Protocol):
 
     def __call__(
         self,
-        stream: BlockStream,
-        passages: Sequence[Passage],
+        stream: "BlockStream",
+        passages: Sequence["Passage"],
         *,
         most: int,
         among: range,

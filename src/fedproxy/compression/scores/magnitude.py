@@ -1,20 +1,23 @@
 """Magnitude: how large the weights of a block are; no text is read."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from fedproxy.compression.scores.contract import Importance
 from fedproxy.compression.select import lowest
-from fedproxy.models.block_stream import BlockStream, Passage
+
+if TYPE_CHECKING:
+    from fedproxy.models.block_stream import BlockStream, Passage
 
 _CHUNK = 1 << 22
 
 
 def magnitude(
-    stream: BlockStream,
-    passages: Sequence[Passage],
+    stream: "BlockStream",
+    passages: Sequence["Passage"],
     *,
     most: int,
     among: range,

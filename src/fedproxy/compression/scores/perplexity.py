@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from fedproxy.compression.scores.contract import Importance
 from fedproxy.errors import ArtifactError
-from fedproxy.models.block_stream import BlockStream, Passage
+
+if TYPE_CHECKING:
+    from fedproxy.models.block_stream import BlockStream, Passage
 
 
 def perplexity(
-    stream: BlockStream,
-    passages: Sequence[Passage],
+    stream: "BlockStream",
+    passages: Sequence["Passage"],
     *,
     most: int,
     among: range,
@@ -71,7 +74,7 @@ def passed(blocks: int, kept: int) -> tuple[float, int]:
 
 
 def _losses(
-    stream: BlockStream, passages: Sequence[Passage], left: Sequence[int], progress: Callable[[float], None]
+    stream: "BlockStream", passages: Sequence["Passage"], left: Sequence[int], progress: Callable[[float], None]
 ) -> tuple[float, dict[int, float]]:
     """NLL of the decoder of the blocks `left`, and without each of them, in nats a token."""
     whole = stream.carried(passage.hidden for passage in passages)
@@ -89,7 +92,7 @@ def _losses(
     }
 
 
-def mean_loss(stream: BlockStream, passages: Sequence[Passage], states: Sequence[torch.Tensor], who: str) -> float:
+def mean_loss(stream: "BlockStream", passages: Sequence["Passage"], states: Sequence[torch.Tensor], who: str) -> float:
     """Mean of -log p(token | tokens before it) over all tokens of all passages but the first ones, in nats.
 
     Args:

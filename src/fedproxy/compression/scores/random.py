@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import TYPE_CHECKING
 
 from fedproxy.compression.scores.contract import Importance
 from fedproxy.compression.select import lowest
-from fedproxy.models.block_stream import BlockStream, Passage
 from fedproxy.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from fedproxy.models.block_stream import BlockStream, Passage
 
 
 def random(
-    stream: BlockStream,
-    passages: Sequence[Passage],
+    stream: "BlockStream",
+    passages: Sequence["Passage"],
     *,
     most: int,
     among: range,

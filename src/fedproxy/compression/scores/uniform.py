@@ -1,9 +1,12 @@
 """Uniform: the blocks that stay are spread evenly, whatever they compute."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from fedproxy.compression.scores.contract import Importance
-from fedproxy.models.block_stream import BlockStream, Passage
+
+if TYPE_CHECKING:
+    from fedproxy.models.block_stream import BlockStream, Passage
 
 
 def evenly_spread(blocks: int, kept: int) -> list[int]:
@@ -17,8 +20,8 @@ def evenly_spread(blocks: int, kept: int) -> list[int]:
 
 
 def uniform(
-    stream: BlockStream,
-    passages: Sequence[Passage],
+    stream: "BlockStream",
+    passages: Sequence["Passage"],
     *,
     most: int,
     among: range,

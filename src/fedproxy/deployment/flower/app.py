@@ -1,5 +1,8 @@
 """What Flower loads: the ServerApp drives the rounds of a run directory, the ClientApp answers orders.
 
+What one of them alone needs is imported where it is needed: to drive rounds takes neither PEFT nor transformers, whose
+import takes longer than all else that a ServerApp does before its first round.
+
 Which run is told by the environment, or by the run configuration of `flwr run` (`experiment` and `out`).
 """
 
@@ -49,12 +52,13 @@ def _opened(run: Path, experiment: str, *, stock: bool = False) -> Iterator["Run
     On a stock SuperLink the clients are elsewhere, and RUN/members.json says so from the beginning.
     """
     from fedproxy.artifacts import write_json
-    from fedproxy.deployment.flower.introductions import check_clients
     from fedproxy.federation.tuning import read_run
-    from fedproxy.pipeline import prepare, read_experiment
     from fedproxy.run_directory import MEMBERS, RunDirectory, has_members, owned
 
     if experiment:
+        from fedproxy.deployment.flower.introductions import check_clients
+        from fedproxy.pipeline import prepare, read_experiment
+
         settings = read_experiment(_file(experiment), remote=stock)
         if stock:
             check_clients(settings)
@@ -103,20 +107,20 @@ def _clients(
     grid: Grid, settings: "Experiment", directory: "RunDirectory", *, stock: bool
 ) -> Iterator[tuple[Sequence[str], Callable[["RoundStore"], GridExchange]]]:
     """The clients' names, and what makes the way to them: to stock nodes, members, or simulated ones."""
-    from fedproxy.deployment.flower.introductions import Introductions
     from fedproxy.deployment.members import read_members
-    from fedproxy.federation.client_rows import client_names
 
     run, wire = directory.path, (settings.federate.wire, settings.federate.wire_options)
     if stock:
+        from fedproxy.deployment.flower.introductions import Introductions
+
         with Introductions.begun(grid, settings, directory) as nodes:
             yield (
-                client_names(settings),
+                settings.client_names,
                 lambda store: GridExchange(grid, nodes.ready, store.spool, *wire, offers=nodes.offers),
             )
         return
     announced = Announced(Path(os.environ[ANSWERED_VARIABLE])) if ANSWERED_VARIABLE in os.environ else None
-    names = client_names(settings) or sorted(read_members(run))
+    names = settings.client_names or sorted(read_members(run))
 
     def present() -> dict[str, int]:
         online = {node.public_key: node.node_id for node in grid.get_nodes() if node.status == "online"}

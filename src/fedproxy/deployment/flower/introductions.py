@@ -16,6 +16,7 @@ import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedproxy.adapter_files import read_adapter
 from fedproxy.artifacts import write_json
 from fedproxy.config import Experiment
 from fedproxy.deployment.flower.exchange import LISTING, OFFER, PARTS, READY, answer_to, record, unreadable
@@ -27,7 +28,6 @@ from fedproxy.federation.offer import make_offer
 from fedproxy.federation.protocol import is_name
 from fedproxy.federation.tuning import START
 from fedproxy.foreign import plain
-from fedproxy.models.lora import read_adapter
 from fedproxy.run_directory import MEMBERS, RunDirectory
 from fedproxy.tensors import digest
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedproxy.adapter_files import read_adapter
 from fedproxy.aggregation.space import SPACES, trained
 from fedproxy.artifacts import Manifest
 from fedproxy.config import Client, Experiment, Train
@@ -20,11 +21,12 @@ from fedproxy.federation.client_rows import ClientRows, client_rows, rows_of
 from fedproxy.federation.messages import Order, Reply
 from fedproxy.federation.offer import make_offer
 from fedproxy.federation.session import Session
-from fedproxy.federation.tuning import START, load_proxy, read_run
+from fedproxy.federation.start import load_proxy
+from fedproxy.federation.tuning import START, read_run
 from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer, padding
 from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import readable
-from fedproxy.models.lora import AdaptedModel, adapter_state, load_with_adapter, read_adapter, set_adapter_state
+from fedproxy.models.lora import AdaptedModel, adapter_state, load_with_adapter, set_adapter_state
 from fedproxy.models.validating import OPTIONS
 from fedproxy.run_directory import has_members
 from fedproxy.seeds import derive_seed

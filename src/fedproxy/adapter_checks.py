@@ -17,8 +17,6 @@ from fedproxy import layer_map as layers_of
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import split_number
 from fedproxy.errors import ArtifactError
-from fedproxy.models.checkpoints import Model
-from fedproxy.models.families import blocks, blocks_path, linear_layers, stored_transposed
 
 _LARGEST_ALPHA = 1e9
 _UNSUPPORTED = (
@@ -203,39 +201,3 @@ def check_targets(targets: Any, modules: Collection[str], path: Path) -> None:
 def _endings(module: str) -> set[str]:
     parts = module.split(".")
     return {".".join(parts[start:]) for start in range(len(parts))}
-
-
-def check_fits(model: Model, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
-    """Check that every tensor of an adapter has its place in `model`, which may be on the meta device.
-
-    A LoRA matrix belongs to a linear layer of a block, and fits its shape; a trained weight replaces one of its shape.
-
-    Raises:
-        ArtifactError: one does not.
-    """
-    path, transposed = blocks_path(model), bool(config.get("fan_in_fan_out"))
-    layers = {
-        f"{path}.{number}.{name}.weight": layer
-        for number, block in enumerate(blocks(model))
-        for name, layer in linear_layers(block).items()
-    }
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
-    for name, tensor in tensors.items():
-        parameter, shape = parameter_name(name), tuple(tensor.shape)
-        if not is_lora(name):
-            if parameter not in shapes:
-                raise ArtifactError(f"adapter tensor {name!r} is of no weight of {type(model).__name__}.")
-            if shape != shapes[parameter]:
-                raise ArtifactError(f"adapter tensor {name!r} has shape {shape}, its weight {shapes[parameter]}.")
-            continue
-        if parameter not in layers:
-            raise ArtifactError(f"adapter tensor {name!r} belongs to no linear layer of {type(model).__name__}.")
-        layer = layers[parameter]
-        if stored_transposed(layer) != transposed:
-            raise ArtifactError(f"adapter tensor {name!r}: fan_in_fan_out = {transposed} does not fit its layer.")
-        outputs, inputs = reversed(layer.weight.shape) if transposed else layer.weight.shape
-        found, need = (tensor.shape[1], inputs) if ".lora_A." in name else (tensor.shape[0], outputs)
-        if found != need:
-            raise ArtifactError(
-                f"adapter tensor {name!r} has shape {shape}; its layer has {inputs} inputs and {outputs} outputs."
-            )
