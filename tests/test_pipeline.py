@@ -83,6 +83,26 @@ def test_a_project_that_is_moved_after_a_kill_ends_in_the_same_bits(tmp_path, ti
     assert adapter_bytes(tmp_path / "after" / "run") == adapter_bytes(tmp_path / "whole")
 
 
+def test_a_run_goes_on_with_the_rows_of_its_rounds_alone(experiment, tmp_path):
+    whole, run_ = fedproxy.federate(experiment, tmp_path / "whole"), tmp_path / "run"
+    file, rounds = tmp_path / "numbers.jsonl", run_ / "rounds"
+    rows = file.read_text()
+    fedproxy.federate(experiment, run_)
+    shutil.rmtree(run_ / "adapter")
+    shutil.rmtree(rounds / "0003")
+    file.write_text(rows.replace("say one 0:", "say one 9:"))
+    with pytest.raises(UsageError, match="numbers"):
+        fedproxy.federate(experiment, run_, resume=True)
+    file.write_text(rows)
+    fedproxy.federate(experiment, run_, resume=True)
+    assert adapter_bytes(run_) == adapter_bytes(whole.path)
+    shutil.rmtree(rounds)  # a run without a round is none of any rows yet
+    shutil.rmtree(run_ / "adapter")
+    file.write_text(rows.replace("say one 0:", "say one 9:"))
+    fedproxy.federate(experiment, run_, resume=True)
+    assert adapter_bytes(run_) != adapter_bytes(whole.path)
+
+
 def test_the_seed_matters(experiment, tmp_path):
     fedproxy.federate(experiment, tmp_path / "1")
     experiment.write_text("seed = 1\n" + experiment.read_text())

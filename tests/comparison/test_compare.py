@@ -356,6 +356,10 @@ def test_variants_are_methods_with_settings_of_their_own(experiment_file: Write,
     file.write_text(file.read_text().replace("1e6", "1e5"))
     with pytest.raises(UsageError, match=r'"held" with other settings: .*1000000.0'):
         compare(file, out, resume=True)
+    rows = file.parent / "colour.jsonl"
+    rows.write_text(rows.read_text().replace("thing 0", "thing 9"))
+    with pytest.raises(UsageError, match=r"other rows of colour-owner \(seed 0\)"):
+        compare(file, out, resume=True)
 
 
 def written(found: dict[str, Any], folder: Path) -> Path:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy.artifacts import check_spared, read_json, write_json
-from fedproxy.comparison.cells import RECORD, Key, cell_folder, rows_by_seed, run_cell
+from fedproxy.comparison.cells import RECORD, Key, cell_folder, of_all_seeds, rows_by_seed, run_cell
 from fedproxy.comparison.crew import OnCellProgress, processes, run_in_processes
 from fedproxy.comparison.statistics import DRAWS, LEVEL, paired_difference
 from fedproxy.comparison.work import DOCUMENTS, digest
 from fedproxy.config import VARIED, Compare, Experiment, from_folder
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.evaluation.experiment import check_tasks, scored_tasks
-from fedproxy.federation.client_rows import encode_for
+from fedproxy.federation.client_rows import check_same_rows, encode_for
 from fedproxy.federation.fitting import check_compression, check_fit
 from fedproxy.federation.settings import check_settings
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
@@ -110,11 +110,16 @@ def compare(
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs}: at least one cell is run at a time.")
     rows = rows_by_seed(experiment)
-    if any(method.data != "none" for method in methods.values()):
+    trained = any(method.data != "none" for method in methods.values())
+    if trained:
         encode_for(source.path, rows(keys[0][1]), experiment)
     if overwrite:
         check_spared(path, whole.inputs)
     with owned(path, experiment, resume=resume, overwrite=overwrite) as directory:
+        if trained:
+            check_same_rows(
+                directory, of_all_seeds(rows, {seed for _, seed, _ in keys}), begun=(path / "cells").is_dir()
+            )
 
         def done(key: Key, seconds: float) -> None:
             name, seed, remove = key

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -46,6 +46,15 @@ def cell_folder(path: Path, key: Key) -> Path:
 def rows_by_seed(experiment: Experiment) -> RowsOf:
     """The clients' rows, read once for each seed."""
     return functools.cache(lambda seed: client_rows(dataclasses.replace(experiment, seed=seed)))
+
+
+def of_all_seeds(rows: RowsOf, seeds: Iterable[int]) -> ClientRows:
+    """The clients' rows of several seeds, each under the name of client and seed."""
+    of = {seed: rows(seed) for seed in seeds}
+    return ClientRows(
+        {f"{name} (seed {seed})": part for seed, drawn in of.items() for name, part in drawn.items()},
+        {f"{name} (seed {seed})": part for seed, drawn in of.items() for name, part in drawn.held.items()},
+    )
 
 
 def run_cell(
