@@ -310,3 +310,38 @@ def test_a_byte_order_mark_makes_no_other_experiment(run):
     file = run / "experiment.toml"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     begin(run, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "others"),
+    [
+        ({"a": [{"text": "2"}, {"text": "1"}], "b": [{"text": "3"}]}, "of a"),
+        ({"a": [{"text": "1"}, {"text": "2"}], "b": []}, "of b"),
+        ({"a": [{"text": "3"}], "b": [{"text": "1"}, {"text": "2"}]}, "of a, b"),
+    ],
+)
+@pytest.mark.parametrize("made", ["rounds", "cells"])
+def test_other_rows_are_told_once_something_was_trained(tmp_path, rows, others, made):
+    directory, first = RunDirectory(tmp_path), {"a": [{"text": "1"}, {"text": "2"}], "b": [{"text": "3"}]}
+    for before in (rows, first):
+        directory.check_same_rows(before)
+    (tmp_path / made).mkdir()
+    directory.check_same_rows(first)
+    with pytest.raises(UsageError, match=others):
+        directory.check_same_rows(rows)
+
+
+def test_rows_without_a_note_get_one(tmp_path):
+    (tmp_path / "rounds").mkdir()
+    for rows in ({"a": [1]}, {"b": [2]}):
+        RunDirectory(tmp_path).check_same_rows(rows)
+    with pytest.raises(UsageError, match="of a, b"):
+        RunDirectory(tmp_path).check_same_rows({"a": [], "b": []})
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"a": 5}', '{"sha256": {"a": 5}}'])
+def test_a_damaged_note_of_the_rows_is_named(tmp_path, damaged):
+    (tmp_path / "rounds").mkdir()
+    (tmp_path / "rows.json").write_text(damaged)
+    with pytest.raises(ArtifactError, match=r"rows\.json"):
+        RunDirectory(tmp_path).check_same_rows({"a": [1]})

@@ -19,7 +19,7 @@ from fedproxy.errors import ArtifactError, ConfigError, UsageError
 from fedproxy.evaluation.experiment import check_tasks, score, scored_tasks
 from fedproxy.federation.aligning import proxy_adapter, write_aligned
 from fedproxy.federation.centralized import tune_centralized
-from fedproxy.federation.client_rows import ClientRows, check_same_rows, client_rows
+from fedproxy.federation.client_rows import ClientRows, client_rows
 from fedproxy.federation.fitting import check_experiment
 from fedproxy.federation.inline import tune_inline
 from fedproxy.federation.settings import check_settings
@@ -305,7 +305,7 @@ def _compressed(
             with directory.stage("compress"):
                 make_proxy(experiment, run / "proxy", on_progress, on_sheet)
         on_progress("compress", 1.0, "proxy written")
-        check_same_rows(directory, rows, begun=(run / "rounds").is_dir())
+        directory.check_same_rows(rows.whole)
         yield directory
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import filecmp
+import hashlib
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ from fedproxy.artifacts import check_spared, locked, new_file, os_error, read_js
 from fedproxy.config import Experiment, to_toml
 from fedproxy.errors import FedproxyError, UsageError, error_of
 from fedproxy.events import EVENTS, event_of
+from fedproxy.typed_json import Record, read_record
 
 MEMBERS = "members.json"
 """RUN/members.json: the clients that are other machines, and their keys."""
@@ -54,6 +56,10 @@ _MADE = {"name": (), "compare": (), "evaluate": ("work",), "fuse": ("fused", "wo
 _FREE = ("[train] report_to", *(f"[federate] {key}" for key in ("deadline", "quorum", "retries", "patience")))
 """Settings that may be changed at any time: no complete round would be another by what is waited for, or not."""
 _SCORED = ("evaluation.json", "validation.json", "results.json", "report.html")
+_ROWS = "rows.json"
+"""RUN/rows.json: the digests of the clients' rows, where they are on the machine of the run."""
+_TRAINED = ("rounds", "cells")
+"""What a run, or a comparison, has once something was trained."""
 _FIRST = re.compile(rf"{re.escape(_OWNER)}|{re.escape(_DRIVER)}|\.{re.escape(_STORED)}\.tmp-.*")
 """What a run may hold that was killed in its first moment."""
 
@@ -173,6 +179,14 @@ def _remove(items: Iterable[Path]) -> None:
             raise os_error(error, item) from error
 
 
+class _Noted(Record):
+    sha256: dict[str, str]
+
+
+def _sha256(rows: Any) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+
+
 class RunDirectory:
     """RUN/: which stages are complete, and the log of events; for a process that owns it, or that such a one started.
 
@@ -215,6 +229,26 @@ class RunDirectory:
             if (content := (self.path / EVENTS).read_bytes()) and not content.endswith(b"\n"):
                 self._append("\n")
         self.event("resumed")
+
+    def check_same_rows(self, rows: Mapping[str, Any]) -> None:
+        """Note which rows are trained on; once something was trained, check that they are those noted before.
+
+        Args:
+            rows: Whose → the rows, as JSON has them. Who has no note yet gets one.
+
+        Raises:
+            UsageError: somebody has other rows than noted; the name is told.
+            ArtifactError: the note is damaged.
+        """
+        path, found = self.path / _ROWS, {whose: _sha256(part) for whose, part in rows.items()}
+        begun = path.is_file() and any((self.path / made).is_dir() for made in _TRAINED)
+        noted = read_record(path, _Noted).sha256 if begun else {}
+        if other := sorted(whose for whose in found if noted.get(whose, found[whose]) != found[whose]):
+            raise UsageError(
+                f"{self.path} was begun with other rows of {', '.join(other)}. Go on with those or give another --out."
+            )
+        if found.keys() - noted.keys():
+            write_json(path, {"sha256": noted | found})
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each stage, over all resumes."""

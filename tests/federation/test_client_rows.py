@@ -1,18 +1,14 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy.config import LLM, Client, Compress, Evaluate, Experiment, Federate, Partition
-from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.evaluation import training_rows
 from fedproxy.evaluation.experiment import scored_tasks
-from fedproxy.federation.client_rows import ClientRows, check_same_rows, client_rows, hold_back, parted_rows
-from fedproxy.run_directory import RunDirectory
+from fedproxy.federation.client_rows import client_rows, hold_back, parted_rows
 
 
 def task_data(folder: Path) -> Path:
@@ -114,36 +110,3 @@ def test_a_task_brings_its_options_and_every_cut_keeps_a_part_back(tmp_path: Pat
         options = row["options"]
         assert [completion for _, completion in options.pairs] == [" negative", " positive"]
         assert [options.pairs[i][1] for i in options.right] == [row["completion"]]
-
-
-@pytest.mark.parametrize(
-    ("rows", "held", "others"),
-    [
-        ({"a": [{"text": "2"}, {"text": "1"}], "b": [{"text": "3"}]}, {}, ["a"]),
-        ({"a": [{"text": "1"}], "b": [{"text": "3"}]}, {"a": [{"text": "2"}]}, ["a"]),
-        ({"a": [{"text": "1"}, {"text": "2"}], "b": []}, {}, ["b"]),
-        ({"a": [{"text": "3"}], "b": [{"text": "1"}, {"text": "2"}]}, {}, ["a", "b"]),
-    ],
-)
-def test_other_rows_are_told_from_the_same(tmp_path: Path, rows: Any, held: Any, others: list[str]) -> None:
-    directory, first = RunDirectory(tmp_path), ClientRows({"a": [{"text": "1"}, {"text": "2"}], "b": [{"text": "3"}]})
-    check_same_rows(directory, ClientRows({"a": []}), begun=False)
-    check_same_rows(directory, first, begun=False)
-    check_same_rows(directory, first, begun=True)
-    with pytest.raises(UsageError, match=", ".join(others)):
-        check_same_rows(directory, ClientRows(rows, held), begun=True)
-
-
-def test_rows_without_a_note_get_one(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path)
-    for rows in ({"a": [{"text": "1"}]}, {"b": [{"text": "2"}]}):
-        check_same_rows(directory, ClientRows(rows), begun=True)
-    with pytest.raises(UsageError, match="of a, b"):
-        check_same_rows(directory, ClientRows({"a": [], "b": []}), begun=True)
-
-
-@pytest.mark.parametrize("damaged", ["{", "[]", '{"a": 5}', '{"sha256": {"a": 5}}'])
-def test_a_damaged_note_of_the_rows_is_named(tmp_path: Path, damaged: str) -> None:
-    (tmp_path / "rows.json").write_text(damaged)
-    with pytest.raises(ArtifactError, match=r"rows\.json"):
-        check_same_rows(RunDirectory(tmp_path), ClientRows({"a": [{"text": "1"}]}), begun=True)

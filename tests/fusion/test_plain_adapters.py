@@ -12,7 +12,6 @@ from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from fedproxy.adapter_files import read_adapter
 from fedproxy.artifacts import Manifest
 from fedproxy.checkpoint_files import model_identity
 from fedproxy.cli import main
@@ -20,7 +19,7 @@ from fedproxy.errors import ArtifactError
 from fedproxy.fusion import fuse
 from fedproxy.models.checkpoints import save_checkpoint
 from fedproxy.models.families import keep_blocks
-from fedproxy.models.lora import load_with_adapter
+from fedproxy.models.lora import load_with_adapter, read_any_adapter
 from tests.fusion.test_fuse import KEEP, logits
 from tests.fusion.test_trained_weights import IDS, healed_proxy
 
@@ -179,7 +178,7 @@ def test_other_methods_of_peft_and_settings_of_later_releases_are_refused_by_nam
     train(proxy, tmp_path / "vera", VeraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
     refused("VERA", llm, tmp_path / "vera", proxy)
     refused("use_twist", llm, changed(adapter, tmp_path / "later", use_twist=True), proxy)
-    assert read_adapter(changed(adapter, tmp_path / "unused", use_twist=False), proxy)
+    assert read_any_adapter(changed(adapter, tmp_path / "unused", use_twist=False), proxy)
 
 
 def test_an_adapter_that_was_trained_on_something_else_is_refused(

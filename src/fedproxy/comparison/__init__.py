@@ -25,7 +25,7 @@ from fedproxy.comparison.work import DOCUMENTS, digest
 from fedproxy.config import VARIED, Compare, Experiment, from_folder
 from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.evaluation.experiment import check_tasks, scored_tasks
-from fedproxy.federation.client_rows import check_same_rows, encode_for
+from fedproxy.federation.client_rows import encode_for
 from fedproxy.federation.fitting import check_compression, check_fit
 from fedproxy.federation.settings import check_settings
 from fedproxy.methods import CENTRALIZED, FEDPROXY, ZERO_SHOT, Method, configured, methods_of
@@ -117,9 +117,7 @@ def compare(
         check_spared(path, whole.inputs)
     with owned(path, experiment, resume=resume, overwrite=overwrite) as directory:
         if trained:
-            check_same_rows(
-                directory, of_all_seeds(rows, {seed for _, seed, _ in keys}), begun=(path / "cells").is_dir()
-            )
+            directory.check_same_rows(of_all_seeds(rows, {seed for _, seed, _ in keys}))
 
         def done(key: Key, seconds: float) -> None:
             name, seed, remove = key

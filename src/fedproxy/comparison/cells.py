@@ -48,13 +48,9 @@ def rows_by_seed(experiment: Experiment) -> RowsOf:
     return functools.cache(lambda seed: client_rows(dataclasses.replace(experiment, seed=seed)))
 
 
-def of_all_seeds(rows: RowsOf, seeds: Iterable[int]) -> ClientRows:
+def of_all_seeds(rows: RowsOf, seeds: Iterable[int]) -> dict[str, Any]:
     """The clients' rows of several seeds, each under the name of client and seed."""
-    of = {seed: rows(seed) for seed in seeds}
-    return ClientRows(
-        {f"{name} (seed {seed})": part for seed, drawn in of.items() for name, part in drawn.items()},
-        {f"{name} (seed {seed})": part for seed, drawn in of.items() for name, part in drawn.held.items()},
-    )
+    return {f"{name} (seed {seed})": part for seed in seeds for name, part in rows(seed).whole.items()}
 
 
 def run_cell(

@@ -28,7 +28,7 @@ from fedproxy.config import Experiment, Fuse, from_folder
 from fedproxy.errors import UsageError
 from fedproxy.evaluation.experiment import score
 from fedproxy.federation.aligning import write_aligned
-from fedproxy.federation.client_rows import ClientRows, check_same_rows
+from fedproxy.federation.client_rows import ClientRows
 from fedproxy.federation.inline import tune_inline
 from fedproxy.federation.tuning import OnProgress
 from fedproxy.fusion.run import fuse_run
@@ -144,7 +144,7 @@ class Work:
                     (path / "proxy").symlink_to(Path("..", "..", "proxies", proxy.name), target_is_directory=True)
                 except OSError as error:
                     raise os_error(error, path / "proxy") from error
-            check_same_rows(directory, rows, begun=(path / "rounds").is_dir())
+            directory.check_same_rows(rows.whole)
             if not (path / "adapter").is_dir():
                 with directory.stage("federate"):
                     tune_inline(experiment, directory, rows, self._progress)

@@ -1,7 +1,5 @@
 """The rows that clients train on: read, dealt out, and encoded once."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,33 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from fedproxy.artifacts import write_json
 from fedproxy.config import Client, Evaluate, Experiment, Train
 from fedproxy.data import partition, read_rows
-from fedproxy.errors import UsageError
 from fedproxy.evaluation.rendering import training_rows
 from fedproxy.models.checkpoints import Tokenizer, load_config, load_tokenizer
 from fedproxy.models.encoding import Encoded, training_examples
 from fedproxy.models.families import readable
 from fedproxy.models.validating import Validation, encode_validation, labels_of
-from fedproxy.run_directory import RunDirectory
 from fedproxy.seeds import derive_seed
-from fedproxy.typed_json import Record, read_record
-
-_NOTED = "rows.json"
-"""RUN/rows.json: which rows are trained on, where they are on the machine of the run."""
 
 Rows = list[dict[str, Any]]
-
-
-class Noted(Record):
-    """What rows.json holds.
-
-    Attributes:
-        sha256: Client → digest of its rows, with those that it keeps back.
-    """
-
-    sha256: dict[str, str]
 
 
 class ClientRows(Mapping[str, Rows]):
@@ -61,6 +42,11 @@ class ClientRows(Mapping[str, Rows]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def whole(self) -> dict[str, list[Rows]]:
+        """All rows of each client: those that are trained on, and those that are kept back."""
+        return {name: [rows, self.held.get(name, [])] for name, rows in self._rows.items()}
 
     def examples(self, name: str, tokenizer: Tokenizer, longest: int, train: Train) -> list[Encoded]:
         """A client's rows as tokens; the arguments, and what is raised, are those of `training_examples`."""
@@ -237,34 +223,3 @@ def encode_for(model: Path, rows: ClientRows, experiment: Experiment) -> tuple[T
     tokenizer = load_tokenizer(model, trust_remote_code=trust)
     longest = readable(load_config(model, trust_remote_code=trust), experiment.train.max_length)
     return tokenizer, rows.encoded(tokenizer, experiment, longest)
-
-
-def check_same_rows(directory: RunDirectory, rows: ClientRows, *, begun: bool) -> None:
-    """Note which rows are trained on; where training has begun, check that they are those noted before.
-
-    Args:
-        directory: The run.
-        rows: The rows by the client's name. What has no note yet gets one.
-        begun: Whether something was trained already; else what is noted does not matter.
-
-    Raises:
-        UsageError: a client has other rows than noted; it is named.
-        ArtifactError: the note is damaged.
-    """
-    path, found = directory.path / _NOTED, {name: _sha256(rows[name], rows.held.get(name, [])) for name in rows}
-    noted = read_record(path, Noted).sha256 if begun and path.is_file() else {}
-    if other := sorted(name for name in found if noted.get(name, found[name]) != found[name]):
-        raise UsageError(
-            f"{directory.path} was begun with other rows of {', '.join(other)}. Go on with those or give another --out."
-        )
-    if found.keys() - noted.keys():
-        write_json(path, {"sha256": noted | found})
-
-
-def _sha256(*parts: Rows) -> str:
-    hashed = hashlib.sha256()
-    for rows in parts:
-        hashed.update(f"{len(rows)}\n".encode())
-        for row in rows:
-            hashed.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return hashed.hexdigest()

@@ -26,13 +26,7 @@ class LocalClients:
         model: The proxy with a fresh adapter of the rank of [train], if it is loaded already.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        run: Path,
-        rows: ClientRows,
-        model: AdaptedModel | None = None,
-    ) -> None:
+    def __init__(self, experiment: Experiment, run: Path, rows: ClientRows, model: AdaptedModel | None = None) -> None:
         self._experiment, self._run, self._rows = experiment, run, rows
         self._tokenizer = load_tokenizer(run / "proxy", trust_remote_code=experiment.llm.trust_remote_code)
         self._models = {} if model is None else {experiment.train.lora_r: model}
