@@ -61,6 +61,7 @@ def audit(
 
         began = time.perf_counter()
         found = row.run(subject, settings, tell)
+        record = read_attacks(subject.path).model_dump()  # another audit may have noted something meanwhile
         record["attacks"][row.name] = {
             "title": row.title,
             "paper": row.paper,
