@@ -82,7 +82,8 @@ that was best for it.
 - **Of the same rows, more steps.** `fedproxy` closes {in_pairs("fedproxy")} % of the gap, where batches of eight closed {share(0.5)}; every seed is at least 5 points of accuracy above its run with batches of eight, which another machine made. The goal is missed still.
 - **The way over the proxy sets the limit, more than the federation does.** One party that tunes the proxy on all rows in one line of 2,400 steps (`centralized-proxy-5e-4`) has a tuned proxy at {with_pairs("centralized-proxy-5e-4", tuned=True)} %, and a fused LLM at {with_pairs("centralized-proxy-5e-4")} %, as `fedproxy` has.
   Plugged in at 1.5 it has {with_pairs("centralized-proxy-5e-4-scale-1.5")} %, or {in_pairs("centralized-proxy-5e-4-scale-1.5")} % of the gap: most of what `fedproxy` leaves is left by whoever tunes this proxy at this rate. With batches of eight, twice the rate and one seed one party had {fused("centralized-proxy")} % (below).
-- **FedOT** ends at {with_pairs("fedot")} %, hardly above the untuned LLM.
+- **FedOT and FedBiOT** end at {with_pairs("fedot")} and {with_pairs("fedbiot")} %, hardly above the untuned LLM. FedBiOT's proxy is healed for the published 500 steps.
+- **Asked at decode time, the same training is worth more** (`decode-time`): the untouched LLM's logits, moved by what tuning changed in the proxy's, answer {with_pairs("decode-time")} % right, {ahead("decode-time", "fedproxy", PAIRS)} points above the LLM that the adapter is plugged into. Every token then takes the LLM and the proxy twice, tuned and untuned.
 - **A larger scale is not told apart**, though it was 6 points better on the validation rows below.
 
 #### By share removed
@@ -93,7 +94,8 @@ that was best for it.
 
 {compared(PAIR_SHARES, CENTRAL)}
 
-- **With three quarters removed, plugging in loses what the proxy learned.** The tuned proxy, which has 42 % of the LLM's parameters, is far above the fused LLM. Who removes that much serves the tuned proxy itself. Plugged in at 1.5 the LLM gains {ahead("scale-1.5", "fedproxy", PAIR_SHARES, 0.75)} points.
+- **With three quarters removed, plugging in loses what the proxy learned.** The tuned proxy, which has 42 % of the LLM's parameters, is far above the fused LLM. Who removes that much serves the tuned proxy itself.
+- **The scale stays 1.** Plugged in at 1.25 the LLM gains {ahead("scale-1.25", "fedproxy", PAIR_SHARES, 0.75)} points with three quarters removed, and at 1.5 {ahead("scale-1.5", "fedproxy", PAIR_SHARES, 0.75)}: better in every seed, and a small part of what plugging in loses there. With a quarter and with half removed a larger scale is not told apart from 1.
 
 ### How batch, rate and scale were chosen
 
@@ -186,7 +188,7 @@ With a quarter removed, and tasks that are more alike, a first run brings all cl
 
 ## What failed or is not known
 
-- SmolLM2 with a quarter removed has one seed and four clients, and with three quarters removed no batches of two. FedOT and FedBiOT have one seed there, batches of eight, and 100 steps of healing in place of 500.
+- On SmolLM2 the goals were measured with three seeds; what holds it back with batches of eight, the comparisons with four clients and the first runs have one.
 - Gemma 3 has a first run, and no comparison.
 - Merging in the joint bases of all changes (Core Space) was tried by hand in the laboratory and left: 74.0 % in place of 80.1 with half removed, seed 0.
 - Whether H-TIES is more than a larger step was asked with three seeds in the laboratory, and on SmolLM2 with one (the tables above).
@@ -228,7 +230,7 @@ def goals() -> str:
     """Each goal, what was measured, and whether it is met."""
     lab, product, real = (loaded(path) for path in (LAB / "heterogeneous.json", LAB / "product.json", SHARES))
     lines = ["| goal | where | measured | |", "|---|---|---|---|"]
-    scaled, causes, pairs = loaded(LAB / "three_quarters.json"), loaded(CAUSES), loaded(PAIRS)
+    scaled, pairs = loaded(LAB / "three_quarters.json"), loaded(PAIRS)
     for where, result, method, asked, reference in (
         ("laboratory, `fedproxy`", product, "fedproxy", GOALS, "centralized"),
         ("laboratory, H-TIES of the products", product, "product", GOALS, "centralized"),
@@ -237,9 +239,8 @@ def goals() -> str:
         ("SmolLM2, H-TIES of the products, batches of 8", real, "product", GOALS, "centralized"),
         ("SmolLM2, `fedproxy`, batches of 2", pairs, "fedproxy", [0.5], CENTRAL),
         ("SmolLM2, `fedproxy`, batches of 2", loaded(PAIR_SHARES), "fedproxy", [0.75], CENTRAL),
-        ("SmolLM2, `fedproxy`, batches of 2, plugged in at 1.5", loaded(PAIR_SHARES), "scale-1.5", [0.75], CENTRAL),
-        ("SmolLM2, `fedproxy`, batches of 2, plugged in at 1.25", pairs, "scale-1.25", [0.5], CENTRAL),
-        ("SmolLM2, `fedproxy`, batches of 2, plugged in at 1.5", pairs, "scale-1.5", [0.5], CENTRAL),
+        ("SmolLM2, `fedproxy`, batches of 2, plugged in at 1.25", loaded(PAIR_SHARES), "scale-1.25", GOALS, CENTRAL),
+        ("SmolLM2, `fedproxy`, batches of 2, plugged in at 1.5", loaded(PAIR_SHARES), "scale-1.5", GOALS, CENTRAL),
     ):
         for removed in asked:
             goal, found = GOALS[removed], gap(result, method, removed, reference)
@@ -250,8 +251,7 @@ def goals() -> str:
         ("laboratory", lab, "fedot"),
         ("laboratory", lab, "fedbiot"),
         ("SmolLM2, batches of 2", pairs, "fedot"),
-        ("SmolLM2, batches of 8, one seed", causes, "fedot"),
-        ("SmolLM2, batches of 8, one seed", causes, "fedbiot-100"),
+        ("SmolLM2, batches of 2", pairs, "fedbiot"),
     ):
         accuracy = {row["method"]: row["accuracy"] for row in result["summary"]}
         lead = 100 * (accuracy["fedproxy"]["mean"] - accuracy[other]["mean"])
