@@ -98,6 +98,17 @@ def test_each_kept_block_of_the_fused_llm_gains_what_its_proxy_block_gained(
     assert all(tensor.equal(found[name]) for name, tensor in by_peft.state_dict().items() if name in found)
 
 
+def test_of_what_peft_writes_its_defaults_are_not_written_again(
+    trained: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """PEFT before 0.14 refuses keys that it does not know, and a newer one writes them all."""
+    llm, proxy, adapter = trained
+    fuse(llm, adapter, tmp_path / "tuned", proxy=proxy)
+    given, written = (json.loads((folder / CONFIG).read_text()) for folder in (adapter, tmp_path / "tuned"))
+    assert {"use_dora", "rank_pattern"} <= given.keys() - written.keys()
+    assert {"peft_type", "r", "lora_alpha", "target_modules"} <= written.keys()
+
+
 def test_the_command_takes_the_proxy_and_the_card_tells_no_federation(
     trained: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
