@@ -226,6 +226,7 @@ def _plug_in(results: Results) -> Iterator[Hindrance]:
             "plug-in",
             said,
             "Make the update larger (a higher [train] learning_rate, or a scale chosen by public text that is like the "
-            'rows: [fuse] scale = "auto", public = FILE), remove fewer blocks ([compress] remove), or serve the tuned '
-            "proxy itself: RUN/proxy with RUN/adapter.",
+            'rows: [fuse] scale = "auto", public = FILE), remove fewer blocks ([compress] remove), or do not plug in: '
+            "the tuned proxy steers the untouched LLM at decode time (fedproxy evaluate LLM --proxy RUN/proxy "
+            "--adapter RUN/adapter), or is served itself.",
         )
