@@ -400,10 +400,10 @@ def test_a_stock_superlink_and_stock_supernodes(tmp_path, tiny_checkpoint, calib
         assert eventually((run / "adapter").is_dir, 400.0), link.said
 
         for one in sites.values():
-            # The run can be over before its last ClientApp is, which looks for its SuperNode for a minute if that ends.
-            assert eventually(lambda one=one: not one.family("flwr-clientapp"), 30.0), one.said
             os.kill(one.pid, signal.SIGTERM)
-            assert eventually(lambda one=one: not one.family(), 30.0), one.said
+            assert eventually(lambda one=one: one.code is not None, 30.0), one.said
+            # A ClientApp of the killed run may wait on for what its message lacks: Flower lets it do so for two hours.
+            one.clear()
         text = bare.replace("max_length = 32\n[fed", "max_length = 32\npadding_free = false\n[fed")
         text = text.replace("rounds = 3", "rounds = 1\nparticipation = 0.5\nquorum = 1")
         (tmp_path / "private.toml").write_text(f"{text}[train.privacy]\nepsilon = 8.0\n")
