@@ -60,7 +60,7 @@ FIELDS = {
         "placement": choice("auto", "memory", "stream"),
     },
     Heal: {
-        **dict.fromkeys(("steps", "realign_steps"), NATURAL),
+        **dict.fromkeys(("refit", "steps", "realign_steps"), NATURAL),
         "mode": choice("lora", "full"),
         **dict.fromkeys(("learning_rate", "temperature"), POSITIVE),
         **dict.fromkeys(("batch_size", "top_k", "held_out", "lora_r", "save_every"), COUNT),

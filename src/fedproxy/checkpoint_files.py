@@ -294,6 +294,15 @@ def write_shards(
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
 
 
+def replace_weights(checkpoint: Path, made: Path) -> None:
+    """Put the weight files of `made`, a directory on the same disk, in place of a checkpoint's; `made` is gone then."""
+    for old in [*weight_files(checkpoint), checkpoint / INDEX]:
+        old.unlink(missing_ok=True)
+    for new in made.glob("*.safetensors*"):
+        shutil.move(new, checkpoint / new.name)
+    shutil.rmtree(made)
+
+
 def _write_shard(
     path: Path, shard: Mapping[str, Stored], computed: Mapping[str, Compute], copier: Executor
 ) -> Iterator[int]:

@@ -27,7 +27,7 @@ _PLAIN: Settings = {
 """FedAvg on a proxy of which all blocks train: what a row's own settings start from."""
 _WHOLE: Settings = {
     "compress": {"remove": 0.0, "score": "uniform", "keep_first": 0, "keep_last": 0},
-    "heal": {"steps": 0},
+    "heal": {"refit": 0, "steps": 0},
 }
 """No proxy: the LLM itself with all its blocks."""
 _OFFSITE: Settings = {
@@ -38,7 +38,7 @@ _OFFSITE: Settings = {
 """Offsite tuning with l = r = 2: the ends train, and the blocks between are dropped evenly."""
 _PUBLISHED: Settings = {
     "compress": {"score": "block-influence", "keep_first": 0, "keep_last": 0},
-    "heal": {"steps": 0},
+    "heal": {"refit": 0, "steps": 0},
     "federate": {
         "merge": "h-ties",
         "merge_options": {},

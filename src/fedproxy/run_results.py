@@ -69,7 +69,8 @@ def results_of(
 
 def _perplexity(settings: Mapping[str, Any]) -> dict[str, float] | None:
     """Of the LLM and of the proxy as it was handed out, on public text; none if there was none."""
-    measured, proxy = settings.get("heal", {}).get("perplexity"), "after"
+    healed = settings.get("heal") or settings.get("refit") or {}
+    measured, proxy = healed.get("perplexity"), "after"
     if measured is None:
         measured, proxy = settings.get("exposure", {}).get("perplexity"), "proxy"
     return measured and {"llm": min(measured["llm"], LARGEST), "proxy": min(measured[proxy], LARGEST)}

@@ -246,12 +246,12 @@ def test_impossible_settings_and_texts(tiny_checkpoint: Checkpoint, tmp_path: Pa
 
 def test_what_is_held_out_is_not_trained_on() -> None:
     documents = [str(i % 40) for i in range(100)]
-    learned, held_out = split_documents(documents, Heal(steps=99, batch_size=8, held_out=64), 0)
+    learned, held_out = split_documents(documents, Heal(held_out=64), 0, wanted=792)
     assert (len(learned), len(held_out)) == (30, 10)
     assert sorted([*learned, *held_out]) == sorted(set(documents))
-    learned, held_out = split_documents(documents, Heal(steps=2, batch_size=8, held_out=3), 0)
+    learned, held_out = split_documents(documents, Heal(held_out=3), 0, wanted=16)
     assert (len(learned), len(held_out)) == (16, 3)
-    assert split_documents(documents, Heal(steps=2), 1) != split_documents(documents, Heal(steps=2), 0)
+    assert split_documents(documents, Heal(), 1, wanted=16) != split_documents(documents, Heal(), 0, wanted=16)
 
 
 def test_the_rate_goes_up_and_down() -> None:

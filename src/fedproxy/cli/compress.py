@@ -39,6 +39,10 @@ def compress(
         str,
         typer.Option(help="Where the LLM is run: memory, stream (one block at a time from its files), or auto."),
     ] = "auto",
+    heal_refit: Annotated[
+        int,
+        typer.Option(help="Public documents to fit the last linear layer before each gap on, in closed form.", min=0),
+    ] = 0,
     heal_steps: Annotated[
         int, typer.Option(help="Steps in which the LLM teaches the proxy on public text.", min=0)
     ] = 0,
@@ -85,7 +89,7 @@ def compress(
     if heal_mode not in ("lora", "full"):
         raise UsageError(f"--heal-mode {heal_mode!r}: choose lora or full.")
     text = "" if heal_text is None else str(heal_text)
-    heal = Heal(steps=heal_steps, mode=heal_mode, text=text)  # type: ignore[arg-type]
+    heal = Heal(refit=heal_refit, steps=heal_steps, mode=heal_mode, text=text)  # type: ignore[arg-type]
     sheets: list[dict[str, Any]] = []
 
     def on_sheet(sheet: dict[str, Any]) -> None:

@@ -169,14 +169,19 @@ def _aligning(llm: LLM, run: RunDirectory) -> float:
 
 
 def _healing(llm: LLM, proxy: Path) -> float:
-    """Operations of healing: the LLM reads every document once, the proxy learns in every step."""
-    record = Manifest.read(proxy).settings.get("heal")
-    if record is None:
-        return 0.0
-    settings, model = record["settings"], _matrices(proxy, trust_remote_code=llm.trust_remote_code)
-    passes = settings["steps"] / math.ceil(record["documents"] / settings["batch_size"])
-    learned = training(passes * record["tokens"], model, trained=record["trained"], parameters=record["parameters"])
-    return reading(record["tokens"], _whole(llm)) + learned
+    """Operations of healing: the LLM reads all documents; the proxy reads them twice if refitted, and learns."""
+    made, spent = Manifest.read(proxy).settings, 0.0
+    if "refit" not in made and "heal" not in made:
+        return spent
+    model = _matrices(proxy, trust_remote_code=llm.trust_remote_code)
+    if record := made.get("refit"):
+        spent += reading(record["tokens"], _whole(llm)) + 2 * reading(record["tokens"], model)
+    if record := made.get("heal"):
+        settings = record["settings"]
+        passes = settings["steps"] / math.ceil(record["documents"] / settings["batch_size"])
+        spent += reading(record["tokens"], _whole(llm))
+        spent += training(passes * record["tokens"], model, trained=record["trained"], parameters=record["parameters"])
+    return spent
 
 
 def _whole(llm: LLM) -> Matrices:

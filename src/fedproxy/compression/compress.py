@@ -11,6 +11,7 @@ from fedproxy.compression.exposure import exposure, perplexities
 from fedproxy.compression.heal import discard
 from fedproxy.compression.heal import heal as heal_proxy
 from fedproxy.compression.prune import check_proxy, prune
+from fedproxy.compression.refit import refit
 from fedproxy.compression.scores import SCORES
 from fedproxy.compression.select import between, check_remove, removed_count
 from fedproxy.config import Heal
@@ -133,8 +134,8 @@ def compress(
         batch_size: Documents in one forward pass.
         seed: Seed of the draw.
         placement: Where the LLM is run: "memory", "stream" (one block at a time from its files), or "auto".
-        heal: How the LLM teaches the proxy on public text afterwards; not at all if none or with 0 steps. Killed, and
-            called again with the same arguments, it goes on from `out`.heal beside `out`.
+        heal: How the LLM teaches the proxy on public text afterwards; not at all if none, or with 0 for `refit` and
+            `steps`. Killed, and called again with the same arguments, it goes on from `out`.heal beside `out`.
         tokenizer: The tokenizer of a model in memory; a checkpoint brings its own.
         trust_remote_code: Let the LLM's own Python code run.
         overwrite: Replace `out`, if fedproxy made it.
@@ -161,7 +162,7 @@ def compress(
     check_placement(placement)
     text = read_text(calibration, score, samples, seed)
     inputs = (llm, calibration, heal and heal.text)
-    heal = heal if heal is not None and heal.steps else None
+    heal = heal if heal is not None and (heal.steps or heal.refit) else None
     lessons = [] if heal is None else _documents(heal.text or calibration)
     if out is not None:
         out = Path(out)
@@ -218,19 +219,31 @@ def compress(
         check_proxy(source, keep, directory)
         if heal is not None and tokenizer is not None:
             del stream, passages, some
-            settings["heal"] = heal_proxy(
-                source,
-                keep,
-                directory,
-                trained=[place for place, block in enumerate(keep) if block in among or not heal.spare_ends],
-                settings=heal,
-                documents=lessons,
-                tokenizer=tokenizer,
-                work=work,
-                seed=seed,
-                placement=placement,
-                progress=lambda done, text: report(0.7 + 0.3 * done, text),
-            )
+            teaching: dict[str, Any] = {
+                "trained": [place for place, block in enumerate(keep) if block in among or not heal.spare_ends],
+                "settings": heal,
+                "documents": lessons,
+                "tokenizer": tokenizer,
+                "seed": seed,
+                "placement": placement,
+            }
+            if heal.refit:
+                settings["refit"] = refit(
+                    source,
+                    keep,
+                    directory,
+                    **teaching,
+                    progress=lambda done: report(0.7 + 0.05 * done, "refitting the layers before the gaps"),
+                )
+            if heal.steps:
+                settings["heal"] = heal_proxy(
+                    source,
+                    keep,
+                    directory,
+                    **teaching,
+                    work=work,
+                    progress=lambda done, text: report(0.75 + 0.25 * done, text),
+                )
         Manifest(
             kind="proxy",
             llm_sha256=model_identity(source.path),

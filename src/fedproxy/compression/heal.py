@@ -79,7 +79,7 @@ def heal(
     """
     began = time.perf_counter()
     check_healing(settings, trained)
-    learned, held_out = split_documents(documents, settings, seed)
+    learned, held_out = split_documents(documents, settings, seed, wanted=settings.steps * settings.batch_size)
     longest = readable(source.decoder.config, settings.max_length)
     asked, unseen = (
         batches(tokenizer, part, max_length=longest, batch_size=settings.batch_size) for part in (learned, held_out)
@@ -142,11 +142,11 @@ def discard(work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def split_documents(documents: Sequence[str], settings: Heal, seed: int) -> tuple[list[str], list[str]]:
-    """Draw the documents to train on and those held out; none is in both, repeated ones count once.
+def split_documents(documents: Sequence[str], settings: Heal, seed: int, *, wanted: int) -> tuple[list[str], list[str]]:
+    """Draw the documents to learn from and those held out; none is in both, repeated ones count once.
 
     Returns:
-        As many documents to train on as the steps can use, and at most a quarter of all, held out.
+        As many documents to learn from as are wanted, if there are, and at most a quarter of all, held out.
 
     Raises:
         ArtifactError: there are fewer than two different documents.
@@ -156,21 +156,21 @@ def split_documents(documents: Sequence[str], settings: Heal, seed: int) -> tupl
     if len(order) < 2:
         raise ArtifactError("healing needs two different public documents at least; give some hundred.")
     count = max(1, min(settings.held_out, len(order) // 4))
-    return order[count:][: settings.steps * settings.batch_size], order[:count]
+    return order[count:][:wanted], order[:count]
 
 
 def check_healing(settings: Heal, trained: Sequence[int]) -> None:
     """Check the settings of a healing that changes the proxy blocks `trained`.
 
     Raises:
-        UsageError: there are no steps, or no block is changed.
+        UsageError: there are no steps and nothing is refitted, or no block may be changed.
     """
     if not trained:
         raise UsageError(
             "heal: spare_ends = true leaves no block of the proxy to heal. Keep fewer ends, or remove less."
         )
-    if settings.steps < 1:
-        raise UsageError(f"healing needs steps ≥ 1, got {settings.steps}.")
+    if settings.steps < 1 and settings.refit < 1:
+        raise UsageError(f"healing needs steps ≥ 1 or refit ≥ 1, got {settings.steps} and {settings.refit}.")
 
 
 def _enter(work: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedproxy.checkpoint_files import INDEX, weight_files
+from fedproxy.checkpoint_files import replace_weights
 from fedproxy.config import Heal
 from fedproxy.models.checkpoints import load_model, save_checkpoint
 from fedproxy.models.families import blocks
@@ -136,8 +136,4 @@ class Student:
             for name, parameter in self._base.named_parameters():
                 parameter.data = parameter.data.to("cpu", self._dtypes[name])
             save_checkpoint(made, self._base, self._proxy.path)
-        for old in [*weight_files(self._proxy.path), self._proxy.path / INDEX]:
-            old.unlink(missing_ok=True)
-        for new in made.glob("*.safetensors*"):
-            shutil.move(new, self._proxy.path / new.name)
-        shutil.rmtree(made)
+        replace_weights(self._proxy.path, made)

@@ -71,9 +71,11 @@ HEALING_RATES = {"lora": 5e-4, "full": 1e-4}
 
 @table
 class Heal:
-    """[heal]: the LLM teaches the proxy on public text; with 0 steps it does not.
+    """[heal]: the LLM teaches the proxy on public text; with 0 for `refit` and `steps` it does not.
 
     Attributes:
+        refit: Documents on which, before any step, the last linear layer before each gap is fitted in closed form to
+            what the removed blocks did; some hundred suffice.
         steps: Optimizer steps.
         mode: "lora" trains a low-rank change of the blocks and merges it, "full" all weights of the blocks.
         learning_rate: Highest learning rate; the mode's own if none.
@@ -92,6 +94,7 @@ class Heal:
             learned so far plugged in, for the proxy blocks that [train] blocks leaves out. Engine inline only.
     """
 
+    refit: Natural = 0
     steps: Natural = 0
     mode: Literal["lora", "full"] = "lora"
     learning_rate: Positive | None = None

@@ -34,7 +34,7 @@ def check_compression(experiment: Experiment, decoder: Model) -> int:
     removed = removed_count(count, compress.remove)
     free = len(between(count, compress.keep_first, compress.keep_last, removed)) - removed
     left = count - removed
-    if heal.steps:
+    if heal.steps or (heal.refit and removed):
         check_healing(heal, range(free if heal.spare_ends else left))
     return left
 

@@ -192,27 +192,37 @@ class Known:
         }
 
     def healing(self, experiment: Experiment, proxy: ProxySize) -> float:
-        """Operations of [heal]: the LLM reads every document once, the proxy learns in every step.
+        """Operations of [heal]: the LLM reads all documents; the proxy reads them twice if refitted, and learns.
 
         Raises:
             ArtifactError: the text cannot be used.
             UsageError: a setting is impossible.
         """
-        heal = experiment.heal
+        heal, spent = experiment.heal, 0.0
+        if heal.refit and len(proxy.keep) < self.shape.count:
+            _, tokens = self._lesson(experiment, heal.refit)
+            spent += reading(tokens, self.matrices) + 2 * reading(tokens, proxy.matrices)
         if not heal.steps:
-            return 0.0
+            return spent
         places = proxy.free if heal.spare_ends else list(range(len(proxy.keep)))
         check_healing(heal, places)
-        documents, _ = split_documents(self._public(experiment), heal, experiment.seed)
-        longest = self.readable(heal.max_length)
-        tokens = _tokens(batches(self.tokenizer, documents, max_length=longest, batch_size=heal.batch_size))
+        documents, tokens = self._lesson(experiment, heal.steps * heal.batch_size)
         if heal.mode == "lora":
             parameters = count(self.adapter(proxy, Train(lora_r=heal.lora_r), places))
         else:
             parameters = sum(entries(self.shape.of_block(proxy.keep[place])) for place in places)
-        passes = heal.steps / ceil(len(documents) / heal.batch_size)
+        passes = heal.steps / ceil(documents / heal.batch_size)
         learned = training(passes * tokens, proxy.matrices, trained=places, parameters=parameters)
-        return reading(tokens, self.matrices) + learned
+        return spent + reading(tokens, self.matrices) + learned
+
+    def _lesson(self, experiment: Experiment, wanted: int) -> tuple[int, int]:
+        """How many documents healing draws where so many are wanted, and their tokens."""
+        heal = experiment.heal
+        documents, _ = split_documents(self._public(experiment), heal, experiment.seed, wanted=wanted)
+        longest = self.readable(heal.max_length)
+        return len(documents), _tokens(
+            batches(self.tokenizer, documents, max_length=longest, batch_size=heal.batch_size)
+        )
 
     def aligning(self, experiment: Experiment, proxy: ProxySize) -> tuple[float, int]:
         """Operations of [heal] realign_steps in all rounds, and the bytes that each round but the first sends for it.

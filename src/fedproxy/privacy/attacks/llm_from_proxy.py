@@ -136,7 +136,8 @@ def _school(subject: Subject, options: Options, llm: Source, text: str, tasks: E
         top_k=TOLD,
         save_every=steps,
     )
-    parts = split_documents(read_documents(text)[0], settings, subject.seed)
+    wanted = settings.steps * settings.batch_size
+    parts = split_documents(read_documents(text)[0], settings, subject.seed, wanted=wanted)
     lessons, unseen = (
         batches(subject.tokenizer, part, max_length=settings.max_length, batch_size=settings.batch_size)
         for part in parts
