@@ -9,7 +9,8 @@ from fedproxy import checkpoint_files
 from fedproxy.cli import main
 from tests.fusion.test_fuse import make_adapter
 
-HEAL = ["--heal-steps", "2", "--batch-size", "2", "--max-length", "24"]
+SMALL = ["--batch-size", "2", "--max-length", "24"]
+HEAL = {"heal": ["--heal-steps", "2", *SMALL], "refit": ["--heal-refit", "2", *SMALL]}
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["told before", "found out while writing"])
-@pytest.mark.parametrize("job", ["compress", "heal", "fuse checkpoint", "fuse adapter"])
+@pytest.mark.parametrize("job", ["compress", "heal", "refit", "fuse checkpoint", "fuse adapter"])
 def test_a_full_disk_ends_with_code_5_and_leaves_nothing(
     job, announced, small_disk, tiny_checkpoint, calibration, tmp_path, monkeypatch, capsys
 ):
@@ -37,7 +38,7 @@ def test_a_full_disk_ends_with_code_5_and_leaves_nothing(
         (small_disk / "ballast").write_bytes(b"x" * 50_000)
         command = ["fuse", str(llm), str(tmp_path / "adapter"), out, "--as", job.split()[1]]
     else:
-        command = ["compress", str(llm), out, "--calibration", str(calibration), *(HEAL if job == "heal" else [])]
+        command = ["compress", str(llm), out, "--calibration", str(calibration), *HEAL.get(job, [])]
     with pytest.raises(SystemExit) as end:
         main(command)
     said = capsys.readouterr().err

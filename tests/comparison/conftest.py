@@ -37,7 +37,7 @@ def experiment_file(
             f'calibration = "{calibration}"\nmax_length = 16\n{tables}[train]\n'
             + "".join(f"{key} = {value}\n" for key, value in settings.items())
             + f'[federate]\nrounds = {rounds}\n[evaluate]\ninclude = "{folder}"\n'
-            f"[heal]\nsteps = 1\nbatch_size = 2\nmax_length = 8\nlora_r = 2\n{extra}[compare]\n{compare}"
+            f"[heal]\nrefit = 4\nsteps = 1\nbatch_size = 2\nmax_length = 8\nlora_r = 2\n{extra}[compare]\n{compare}"
         )
         return path
 

@@ -50,7 +50,7 @@ CHOICES = {
 
 @pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory, experiment_file: Write) -> Path:
-    """All methods, one seed, two rounds; a proxy of six of eight blocks, healed for a step."""
+    """All methods, one seed, two rounds; a proxy of six of eight blocks, refitted and healed for a step."""
     out = tmp_path_factory.mktemp("compared") / "all"
     compare(experiment_file("seeds = [0]\n"), out, jobs=1)
     return out
