@@ -21,6 +21,14 @@ from fedproxy.typed_json import LARGEST
             },
             {"llm": 2.0, "proxy": 4.0},
         ),
+        ({"refit": {"perplexity": {"llm": 2.0, "before": 8.0, "after": 5.0}}}, {"llm": 2.0, "proxy": 5.0}),
+        (
+            {
+                "refit": {"perplexity": {"llm": 2.0, "before": 8.0, "after": 5.0}},
+                "heal": {"perplexity": {"llm": 2.0, "before": 5.0, "after": 4.0}},
+            },
+            {"llm": 2.0, "proxy": 4.0},
+        ),
     ],
 )
 def test_the_perplexity_is_that_of_the_proxy_that_was_handed_out(settings, found):

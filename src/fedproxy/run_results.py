@@ -9,6 +9,7 @@ import torch
 
 from fedproxy.artifacts import Manifest, read_json
 from fedproxy.checkpoint_files import model_identity, weight_files
+from fedproxy.compression.exposure import healed_perplexity
 from fedproxy.config import Experiment
 from fedproxy.federation.store import RoundStore
 from fedproxy.memory import peak_memory
@@ -69,8 +70,7 @@ def results_of(
 
 def _perplexity(settings: Mapping[str, Any]) -> dict[str, float] | None:
     """Of the LLM and of the proxy as it was handed out, on public text; none if there was none."""
-    healed = settings.get("heal") or settings.get("refit") or {}
-    measured, proxy = healed.get("perplexity"), "after"
+    measured, proxy = healed_perplexity(settings), "after"
     if measured is None:
         measured, proxy = settings.get("exposure", {}).get("perplexity"), "proxy"
     return measured and {"llm": min(measured["llm"], LARGEST), "proxy": min(measured[proxy], LARGEST)}

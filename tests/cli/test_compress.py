@@ -113,6 +113,22 @@ def test_without_public_text_perplexity_is_not_measured(cli: Cli, tiny_checkpoin
     assert "keeps 3 of 6 blocks [0, 2, 5]" in err
 
 
+@pytest.mark.parametrize("options", [["--heal-refit", "4"], ["--heal-steps", "2"], []])
+def test_what_healing_made_of_the_proxy_is_told(
+    cli: Cli, tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path, options: list[str]
+) -> None:
+    text = ["--calibration", calibration, "--max-length", 24, *options]
+    code, out, _ = cli("compress", tiny_checkpoint(), tmp_path / "out", *text, "--json")
+    assert code == 0
+    healed = json.loads(out)["healed"]
+    if not options:
+        assert healed is None
+        return
+    assert set(healed) == {"llm", "before", "after"}
+    _, _, said = cli("compress", tiny_checkpoint(), tmp_path / "out", *text, "--overwrite")
+    assert all(f"{value:.4g}" in said for value in healed.values())
+
+
 def test_sheet_by_hand() -> None:
     def row(group: str, tensors: int, parameters: int, count: int) -> dict[str, Any]:
         return {"group": group, "tensors": tensors, "parameters": parameters, "bytes": count}

@@ -82,7 +82,9 @@ def compress(
         else:
             show_plan(console(), found)
         return
+    from fedproxy.artifacts import Manifest
     from fedproxy.compression.compress import compress as compress_llm
+    from fedproxy.compression.exposure import healed_perplexity
     from fedproxy.config import Heal
     from fedproxy.errors import UsageError
 
@@ -98,8 +100,17 @@ def compress(
 
     with stage("compress") as show:
         proxy = compress_llm(llm, out, **settings, heal=heal, overwrite=overwrite, on_progress=show, on_sheet=on_sheet)
-    tell(
-        {"path": proxy.path, "layer_map": proxy.layer_map, "scores": proxy.scores, "exposure": sheets[0]},
-        f"Proxy in {proxy.path}: keeps {len(proxy.layer_map)} of {len(proxy.scores)} blocks {proxy.layer_map}.",
-        json=json,
-    )
+    text = f"Proxy in {out}: keeps {len(proxy.layer_map)} of {len(proxy.scores)} blocks {proxy.layer_map}."
+    if healed := healed_perplexity(Manifest.read(out).settings):
+        llm_has, before, after = (f"{healed[who]:.4g}" for who in ("llm", "before", "after"))
+        text += (
+            f" Healed, its perplexity on public text held out is {after}; it was {before}, and the LLM's is {llm_has}."
+        )
+    record = {
+        "path": out,
+        "layer_map": proxy.layer_map,
+        "scores": proxy.scores,
+        "exposure": sheets[0],
+        "healed": healed,
+    }
+    tell(record, text, json=json)

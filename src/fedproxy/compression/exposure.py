@@ -1,7 +1,7 @@
 """The exposure sheet: what leaves the house when a proxy is handed out, and how good a model it is by itself."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -77,6 +77,16 @@ def exposure(
         "healed": healed,
         "perplexity": perplexity,
     }
+
+
+def healed_perplexity(settings: Mapping[str, Any]) -> dict[str, float] | None:
+    """What healing made of a proxy, by the settings of its manifest; none if it was not healed.
+
+    Returns:
+        Perplexity on public text held out: "llm", and of the proxy "before" and "after".
+    """
+    records = [settings[name]["perplexity"] for name in ("refit", "heal") if settings.get(name)]
+    return {**records[-1], "before": records[0]["before"]} if records else None
 
 
 def _row(group: str, tensors: Sequence[Stored]) -> dict[str, Any]:
