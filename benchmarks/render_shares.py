@@ -45,6 +45,7 @@ LINES = (
     Line("FedProxy", (LAB / "product.json",), "fedproxy", 0),
     Line("FedAvg", (LAB / "shares.json",), "fedavg", 2),
     Line("SmolLM2, batches of 2", (PAIR_QUARTER, PAIR_SHARES), "fedproxy", 0, CENTRAL),
+    Line("SmolLM2, refitted", (PAIR_SHARES,), "refit", 1, CENTRAL),
     Line("SmolLM2, batches of 8", (SMOLLM2 / "eight_shares.json",), "fedproxy", 0),
 )
 

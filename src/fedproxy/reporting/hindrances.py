@@ -25,7 +25,7 @@ LOST = 0.25
 """Share of what clients gain by training that the merge may lose."""
 MORE_STEPS = "Let clients take more steps: a smaller [train] batch_size, or more rounds ([federate] rounds)"
 """What helps where a proxy is damaged: on SmolLM2 batches of two rows in place of eight did, of the same
-rows; a hundred steps of healing did not (experiments/smollm2)."""
+rows; a hundred steps of healing did not. A refit helped beside it (experiments/smollm2)."""
 CHANGED, VISIBLE = 0.05, 0.01
 """A change of a loss from one round to the next that counts, relative to the loss, and in nats; it must be both."""
 
@@ -121,7 +121,12 @@ def _damaged(results: Results) -> Iterator[Hindrance]:
             f"untuned LLM with {_reached(untuned)}."
         )
     if said:
-        yield Hindrance("damaged proxy", " ".join(said), f"{MORE_STEPS}, or remove fewer blocks ([compress] remove).")
+        yield Hindrance(
+            "damaged proxy",
+            " ".join(said),
+            f"{MORE_STEPS}, refit the proxy on public text ([heal] refit = 512), or remove fewer blocks ([compress] "
+            "remove).",
+        )
 
 
 def _interference(results: Results) -> Iterator[Hindrance]:
