@@ -25,7 +25,7 @@ LOST = 0.25
 """Share of what clients gain by training that the merge may lose."""
 MORE_STEPS = "Let clients take more steps: a smaller [train] batch_size, or more rounds ([federate] rounds)"
 """What helps where a proxy is damaged: on SmolLM2 batches of two rows in place of eight did, of the same
-rows; a hundred steps of healing did not. A refit helped beside it (experiments/smollm2)."""
+rows; a hundred steps of healing did not. A refit helped with three quarters removed (experiments/smollm2)."""
 CHANGED, VISIBLE = 0.05, 0.01
 """A change of a loss from one round to the next that counts, relative to the loss, and in nats; it must be both."""
 
