@@ -255,6 +255,15 @@ def test_a_proxy_of_an_llm_with_its_own_code_brings_the_code(
         assert torch.equal(found, AutoModelForCausalLM.from_pretrained(plain.path)(IDS).logits)
 
 
+def test_an_llm_with_its_own_code_is_refitted(
+    tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    llm, heal = with_own_code(tiny_checkpoint(), tmp_path / "llm"), Heal(refit=4, max_length=24)
+    proxy = compress(llm, tmp_path / "out", calibration=calibration, heal=heal, trust_remote_code=True)
+    assert Manifest.read(proxy.path).settings["refit"]["gaps"]
+
+
 def test_no_path_of_the_llms_settings_is_in_the_proxy_and_it_computes_the_same(
     tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
 ) -> None:

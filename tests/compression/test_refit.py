@@ -14,7 +14,7 @@ from fedproxy.compression.heal_student import leaving
 from fedproxy.compression.prune import prune
 from fedproxy.compression.refit import RIDGE, Fit, gaps, refit
 from fedproxy.config import Heal
-from fedproxy.errors import UsageError
+from fedproxy.errors import ArtifactError, UsageError
 from fedproxy.models.checkpoints import load_tokenizer
 from fedproxy.models.source import open_source
 from tests.conftest import FAMILIES
@@ -27,15 +27,15 @@ NOT_JUST_ADDED = {"gemma2", "gemma3_text", "olmo2", "mixtral", "qwen3_moe"}
 """Families that norm what leaves a block's last linear layer, or choose among experts."""
 
 
-def refitted(llm: Path, out: Path, keep: list[int] = KEEP, **changes: Any) -> dict[str, Any]:
+def refitted(llm: Path, out: Path, **changes: Any) -> dict[str, Any]:
     """Prune `llm` to `out` and refit it there."""
     source = open_source(llm)
     out.mkdir()
-    prune(source, keep, out)
-    arguments = {"trained": range(len(keep)), "settings": HEAL, "placement": "memory", **changes}
+    prune(source, KEEP, out)
+    arguments = {"trained": range(len(KEEP)), "settings": HEAL, "placement": "memory", **changes}
     tokenizer = load_tokenizer(llm)
     return refit(
-        source, keep, out, documents=DOCUMENTS, tokenizer=tokenizer, seed=0, progress=lambda done: None, **arguments
+        source, KEEP, out, documents=DOCUMENTS, tokenizer=tokenizer, seed=0, progress=lambda done: None, **arguments
     )
 
 
@@ -123,6 +123,12 @@ def test_streamed_from_its_files_it_is_the_same(tiny_checkpoint: Checkpoint, tmp
     for out, placement in ((one, "memory"), (other, "stream")):
         refitted(tiny_checkpoint(), out, placement=placement)
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_tokens_that_the_llm_does_not_know_are_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    llm = tiny_checkpoint(vocab_size=100, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    with pytest.raises(ArtifactError, match=r"\b100\b"):
+        refitted(llm, tmp_path / "proxy")
 
 
 def test_blocks_that_are_spared_stay(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -80,13 +80,7 @@ def heal(
     began = time.perf_counter()
     check_healing(settings, trained)
     learned, held_out = split_documents(documents, settings, seed, wanted=settings.steps * settings.batch_size)
-    longest = readable(source.decoder.config, settings.max_length)
-    asked, unseen = (
-        batches(tokenizer, part, max_length=longest, batch_size=settings.batch_size) for part in (learned, held_out)
-    )
-    known, highest = vocabulary(source.decoder), max(int(batch.input_ids.max()) for batch in [*asked, *unseen])
-    if highest >= known:
-        raise ArtifactError(f"{source.path}: the tokenizer makes token {highest}, the model knows {known} tokens.")
+    asked, unseen = (in_batches(source, part, settings, tokenizer) for part in (learned, held_out))
     _enter(work)
 
     said = ask_teacher(
@@ -112,6 +106,7 @@ def heal(
         progress(done, f"healing, step {step} of {settings.steps}, KL {loss.divergence:.3f}")
 
     before, identity, texts = perplexity(), model_identity(proxy), texts_of(asked)
+    longest = readable(source.decoder.config, settings.max_length)
     student = Student(healed(), settings, trained, seed=derive_seed(seed, "heal"), longest=longest)
     losses = distil(
         student, said, texts, settings, proxy=identity, pad=padding(tokenizer), seed=seed, work=work, on_step=on_step
@@ -157,6 +152,20 @@ def split_documents(documents: Sequence[str], settings: Heal, seed: int, *, want
         raise ArtifactError("healing needs two different public documents at least; give some hundred.")
     count = max(1, min(settings.held_out, len(order) // 4))
     return order[count:][:wanted], order[:count]
+
+
+def in_batches(source: Source, documents: Sequence[str], settings: Heal, tokenizer: Tokenizer) -> list[Batch]:
+    """Public text as the models read it.
+
+    Raises:
+        ArtifactError: the tokenizer makes tokens that the LLM does not know.
+    """
+    longest = readable(source.decoder.config, settings.max_length)
+    found = batches(tokenizer, documents, max_length=longest, batch_size=settings.batch_size)
+    known, highest = vocabulary(source.decoder), max(int(batch.input_ids.max()) for batch in found)
+    if highest >= known:
+        raise ArtifactError(f"{source.path}: the tokenizer makes token {highest}, the model knows {known} tokens.")
+    return found
 
 
 def check_healing(settings: Heal, trained: Sequence[int]) -> None:

@@ -17,16 +17,15 @@ from typing import Any
 import torch
 
 from fedproxy.checkpoint_files import replace_weights, write_shards
-from fedproxy.compression.heal import check_healing, split_documents
+from fedproxy.compression.heal import check_healing, in_batches, split_documents
 from fedproxy.compression.teacher import perplexity_of
 from fedproxy.config import Heal
 from fedproxy.errors import UsageError
 from fedproxy.models.block_stream import BlockStream, Passage
 from fedproxy.models.checkpoints import Tokenizer
-from fedproxy.models.families import linear_layers, readable, stored_transposed
+from fedproxy.models.families import linear_layers, stored_transposed
 from fedproxy.models.placement import open_stream
 from fedproxy.models.source import Source, open_source
-from fedproxy.models.text_batches import batches
 
 RIDGE = 0.02
 """What holds a fitted weight near the old one, relative to the mean square of the layer's inputs."""
@@ -91,9 +90,9 @@ def added_layer(stream: BlockStream, number: int, passage: Passage, hidden: torc
     with contextlib.ExitStack() as hooks:
         for name, layer in layers.items():
             hooks.enter_context(layer.register_forward_hook(lambda *_, name=name: order.append(name)))
-        plain = stream.run(number, passage, hidden)[passage.real].float()
+        plain = stream.run(number, passage, hidden).float()
     push = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
-    push *= stream.run(number, passage, hidden).float().square().mean(dim=-1, keepdim=True).sqrt()
+    push *= plain.square().mean(dim=-1, keepdim=True).sqrt()
     name = order[-1] if order else ""
 
     def pushed(_module: Any, _entered: Any, output: torch.Tensor) -> torch.Tensor:
@@ -102,7 +101,7 @@ def added_layer(stream: BlockStream, number: int, passage: Passage, hidden: torc
         return output + push.view_as(output).to(output)
 
     with layers[name].register_forward_hook(pushed) if name else contextlib.nullcontext():
-        answer = stream.run(number, passage, hidden)[passage.real].float() - plain
+        answer = (stream.run(number, passage, hidden).float() - plain)[passage.real]
     push = push[passage.real]
     factors = (answer * push).sum(dim=-1) / push.square().sum(dim=-1)
     factor = float(factors.median())
@@ -156,11 +155,12 @@ def refit(
     check_healing(settings, trained)
     wanted = {place: end for place, end in gaps(keep, source.count).items() if place in trained}
     learned, held_out = split_documents(documents, settings, seed, wanted=settings.refit)
-    longest = readable(source.decoder.config, settings.max_length)
-    read, unseen = (
-        batches(tokenizer, part, max_length=longest, batch_size=settings.batch_size) for part in (learned, held_out)
-    )
-    llm, pruned = open_stream(source, placement), open_source(proxy, trust_remote_code=source.trust_remote_code)
+    read, unseen = (in_batches(source, part, settings, tokenizer) for part in (learned, held_out))
+
+    def opened() -> Source:
+        return open_source(proxy, trust_remote_code=source.trust_remote_code)
+
+    llm, pruned = open_stream(source, placement), opened()
     perplexity = {"llm": perplexity_of(llm, unseen)}
     said = _targets(llm, [llm.enter(batch.input_ids, batch.attention_mask) for batch in read], [*wanted.values()])
     progress(0.5)
@@ -174,7 +174,7 @@ def refit(
         found.append({"block": place, "layer": name, "before": before, "after": after})
         progress(0.5 + 0.4 * len(found) / len(wanted))
     _write(pruned, weights)
-    perplexity["after"] = perplexity_of(open_stream(open_source(proxy), placement), unseen)
+    perplexity["after"] = perplexity_of(open_stream(opened(), placement), unseen)
     progress(1.0)
     return {
         "documents": len(learned),
