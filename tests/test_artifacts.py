@@ -14,6 +14,7 @@ from fedproxy.artifacts import (
     Manifest,
     check_output,
     check_spared,
+    destined,
     locked,
     new_directory,
     new_file,
@@ -44,6 +45,13 @@ def test_a_failed_directory_leaves_the_old_one_and_nothing_else(tmp_path):
     with new_directory(tmp_path / "d", overwrite=True) as folder:
         (folder / "y").write_text("new")
     assert [p.name for p in tmp_path.rglob("*")] == ["d", "y"]
+
+
+def test_what_is_being_written_is_told_by_the_name_it_will_have(tmp_path):
+    with new_directory(tmp_path / "my.proxy") as folder:
+        assert folder != tmp_path / "my.proxy"
+        assert destined(folder) == tmp_path / "my.proxy"
+    assert destined(tmp_path / ".hidden") == tmp_path / ".hidden"
 
 
 def modes(folder):

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -97,6 +98,12 @@ def _abandoned(path: Path) -> bool:
 def _beside(path: Path, kind: str) -> Path:
     """A free name beside `path` for what is not complete yet, or not wanted any more."""
     return path.with_name(f".{path.name}.{kind}-{secrets.token_hex(4)}")
+
+
+def destined(path: Path) -> Path:
+    """The path that what is still being written will have; any other path as it is."""
+    unfinished = re.fullmatch(r"\.(.+)\.tmp-[0-9a-f]{8}", path.name)
+    return path.with_name(unfinished[1]) if unfinished else path
 
 
 def _clear_up(path: Path) -> None:

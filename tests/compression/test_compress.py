@@ -264,6 +264,23 @@ def test_an_llm_with_its_own_code_is_refitted(
     assert Manifest.read(proxy.path).settings["refit"]["gaps"]
 
 
+@pytest.mark.parametrize("family", ["gemma2", "mixtral"])
+def test_a_model_that_cannot_be_refitted_is_told_before_its_blocks_are_scored(
+    family: str, tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    with pytest.raises(UsageError, match="refit = 0"):
+        compress(
+            tiny_checkpoint(family),
+            tmp_path / "proxy",
+            calibration=calibration,
+            heal=Heal(refit=4, max_length=24),
+            on_progress=lambda _, text: told.append(text),
+        )
+    assert "scoring the blocks" not in told
+    assert not (tmp_path / "proxy").exists()
+
+
 def test_no_path_of_the_llms_settings_is_in_the_proxy_and_it_computes_the_same(
     tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from fedproxy.compression.exposure import exposure, perplexities
 from fedproxy.compression.heal import discard
 from fedproxy.compression.heal import heal as heal_proxy
 from fedproxy.compression.prune import check_proxy, prune
-from fedproxy.compression.refit import refit
+from fedproxy.compression.refit import check_layers, refit
 from fedproxy.compression.scores import SCORES
 from fedproxy.compression.select import between, check_remove, removed_count
 from fedproxy.config import Heal
@@ -178,6 +178,10 @@ def compress(
     stream = open_stream(source, placement)
     passages = enter(stream, tokenizer, text, max_length=max_length, batch_size=batch_size)
     most = removed_count(source.count, remove)
+    if heal is not None and not heal.steps and not most:
+        heal = None  # a refit has no gap to fit
+    if heal is not None and heal.refit and passages:
+        check_layers(stream, passages[0])
     among = between(source.count, keep_first, keep_last, most)
     importance = SCORES[score].score(
         stream,

@@ -114,6 +114,16 @@ def added_layer(stream: BlockStream, number: int, passage: Passage, hidden: torc
     return name, factor
 
 
+def check_layers(stream: BlockStream, passage: Passage) -> None:
+    """Check on the first block that a model can be refitted, before its blocks are scored.
+
+    Raises:
+        UsageError: what leaves the block's last linear layer is not just added.
+    """
+    for number, _ in stream.walk(range(1)):
+        added_layer(stream, number, passage, passage.hidden)
+
+
 def refit(
     source: Source,
     keep: Sequence[int],

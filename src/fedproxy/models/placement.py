@@ -4,6 +4,7 @@ import logging
 
 import torch
 
+from fedproxy.artifacts import destined
 from fedproxy.errors import UsageError
 from fedproxy.memory import available_memory
 from fedproxy.models.block_stream import BlockStream
@@ -40,9 +41,9 @@ def open_stream(source: Source, placement: str = "auto") -> BlockStream:
     where = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else "memory"
     room = f"{needed / 1e9:.3g} GB needed, {free / 1e9:.3g} GB free in {where}"
     if placement == "stream" or (placement == "auto" and needed > free):
-        _log.info("%s is run one block at a time from its files (%s).", source.path, room)
+        _log.info("%s is run one block at a time from its files (%s).", destined(source.path), room)
         return BlockStream(source.decoder, source, largest, dtype=dtype)
-    _log.info("%s is run in %s (%s).", source.path, where, room)
+    _log.info("%s is run in %s (%s).", destined(source.path), where, room)
     if gpus and needed > max(gpus) and not source.multimodal:
         return BlockStream(load_model(source.path, device_map="auto", trust_remote_code=source.trust_remote_code))
     return BlockStream(source.decoder, source, largest, resident=True, dtype=dtype)
