@@ -73,8 +73,12 @@ def inline(drawn: "Figure", name: str, description: str) -> str:
         name: Unique in the page; the ids of the element's parts begin with it.
         description: What a reader who cannot see it needs to know.
     """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.StringIO()
-    drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    without = {"Date": None, "Creator": None, "Type": None, "Format": None}
+    # `savefig` would draw the figure once more, to no end.
+    FigureCanvasSVG(drawn).print_svg(buffer, metadata=without)  # type: ignore[no-untyped-call]
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = text[re.search(r"<svg[^>]*>", text).end() :]  # type: ignore[union-attr]
