@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from evidence_figures import first
 from render_comparison import ROOT, comparison, comparison_by_task, difference, load
 from render_demo import outcome, percent, quality
-from render_evidence import evidence, first
+from render_evidence import evidence
 from render_privacy import privacy_pages
 from render_shares import shares
 from render_speed import lora_layers, scoring, training
