@@ -23,7 +23,7 @@ from fedproxy.config import Train
 from fedproxy.models.training import optimizer_steps
 
 SHARES, CAUSES = SMOLLM2 / "eight_shares.json", SMOLLM2 / "eight_causes.json"
-RATES, STEPS = SMOLLM2 / "rates.json", LAB / "steps.json"
+RATES, STEPS, REGULARISERS = SMOLLM2 / "rates.json", LAB / "steps.json", LAB / "regularisers.json"
 TOLD = ("train", "federate", "fuse")
 GOALS = {0.5: 0.95, 0.75: 0.85}
 """Share of the gap that the fused LLM shall close, by the share of blocks removed."""
