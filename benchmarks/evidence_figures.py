@@ -170,6 +170,16 @@ def ahead(method: str, other: str, file: Path = STEPS, removed: float = 0.5) -> 
     return f"{statistics.fmean(points):.1f} ({min(points):.1f}–{max(points):.1f})"
 
 
+def against(method: str, file: Path, removed: float) -> str:
+    """A row's paired difference from FedProxy, and whether it is told apart."""
+    [found] = [
+        row
+        for row in loaded(file)["differences"]
+        if (row["method"], row["against"], row["remove"]) == (method, "fedproxy", removed)
+    ]
+    return difference(found)
+
+
 def tuned_proxy() -> str:
     """The share of the gap that the tuned proxy itself closes, before it is plugged in."""
     rows = {row["method"]: row for row in loaded(LAB / "three_quarters.json")["summary"]}
@@ -273,6 +283,12 @@ def perplexity() -> str:
         f"{healed['steps']} steps of healing bring it from {healed['perplexity']['before']:.0f} to "
         f"{healed['perplexity']['after']:.0f} on text held out"
     )
+
+
+def healed() -> str:
+    """What healing makes of the perplexity of the proxy with three quarters removed."""
+    found = loaded(SMOLLM2 / "proxies.json")["three quarters removed, healed"]["heal"]
+    return f"{found['steps']} steps of healing on the same public text bring the proxy's perplexity to {found['perplexity']['after']:.0f} (seed 0)"
 
 
 def refitted() -> str:

@@ -3,6 +3,7 @@
 from evidence_figures import (
     CAUSES,
     REGULARISERS,
+    against,
     ahead,
     best_central,
     chosen,
@@ -11,6 +12,7 @@ from evidence_figures import (
     fused,
     gain,
     goals,
+    healed,
     in_pairs,
     in_short,
     lead,
@@ -27,6 +29,7 @@ from evidence_figures import (
 from render_comparison import CENTRAL, GEMMA3, PAIR_QUARTER, PAIR_SHARES, PAIRS, SMOLLM2, comparison
 
 HALF, QUARTER, FOUR = SMOLLM2 / "half.json", SMOLLM2 / "quarter.json", GEMMA3 / "four.json"
+HEALED = SMOLLM2 / "pairs_healed.json"
 SHORT = ("sets", "worst client", "exposed", "MB up", "MB down")
 """Columns that this page does without."""
 
@@ -95,6 +98,8 @@ that was best for it.
 - **A refit of the proxy helps with three quarters removed** (`refit`): before the proxy is handed out, the last linear layer before each gap is fitted in closed form to what the removed blocks did to 512 documents of public text
   ([the method](method.md#eq-4-block-influence)). With three quarters removed the fused LLM gains {ahead("refit", "fedproxy", PAIR_SHARES, 0.75)} points, better in every seed, and the tuned proxy is at {with_pairs("refit", tuned=True, file=PAIR_SHARES, removed=0.75)} %. With half removed
   it is not told apart, though the tuned proxy is at {with_pairs("refit", tuned=True, file=PAIR_SHARES)} %. {refitted()} In the laboratory it does not help (below).
+- **Healing to about the same perplexity does not do that.** `fedproxy compare experiments/smollm2/pairs_healed.toml`: three quarters removed, three seeds. {healed()}. The fused LLM is then at {with_pairs("healed", file=HEALED, removed=0.75)} %, {against("healed", HEALED, 0.75)}; the refit is {ahead("refit", "healed", HEALED, 0.75)} points above it, in every seed.
+  The healed proxy learns as well as the refitted one: tuned it is at {with_pairs("healed", tuned=True, file=HEALED, removed=0.75)} %. What it learned survives plugging in less. So it is not the perplexity that the refit helps by.
 - **The scale stays 1.** Plugged in at 1.25 the LLM gains {ahead("scale-1.25", "fedproxy", PAIR_SHARES, 0.75)} points with three quarters removed, and at 1.5 {ahead("scale-1.5", "fedproxy", PAIR_SHARES, 0.75)}: better in every seed, and a small part of what plugging in loses there. With a quarter and with half removed a larger scale is not told apart from 1.
 
 ### How batch, rate and scale were chosen
