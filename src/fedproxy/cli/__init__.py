@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fedproxy.cli.output import Lines, Terminal
 from fedproxy.errors import FedproxyError, explained
+from fedproxy.idle_threads import sleep_soon
 
 INTERRUPTED = 130
 _COMMANDS = (
@@ -105,6 +106,7 @@ def _hush() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    sleep_soon()
     if arguments is None:
         _read_utf8()
     arguments = [_at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]

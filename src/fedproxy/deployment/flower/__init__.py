@@ -19,6 +19,7 @@ import os
 from collections.abc import Mapping
 
 from fedproxy.errors import MissingExtraError
+from fedproxy.idle_threads import sleep_soon
 
 SETTINGS = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -81,3 +82,6 @@ def require_flower() -> None:
         import flwr  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("a federation of several processes", "federation") from error
+
+
+sleep_soon()  # here, since commands of stock Flower load `app`, which imports torch
