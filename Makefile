@@ -86,6 +86,7 @@ bench: setup  ## measure, and write benchmarks/results/*.json
 	$(BIN)/python benchmarks/training_loop.py --data $(DATA)
 	$(BIN)/python scripts/fetch_small_llm.py smollm2 runs/smollm2
 	$(BIN)/python benchmarks/lora_layers.py --llm runs/smollm2 --data $(DATA)
+	$(BIN)/python benchmarks/busy_machine.py --data $(DATA)
 	$(BIN)/python benchmarks/scoring.py --llm runs/smollm2 --data $(DATA)
 	$(BIN)/python benchmarks/merge_engine.py
 	$(BIN)/python benchmarks/wire_speed.py

@@ -2,8 +2,9 @@
 
     python benchmarks/busy_machine.py --data DIR [--repeats 3]
 
-DIR as of `training_loop.py`. The other process is a training of one thread. Each training is a process of its own;
-ratios are within a turn. Writes benchmarks/results/busy_machine.json.
+DIR as of `training_loop.py`. The other process is a training of one thread in a session of its own, as from another
+terminal: Linux shares processors among sessions, and may put both threads of the one on a processor. Each training is a
+process of its own; ratios are within a turn. Writes benchmarks/results/busy_machine.json.
 """
 
 import argparse
@@ -26,7 +27,7 @@ HERE = Path(__file__).parent
 LLM = HERE.parent / "src" / "fedproxy" / "demo" / "llm"
 WAITS = {"GNU OpenMP's": 300_000, "ours": TURNS}
 """Turns of waiting before a thread sleeps; GNU OpenMP's is what it does by itself."""
-STEPS, THREADS = 4, 2
+STEPS, THREADS = 1, 2
 SETTLES = 15
 """Seconds until the other process trains."""
 
@@ -58,7 +59,10 @@ def train(endless: bool) -> None:
 def process(data: Path, threads: int, wait: int, how: str) -> "subprocess.Popen[str]":
     variables = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": str(wait)}
     command = [sys.executable, __file__, how, str(data)]
-    return subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
+    apart = how == "endless"
+    return subprocess.Popen(
+        command, env=os.environ | variables, stdout=subprocess.PIPE, text=True, start_new_session=apart
+    )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from render_demo import outcome, percent, quality
 from render_evidence import evidence
 from render_privacy import privacy_pages
 from render_shares import shares
-from render_speed import lora_layers, scoring, training
+from render_speed import busy_machine, lora_layers, scoring, training
 from sections import filled
 
 
@@ -388,6 +388,10 @@ Two updates of ten million float32 parameters, file to file.
 ## LoRA layers (`benchmarks/lora_layers.py`)
 
 {lora_layers()}
+
+## Beside another process (`benchmarks/busy_machine.py`)
+
+{busy_machine()}
 
 ## Scoring (`benchmarks/scoring.py`)
 

@@ -76,6 +76,23 @@ def lora_layers() -> str:
     return "\n".join(lines)
 
 
+def busy_machine() -> str:
+    """A training alone and beside another process, as its idle threads wait."""
+    result = load("busy_machine")
+    lines = ["| where | GNU OpenMP's wait, s | ours, s | GNU OpenMP's relative to ours |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        seconds = [row["seconds"][name] for name in result["turns"]] + [row["gnu_relative_to_ours"]]
+        cells = [f"{one['median']:.2f} ({one['least']:.2f}–{one['most']:.2f})" for one in seconds]
+        lines.append(f"| {row['where']} | {' | '.join(cells)} |")
+    waits = [f"{turns:,}" for turns in result["turns"].values()]
+    lines += [
+        "",
+        f"{result['steps']} steps of the demo's LLM with {result['threads']} threads on {result['cpus']} processors, {result['repeats']} turns; the other process trains with one thread. "
+        f"A thread that waits for another turns {waits[0]} times before it sleeps, with ours {waits[1]} times. Whoever has a machine to himself sets `OMP_WAIT_POLICY=active`, and gets GNU OpenMP's.",
+    ]
+    return "\n".join(lines)
+
+
 def scoring() -> str:
     """Scoring options, beside the harness's own model and beside float32."""
     result = load("scoring")
