@@ -87,7 +87,7 @@ def busy_machine() -> str:
     waits = [f"{turns:,}" for turns in result["turns"].values()]
     lines += [
         "",
-        f"{result['steps']} steps of the demo's LLM with {result['threads']} threads on {result['cpus']} processors, {result['repeats']} turns; the other process trains with one thread. "
+        f"{result['steps']} step(s) of the demo's LLM with {result['threads']} threads on {result['cpus']} processors, {result['repeats']} turns; the other process trains with one thread. "
         f"A thread that waits for another turns {waits[0]} times before it sleeps, with ours {waits[1]} times. Whoever has a machine to himself sets `OMP_WAIT_POLICY=active`, and gets GNU OpenMP's.",
     ]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """How long a thread that waits for the others keeps its processor.
 
 PyTorch's threads on Linux (GNU OpenMP) wait for each other in a loop of some milliseconds before they sleep. Where
-another process is at work on the same processors, the one waited for does not get a processor meanwhile, and a step of
-training takes thirty to sixty times as long (`benchmarks/busy_machine.py`). GNU OpenMP waits a thousand turns where it
+another process is at work on the same processors, the one waited for may get none meanwhile, and a step of training
+takes a hundred times as long (`benchmarks/busy_machine.py`). GNU OpenMP waits a thousand turns where it
 knows that threads are more than processors; of other processes it does not know.
 """
 
