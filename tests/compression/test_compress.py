@@ -281,6 +281,14 @@ def test_a_model_that_cannot_be_refitted_is_told_before_its_blocks_are_scored(
     assert not (tmp_path / "proxy").exists()
 
 
+def test_where_no_block_goes_no_model_is_refused_for_a_refit(
+    tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
+) -> None:
+    heal = Heal(refit=4, steps=1, max_length=24)
+    proxy = compress(tiny_checkpoint("gemma2"), tmp_path / "out", remove=0, calibration=calibration, heal=heal)
+    assert Manifest.read(proxy.path).settings["refit"]["gaps"] == []
+
+
 def test_no_path_of_the_llms_settings_is_in_the_proxy_and_it_computes_the_same(
     tiny_checkpoint: Checkpoint, calibration: Path, tmp_path: Path
 ) -> None:

@@ -180,7 +180,7 @@ def compress(
     most = removed_count(source.count, remove)
     if heal is not None and not heal.steps and not most:
         heal = None  # a refit has no gap to fit
-    if heal is not None and heal.refit and passages:
+    if heal is not None and heal.refit and most and passages:
         check_layers(stream, passages[0])
     among = between(source.count, keep_first, keep_last, most)
     importance = SCORES[score].score(
